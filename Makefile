@@ -1,0 +1,38 @@
+# Every target does its own set-up: Python 3.11 or newer is all a machine needs.
+PYTHON ?= python3
+BIN := .venv/bin
+MTKD := $(BIN)/mtkd-cache
+RECIPE ?= paper
+
+.PHONY: help setup test lint demo teachers build student clean
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/installed  ## .venv with the package in it
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+test: setup  ## the tests
+	$(BIN)/python -m pytest
+
+lint: setup  ## ruff
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+demo: setup  ## phantom -> ingest -> teachers -> build -> students -> report, about ten minutes on two cores
+	$(BIN)/python -m mtkd_cache.demo
+
+teachers: setup  ## stage 1: one teacher for each anatomy of data/samples.zarr
+	$(MTKD) train-teachers --recipe $(RECIPE)
+
+build: setup  ## the teachers' logits, once, into data/logits.zarr
+	$(MTKD) build --recipe $(RECIPE)
+
+student: setup  ## stage 2: the student, from the cache
+	$(MTKD) train-student --recipe $(RECIPE)
+
+clean:  ## forget .venv; data and runs stay
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,190 @@
+"""Teachers + sample store -> logit cache.
+
+The unit of work is one shard file: the maps of BLOCK samples in one view. A unit's record, written after its shard, says of which
+samples and which teachers it is; what a build has to do is the difference between that and what is wanted. So an interrupted
+build, a teacher that was trained again, a dataset that grew and a repair are one mechanism, and nothing that is there already is
+computed again.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from mtkd_cache.cache import BLOCK, CODEC_NAME, FORMAT, KIND, UPSAMPLING, LogitCache, fingerprint, logits_spec
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.lock import locked
+from mtkd_cache.manifest import MANIFEST, file_entry, read_sealed, sealed
+from mtkd_cache.quantise import check_step
+from mtkd_cache.recipe import Recipe
+from mtkd_cache.runs import seed_for
+from mtkd_cache.samples import PREPROCESSING, SampleStore
+from mtkd_cache.shards import ArraySpec, group_metadata, write_files
+from mtkd_cache.storage import Folder
+from mtkd_cache.units import BATCH, Builder, Teachers, units
+
+PLAN = "plan.json"
+
+
+def build(
+    store: SampleStore,
+    teachers: Path,
+    cache: str,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    splits: Sequence[str] = ("train",),
+    batch: int = BATCH,
+) -> dict:
+    """Bring a logit cache up to date with its samples and teachers; where it is, nothing is computed.
+
+    splits: whose samples it holds. Several processes (accelerate launch) share the shard files.
+    Returns what the `--json` contract names. Raises MtkdError for a step or teachers that do not fit, and for a cache that was
+    begun with other settings.
+    """
+    check_step(recipe.cache.step)
+    started = time.perf_counter()
+    loaded = Teachers.load(teachers, store)
+    settings = cache_settings(store, loaded, recipe, accelerator.mixed_precision)
+    wanted = [str(sha256) for split in splits for sha256 in store.hashes[store.rows(split)]]
+    folder = Folder(cache)
+    with locked(folder) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            folder.delete_temporaries()
+            write_plan(folder, settings, wanted)
+        accelerator.wait_for_everyone()
+        hashes = read_sealed(folder, PLAN)["samples"]
+        builder = Builder(folder, store, loaded, settings, recipe.distillation.temperature, accelerator, batch)
+        builder.run(units(hashes, recipe.cache.views))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            seal(folder, settings, loaded.about, hashes)
+        accelerator.wait_for_everyone()
+    result = summary(LogitCache.open(cache))
+    return {
+        **result,
+        "seconds": time.perf_counter() - started,
+        "teacher_seconds": builder.teacher_seconds,
+        "maps_computed": builder.maps,
+    }
+
+
+def cache_settings(store: SampleStore, teachers: Teachers, recipe: Recipe, precision: str) -> dict:
+    """Everything but samples and teachers that decides what a cache holds."""
+    stride = teachers.networks[0].stride
+    width, height = store.size
+    views: dict = {"count": recipe.cache.views}
+    if recipe.cache.views > 1:
+        views |= {"seed": seed_for(recipe.seed, "views"), "augmentation": recipe.as_dict()["augmentation"]}
+    return {
+        "anatomies": list(store.anatomies),
+        "size": [width, height],
+        "preprocessing": PREPROCESSING,
+        "stride": stride,
+        "grid": [height // stride, width // stride],
+        "upsampling": UPSAMPLING,
+        "step": recipe.cache.step,
+        "codec": CODEC_NAME,
+        "views": views,
+        "precision": precision,
+    }
+
+
+def write_plan(folder: Folder, settings: dict, wanted: list[str]) -> None:
+    """Write which sample each row is of: rows that exist stay where they are, new samples follow. Only one process may call it."""
+    try:
+        plan = read_sealed(folder, PLAN)
+    except MtkdError as error:
+        raise MtkdError(
+            f"{folder}/{PLAN} is damaged: which sample a row belongs to is lost. Delete the cache and build it again."
+        ) from error
+    if plan is None and any(True for _ in folder.keys()):
+        raise MtkdError(f"{folder} is not empty and is no logit cache. Name another --cache.")
+    known = [] if plan is None else plan["samples"]
+    if plan is not None:
+        differing = [
+            f"{key} {plan['settings'].get(key)} (now {value})"
+            for key, value in settings.items()
+            if plan["settings"].get(key) != value
+        ]
+        if differing:
+            raise MtkdError(
+                f"{folder} was begun with {', '.join(differing)}. Name another --cache, or delete that one."
+            )
+        if gone := set(known) - set(wanted):
+            raise MtkdError(
+                f"{folder} holds {len(gone)} samples that are not asked for any more (changed, removed, or of another split). "
+                "Name another --cache, or delete that one."
+            )
+    new = [sha256 for sha256 in wanted if sha256 not in set(known)]
+    if plan is None or new:
+        folder.delete(MANIFEST)
+        folder.write(PLAN, sealed({"settings": settings, "samples": known + new}))
+
+
+def seal(folder: Folder, settings: dict, teachers: dict[str, dict], hashes: list[str]) -> None:
+    """Write columns and metadata and, last, the manifest that makes the cache a finished one. Only one process may call it."""
+    anatomies, views = settings["anatomies"], settings["views"]["count"]
+    wanted = units(hashes, views)
+    records = [read_sealed(folder, unit.record_key) for unit in wanted]
+    if any(record is None for record in records):
+        raise MtkdError(f"{folder} is not finished: a process did not write its share. Run the same command again.")
+    figures = {key: np.zeros((len(hashes), views, len(anatomies))) for key in ("crc32c", "max_error", "kl", "bits")}
+    for unit, record in zip(wanted, records, strict=True):
+        for index, row in enumerate(record["rows"]):
+            for key, values in figures.items():
+                values[unit.block * BLOCK + index, unit.view] = row[key]
+    errors = {
+        anatomy: {
+            "max_abs_error": float(figures["max_error"][..., index].max()),
+            "mean_kl_nats": float(figures["kl"][..., index].mean()),
+            "bits_per_logit": float(figures["bits"][..., index].mean()) / math.prod(settings["grid"]),
+        }
+        for index, anatomy in enumerate(anatomies)
+    }
+    about = {
+        "kind": KIND,
+        "format": FORMAT,
+        "settings": settings,
+        "teachers": teachers,
+        "errors": errors,
+        "fingerprint": fingerprint(settings, teachers, hashes),
+    }
+    names = np.array([list(bytes.fromhex(sha256)) for sha256 in hashes], np.uint8)
+    crc32c = figures["crc32c"].astype(np.uint32)
+    small = ArraySpec("sha256", "uint8", (32,), ("sample", "byte")).whole(names)
+    small |= ArraySpec("crc32c", "uint32", crc32c.shape[1:], ("sample", "view", "anatomy")).whole(crc32c)
+    small |= logits_spec(views, len(anatomies), tuple(settings["grid"]), settings["step"]).metadata(len(hashes))
+    arrays = {key: data for key, data in small.items() if key.endswith("zarr.json")}
+    small["zarr.json"] = group_metadata({**about, "complete": True}, arrays)
+    files = {record["key"]: {key: record[key] for key in ("bytes", "sha256")} for record in records}
+    files |= {key: file_entry(data) for key, data in small.items()}
+    for key in (PLAN, *(unit.record_key for unit in wanted)):
+        files[key] = file_entry(folder.read(key))
+    manifest = sealed({**about, "files": files})
+    if not folder.exists(MANIFEST) or folder.read(MANIFEST) != manifest:
+        write_files(folder, small)
+        folder.write(MANIFEST, manifest)
+
+
+def summary(cache: LogitCache) -> dict:
+    """What a finished cache holds, as `build` reports it."""
+    manifest = cache.manifest
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    errors = manifest["errors"].values()
+    return {
+        "cache": cache.url,
+        "samples": len(cache.place),
+        "views": cache.views,
+        "anatomies": list(cache.anatomies),
+        "bytes": size,
+        "bytes_per_sample": size / max(len(cache.place), 1),
+        "step": cache.step,
+        "max_abs_error": max(error["max_abs_error"] for error in errors),
+        "mean_kl_nats": sum(error["mean_kl_nats"] for error in errors) / len(cache.anatomies),
+        "by_anatomy": manifest["errors"],
+        "fingerprint": cache.fingerprint,
+    }

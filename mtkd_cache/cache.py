@@ -1,0 +1,171 @@
+"""The logit cache: what every teacher says of every cached sample and view, as one Zarr v3 group. docs/format.md describes it.
+
+logits   (sample, view, anatomy, y, x)  int16    multiples of the attribute `scale_factor`, at the teachers' native stride
+sha256   (sample, byte)                 uint8    content hash of the sample a row belongs to
+crc32c   (sample, view, anatomy)        uint32   of the decoded integers of each map, checked at every read
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.manifest import MANIFEST, digest, read_sealed
+from mtkd_cache.quantise import FILL
+from mtkd_cache.recipe import Augmentation
+from mtkd_cache.samples import SampleStore
+from mtkd_cache.shards import ArraySpec, row_checksum
+from mtkd_cache.storage import Folder
+from mtkd_cache.views import Views, draw_views, identity_views
+
+FORMAT = 1
+KIND = "logit cache"
+BLOCK = 32  # samples in a shard file
+CODEC = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2)
+CODEC_NAME = "int16, blosc zstd-5 bitshuffle, crc32c"
+UPSAMPLING = "bilinear, corner-aligned"
+
+
+def logits_spec(views: int, anatomies: int, grid: tuple[int, int], step: float) -> ArraySpec:
+    """The array `logits` for maps of grid = (h, w) native logits."""
+    return ArraySpec(
+        "logits",
+        "int16",
+        (views, anatomies, *grid),
+        ("sample", "view", "anatomy", "y", "x"),
+        fill=FILL,
+        shard=BLOCK,
+        chunk_item=(1, anatomies, *grid),
+        codec=CODEC,
+        attributes=(("scale_factor", step), ("add_offset", 0.0), ("units", "logit"), ("long_name", "teachers' logits")),
+    )
+
+
+def samples_digest(hashes: Iterable[str]) -> str:
+    """SHA-256 of a set of content hashes, whatever their order."""
+    return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
+
+
+def fingerprint(settings: dict, teachers: dict, hashes: Iterable[str]) -> str:
+    """The hash that ties a cache to its samples, preprocessing, views, teachers and codec; the order of rows is no part of it."""
+    return digest({"settings": settings, "teachers": teachers, "samples": samples_digest(hashes)})
+
+
+def recorded_views(settings: dict, hashes: Sequence[str], view: int) -> Views:
+    """The views of samples that a cache with these settings records under a number."""
+    if view == 0:
+        return identity_views(len(hashes))
+    about = settings["views"]
+    return draw_views(Augmentation(**about["augmentation"]), about["seed"], hashes, view, tuple(settings["size"]))
+
+
+@dataclass(frozen=True)
+class LogitCache:
+    """A finished logit cache, open for reading."""
+
+    url: str
+    anatomies: tuple[str, ...]
+    settings: dict
+    fingerprint: str
+    manifest: dict
+    place: dict[str, int]
+    crc32c: np.ndarray
+    logits: zarr.Array
+
+    @classmethod
+    def open(cls, url: str) -> "LogitCache":
+        """Raises MtkdError where the cache is absent, unfinished, damaged or of a newer format."""
+        folder = Folder(url)
+        manifest = read_sealed(folder, MANIFEST)
+        if manifest is None:
+            what = "is not finished" if folder.exists("plan.json") else "is no logit cache"
+            raise MtkdError(f"{url} {what}. Run mtkd-cache build --cache {url}.")
+        if manifest.get("kind") != KIND or manifest["format"] > FORMAT:
+            raise MtkdError(
+                f"{url} is a {manifest.get('kind')} of format {manifest.get('format')}; a {KIND} of format {FORMAT} is needed."
+            )
+        for key, entry in manifest["files"].items():
+            if not key.startswith(("logits/c/", "records/")):
+                _check_file(folder, key, entry)
+        group = folder.zarr()
+        hashes = [row.tobytes().hex() for row in group["sha256"][:]]
+        return cls(
+            url=str(url),
+            anatomies=tuple(manifest["settings"]["anatomies"]),
+            settings=manifest["settings"],
+            fingerprint=manifest["fingerprint"],
+            manifest=manifest,
+            place={sha256: row for row, sha256 in enumerate(hashes)},
+            crc32c=group["crc32c"][:],
+            logits=group["logits"],
+        )
+
+    @property
+    def step(self) -> float:
+        return self.settings["step"]
+
+    @property
+    def views(self) -> int:
+        return self.settings["views"]["count"]
+
+    def draw_views(self, hashes: Sequence[str], view: int) -> Views:
+        """The recorded view with a number, for a batch of samples."""
+        return recorded_views(self.settings, hashes, view)
+
+    def check_belongs(self, store: SampleStore, rows: np.ndarray) -> None:
+        """Raises MtkdError, naming what differs, unless the cache was built from these samples of this store."""
+        for what, here, there in (
+            ("anatomies", list(self.anatomies), list(store.anatomies)),
+            ("picture size", self.settings["size"], list(store.size)),
+        ):
+            if here != there:
+                raise MtkdError(
+                    f"{self.url} was built for the {what} {here}, {store.url} has {there}. Build a cache of this store."
+                )
+        absent = [row for row in rows if store.hashes[row] not in self.place]
+        if absent:
+            raise MtkdError(
+                f"{self.url} knows {len(absent)} of {len(rows)} samples of {store.url} not at all or with other pixels, "
+                f"first {store.describe(absent[0])}. Run mtkd-cache build again."
+            )
+        strange = set(self.place) - set(store.hashes)
+        if strange:
+            raise MtkdError(
+                f"{self.url} holds {len(strange)} samples that {store.url} has not. Build a cache of this store."
+            )
+
+    def read(self, hashes: Sequence[str], view: int = 0) -> np.ndarray:
+        """Quantised maps int16 (n, A, h, w) of samples named by content hash.
+
+        Raises MtkdError, naming sample and anatomy, where a map is not the one that was written.
+        """
+        rows = [self.place[sha256] for sha256 in hashes]
+        maps = np.empty((len(rows), *self.logits.shape[2:]), np.int16)
+        for index, row in enumerate(rows):
+            try:
+                maps[index] = self.logits[row, view]
+            except (ValueError, RuntimeError, OSError) as error:
+                raise self._damaged(hashes[index], view, f"all anatomies ({error})") from error
+            for anatomy, name in enumerate(self.anatomies):
+                if row_checksum(maps[index, anatomy]) != self.crc32c[row, view, anatomy]:
+                    raise self._damaged(hashes[index], view, name)
+        return maps
+
+    def _damaged(self, sha256: str, view: int, anatomy: str) -> MtkdError:
+        return MtkdError(
+            f"{self.url}: the map of sample {sha256[:12]}, view {view}, {anatomy}, is damaged or missing. "
+            f"Run mtkd-cache verify --repair --cache {self.url}."
+        )
+
+
+def _check_file(folder: Folder, key: str, entry: dict) -> None:
+    try:
+        data = folder.read(key)
+    except FileNotFoundError:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise MtkdError(f"{folder}/{key} is damaged or missing. Run mtkd-cache verify --repair --cache {folder}.")

@@ -1,0 +1,172 @@
+"""A dataset folder in the Dresden layout: ``{anatomy}/{surgery, 2 digits}/imageNN.png`` beside ``maskNN.png``.
+
+``multilabel/`` (the stomach images again, with masks of several anatomies), the single raters' folders ``anno_*`` and ``merged``,
+and ``weak_labels.csv`` are recognised and left alone. The anatomies are the names of the other folders, in alphabetical order.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mtkd_cache.errors import MtkdError
+
+SPLITS = ("train", "validation", "test")
+REFERENCE_SURGERIES = range(1, 33)
+REFERENCE_VALIDATION = (3, 21, 26)  # Kolbinger et al. 2023, their public code
+REFERENCE_TEST = (2, 7, 11, 13, 14, 18, 20, 32)
+MULTILABEL = "multilabel"
+
+_IMAGE = re.compile(r"image(\d+)\.png")
+_SURGERY = re.compile(r"\d{2,}")
+_PNG_DEPTH = 24  # the byte of a PNG file that holds the bits of a channel
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which surgeries are for validation and for test; the others are for training.
+
+    surgeries: the numbers that may appear at all; None lets any appear.
+    """
+
+    validation: tuple[int, ...] = REFERENCE_VALIDATION
+    test: tuple[int, ...] = REFERENCE_TEST
+    surgeries: tuple[int, ...] | None = tuple(REFERENCE_SURGERIES)
+
+    def of(self, surgery: int) -> str:
+        if surgery in self.validation:
+            return "validation"
+        return "test" if surgery in self.test else "train"
+
+
+@dataclass(frozen=True, order=True)
+class Source:
+    """Where one sample's image and mask lie."""
+
+    anatomy: str
+    surgery: int
+    frame: int
+    image: Path
+    mask: Path
+
+
+def find_samples(root: Path) -> tuple[list[Source], dict[str, int]]:
+    """All samples below a dataset folder in the order (anatomy, surgery, frame), and what was left alone, counted.
+
+    Raises MtkdError where the folder is absent, a file, or empty, or where an image has no mask.
+    """
+    if not root.exists():
+        raise MtkdError(
+            f"{root}: there is no such folder. Name the dataset's folder, the one that holds a folder an anatomy."
+        )
+    if not root.is_dir():
+        raise MtkdError(f"{root} is a file. Name the dataset's folder (unpack an archive first).")
+    sources: list[Source] = []
+    skipped: Counter[str] = Counter()
+    for anatomy in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if anatomy.name == MULTILABEL:
+            skipped[MULTILABEL] += 1
+            continue
+        for surgery in sorted(path for path in anatomy.iterdir() if path.is_dir()):
+            if not _SURGERY.fullmatch(surgery.name):
+                skipped["other folders"] += 1
+                continue
+            sources += _surgery_samples(anatomy.name, surgery, skipped)
+    if not sources:
+        raise MtkdError(
+            f"{root} holds no sample. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, as liver/01/image00.png."
+        )
+    return sorted(sources), dict(sorted(skipped.items()))
+
+
+def _surgery_samples(anatomy: str, folder: Path, skipped: Counter[str]) -> list[Source]:
+    names = {path.name for path in folder.iterdir()}
+    skipped["weak_labels.csv"] += "weak_labels.csv" in names
+    skipped["single raters' folders"] += sum(name == "merged" or name.startswith("anno_") for name in names)
+    sources = []
+    for name in names:
+        if match := _IMAGE.fullmatch(name):
+            mask = f"mask{match[1]}.png"
+            if mask not in names:
+                raise MtkdError(
+                    f"{folder / name} has no mask: {mask} is missing. Restore the mask or remove the image."
+                )
+            sources.append(Source(anatomy, int(folder.name), int(match[1]), folder / name, folder / mask))
+    return sources
+
+
+def check_split(sources: list[Source], split: Split) -> None:
+    """Raises MtkdError where a surgery is unknown, or a part of the split is empty that training or evaluation needs."""
+    for source in sources:
+        if split.surgeries is not None and source.surgery not in split.surgeries:
+            raise MtkdError(
+                f"{source.image.parent}: surgery {source.surgery} is not one of the reference split's 1 to 32. "
+                "Name the split of another dataset with --validation and --test."
+            )
+    anatomies = sorted({source.anatomy for source in sources})
+    found = {(source.anatomy, split.of(source.surgery)) for source in sources}
+    for anatomy in anatomies:
+        for part in ("train", "validation"):
+            if (anatomy, part) not in found:
+                raise MtkdError(
+                    f"{anatomy}: no surgery of its {part} split is there. Add some, or choose --validation and --test."
+                )
+    if not any(part == "test" for _, part in found):
+        raise MtkdError("The test split is empty. Add surgeries of it, or choose --test.")
+
+
+def read_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """An image resized to size = (width, height), uint8 RGB (height, width, 3), and its size on disk.
+
+    Bilinear with Pillow's support of the whole source area. Greyscale is repeated in three channels; opaque RGBA loses its alpha.
+    Raises MtkdError for 16 bits a channel, for transparency, and for a file that is torn or no picture.
+    """
+    image = _open(path)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] < 255:
+            raise MtkdError(f"{path} is partly transparent; what lies behind is unknown. Save it as RGB.")
+    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR)), image.size
+
+
+def read_mask(path: Path, size: tuple[int, int], threshold: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
+    """A binary mask resized to size = (width, height), uint8 0 or 1 (height, width), and its size on disk. Nearest neighbour.
+
+    Raises MtkdError for more than the two levels 0 and another; threshold: values above it are the anatomy, whatever the levels.
+    """
+    image = _open(path)
+    if image.mode == "P":
+        image = image.convert("RGB")
+    values = np.asarray(image.convert("L") if image.mode == "1" else image)
+    if values.ndim == 3:
+        colours = values[..., : 1 if image.mode == "LA" else 3]
+        if (colours != colours[..., :1]).any():
+            raise MtkdError(f"{path} is coloured; a mask has the two levels 0 and 255. Save it as greyscale.")
+        values = colours[..., 0]
+    if threshold is None:
+        levels = np.unique(values)
+        if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
+            raise MtkdError(
+                f"{path} is not binary: {len(levels)} levels from {levels[0]} to {levels[-1]}. "
+                "Mend it, or take what lies above a level with --threshold 127."
+            )
+    binary = Image.fromarray(((values > (threshold or 0)) * 255).astype(np.uint8))
+    return (np.asarray(binary.resize(size, Image.Resampling.NEAREST)) > 0).astype(np.uint8), image.size
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with path.open("rb") as file:
+            head = file.read(_PNG_DEPTH + 1)
+        if head.startswith(b"\x89PNG") and len(head) > _PNG_DEPTH and head[_PNG_DEPTH] == 16:
+            raise MtkdError(
+                f"{path} has 16 bits a channel; reading it as 8 would change it. Save it with 8 bits a channel."
+            )
+        image = Image.open(path)
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MtkdError(f"{path} cannot be read as a picture ({error}). Restore the file.") from error
+    return image

@@ -1,0 +1,115 @@
+"""Dice as Kolbinger et al. 2023 compute it: an image at a time at the store's size, on each anatomy's own subset.
+
+An image where truth and prediction are both empty does not count; an empty truth with a prediction counts 0. An anatomy's Dice is
+the mean over its images, the mean Dice the unweighted mean over the anatomies.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from segmentation_models_pytorch.metrics import get_stats
+from torch import Tensor
+
+from mtkd_cache.checkpoints import load_network
+from mtkd_cache.feed import Stream, read_ahead
+from mtkd_cache.models import Network
+from mtkd_cache.runs import read_record, write_record
+from mtkd_cache.samples import SampleStore
+
+BATCH = 8
+
+
+def image_dice(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Dice 2|P and T| / (|P| + |T|) of each image: bool (B, H, W) twice -> float (B,), NaN where both are empty."""
+    hits, extra, missed, _ = get_stats(predicted[:, None].long(), truth[:, None].long(), mode="binary")
+    return (2 * hits / (2 * hits + extra + missed))[:, 0]
+
+
+def split_dice(
+    heads: dict[str, tuple[Network, int]],
+    store: SampleStore,
+    split: str,
+    accelerator: Accelerator,
+    feed: Stream | None = None,
+) -> dict:
+    """Dice of a split: heads names for each anatomy the network and the head that segments it.
+
+    feed: where the samples are read from. Returns dice {anatomy: mean or None}, mean_dice, images, images_by_anatomy.
+    """
+    feed = feed or Stream(store)
+    found: dict[str, list[float]] = {anatomy: [] for anatomy in heads}
+    for anatomy, (network, head) in heads.items():
+        rows = store.rows(split, anatomy)[accelerator.process_index :: accelerator.num_processes]
+        batches = ((rows[start : start + BATCH],) for start in range(0, len(rows), BATCH))
+        for batch in read_ahead(batches, feed.read):
+            sent = batch.to(accelerator.device)
+            with torch.inference_mode(), accelerator.autocast():
+                logits = network(sent.images.permute(0, 3, 1, 2).float() / 255, heads=[head])[:, 0]
+            found[anatomy] += image_dice(logits > 0, sent.masks > 0).tolist()
+    return summarise(gather_object(list(found.items())))
+
+
+def summarise(found: Iterable[tuple[str, list[float]]]) -> dict:
+    """Means of (anatomy, the Dice of its images), several entries an anatomy being joined; NaN does not count."""
+    values: dict[str, list[float]] = {}
+    for anatomy, dice in found:
+        values.setdefault(anatomy, []).extend(dice)
+    counted = {anatomy: [one for one in dice if not math.isnan(one)] for anatomy, dice in values.items()}
+    means = {anatomy: float(np.mean(dice)) if dice else None for anatomy, dice in counted.items()}
+    known = [mean for mean in means.values() if mean is not None]
+    return {
+        "dice": means,
+        "mean_dice": float(np.mean(known)) if known else 0.0,
+        "images": sum(map(len, values.values())),
+        "images_by_anatomy": {anatomy: len(dice) for anatomy, dice in values.items()},
+    }
+
+
+def evaluate_student(run: Path, store: SampleStore, split: str, accelerator: Accelerator) -> dict:
+    """Dice of a student, written to run/evaluation-SPLIT.json. Raises MtkdError where the run does not fit the store."""
+    network = load_network(run, anatomies=store.anatomies).to(accelerator.device)
+    record = read_record(run / "run.json") or {}
+    heads = {anatomy: (network, index) for index, anatomy in enumerate(store.anatomies)}
+    about = {key: record.get(key) for key in ("seed", "kd", "cache_fingerprint")}
+    return _evaluated(
+        run, {"kind": "student", "layout": "shared", "arch": network.arch, **about}, heads, store, split, accelerator
+    )
+
+
+def evaluate_teachers(folder: Path, store: SampleStore, split: str, accelerator: Accelerator) -> dict:
+    """Dice of the teachers, each on its own anatomy, written to folder/evaluation-SPLIT.json."""
+    networks = {
+        anatomy: load_network(folder / anatomy, anatomies=[anatomy]).to(accelerator.device)
+        for anatomy in store.anatomies
+    }
+    record = read_record(folder / store.anatomies[0] / "teacher.json") or {}
+    about = {
+        "kind": "teachers",
+        "layout": "separate",
+        "arch": networks[store.anatomies[0]].arch,
+        "seed": record.get("seed"),
+        "kd": False,
+    }
+    heads = {anatomy: (network, 0) for anatomy, network in networks.items()}
+    return _evaluated(folder, about, heads, store, split, accelerator)
+
+
+def _evaluated(
+    folder: Path, about: dict, heads: dict, store: SampleStore, split: str, accelerator: Accelerator
+) -> dict:
+    result = {
+        **about,
+        "split": split,
+        "dataset": store.name,
+        "store_fingerprint": store.fingerprint,
+        "size": list(store.size),
+        **split_dice(heads, store, split, accelerator),
+    }
+    if accelerator.is_main_process:
+        write_record(folder / f"evaluation-{split}.json", result)
+    return result

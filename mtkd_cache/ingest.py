@@ -1,0 +1,198 @@
+"""Dataset folder -> sample store. PNG decoding and resizing happen here once, and never in an epoch."""
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mtkd_cache.dataset import SPLITS, Source, Split, check_split, find_samples, read_image, read_mask
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.lock import locked
+from mtkd_cache.manifest import MANIFEST, digest, file_entry, read_sealed, sealed
+from mtkd_cache.samples import COORDINATES, FORMAT, PREPROCESSING, SHARD, content_hash, picture_specs
+from mtkd_cache.shards import ArraySpec, group_metadata, row_checksum
+from mtkd_cache.storage import Folder
+
+
+def ingest(
+    dataset: Path,
+    store: str,
+    *,
+    size: tuple[int, int] = (640, 512),
+    split: Split | None = None,
+    threshold: int | None = None,
+    workers: int = 1,
+) -> dict:
+    """Write the sample store of a dataset folder; what an interrupted call wrote is kept.
+
+    size: (width, height) of the store's pictures. threshold: see `read_mask`. workers: processes that read and resize.
+    Returns the counts named in the `--json` contract. Raises MtkdError for every fault of the dataset.
+    """
+    split = split or Split()
+    sources, skipped = find_samples(dataset)
+    check_split(sources, split)
+    folder = Folder(store)
+    settings = {"size": list(size), "threshold": threshold, "preprocessing": PREPROCESSING}
+    with locked(folder):
+        folder.delete_temporaries()
+        _check_settings(folder, settings)
+        work = [sources[start : start + SHARD] for start in range(0, len(sources), SHARD)]
+        records = _write_shards(folder, work, settings, workers)
+        manifest = _seal(folder, dataset.resolve().name, records, split, settings)
+    return {
+        "samples": len(sources),
+        "by_split": dict(Counter(split.of(source.surgery) for source in sources)),
+        "by_anatomy": dict(Counter(source.anatomy for source in sources)),
+        "skipped": skipped,
+        "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
+        "fingerprint": manifest["fingerprint"],
+        "store": store,
+    }
+
+
+def _check_settings(folder: Folder, settings: dict) -> None:
+    if (found := read_sealed(folder, "settings.json")) is None:
+        if any(True for _ in folder.keys()):
+            raise MtkdError(f"{folder} is not empty and is no sample store. Name another --store.")
+        folder.write("settings.json", sealed(settings))
+    elif found != settings:
+        raise MtkdError(f"{folder} was begun with other settings ({found}). Name another --store, or delete that one.")
+
+
+def _write_shards(folder: Folder, work: list[list[Source]], settings: dict, workers: int) -> list[dict]:
+    """Write the shards that are not there yet, and return every shard's record in order."""
+    records: dict[int, dict] = {}
+    todo = []
+    for number, sources in enumerate(work):
+        record = _kept_record(folder, number, sources)
+        if record is None:
+            todo.append((number, sources))
+        else:
+            records[number] = record
+    progress = tqdm(total=sum(map(len, work)), desc="ingest", unit="image", disable=None)
+    progress.update(sum(len(record["samples"]) for record in records.values()))
+    if todo:
+        folder.delete(MANIFEST)
+    write = partial(_write_shard, folder.url, tuple(settings["size"]), settings["threshold"])
+    for number, record in _run(write, todo, workers):
+        records[number] = record
+        progress.update(len(record["samples"]))
+    progress.close()
+    return [records[number] for number in sorted(records)]
+
+
+def _run(write: partial, todo: list, workers: int) -> Iterable[tuple[int, dict]]:
+    if workers <= 1 or len(todo) <= 1:
+        yield from map(write, todo)
+        return
+    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(write, todo)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _record_key(number: int) -> str:
+    return f"records/{number:05d}.json"
+
+
+def _kept_record(folder: Folder, number: int, sources: list[Source]) -> dict | None:
+    """The record of a shard that an earlier call finished from the very same files, or None."""
+    try:
+        record = read_sealed(folder, _record_key(number))
+    except MtkdError:
+        return None
+    whole = record is not None and all(folder.exists(key) for key in record["files"])
+    return record if whole and record["sources"] == _stamp(sources) else None
+
+
+def _stamp(sources: list[Source]) -> str:
+    """What tells whether files changed since they were ingested: names, sizes and times."""
+    stats = [(path.stat(), path) for source in sources for path in (source.image, source.mask)]
+    return digest([[str(path.absolute()), stat.st_size, stat.st_mtime_ns] for stat, path in stats])
+
+
+def _write_shard(
+    url: str, size: tuple[int, int], threshold: int | None, work: tuple[int, list[Source]]
+) -> tuple[int, dict]:
+    number, sources = work
+    folder = Folder(url)
+    images = np.empty((len(sources), size[1], size[0], 3), np.uint8)
+    masks = np.empty((len(sources), size[1], size[0]), np.uint8)
+    samples = []
+    for index, source in enumerate(sources):
+        images[index], image_size = read_image(source.image, size)
+        masks[index], mask_size = read_mask(source.mask, size, threshold)
+        if image_size != mask_size:
+            raise MtkdError(
+                f"{source.mask} is {mask_size[0]}x{mask_size[1]}, its image {image_size[0]}x{image_size[1]}. Bring the mask of that image."
+            )
+        name = {"anatomy": source.anatomy, "surgery": source.surgery, "frame": source.frame}
+        sha256 = content_hash(images[index], masks[index], **name)
+        samples.append({**name, "sha256": sha256, "crc32c": row_checksum(images[index], masks[index])})
+    files = {}
+    for spec, values in zip(picture_specs(size), (images, masks), strict=True):
+        data = spec.encode_shard(values)
+        folder.write(spec.shard_key(number), data)
+        files[spec.shard_key(number)] = file_entry(data)
+    record = {"sources": _stamp(sources), "samples": samples, "files": files}
+    folder.write(_record_key(number), sealed(record))
+    return number, record
+
+
+def _seal(folder: Folder, name: str, records: list[dict], split: Split, settings: dict) -> dict:
+    """Write the columns, the metadata and, last, the manifest that makes the store a finished one."""
+    samples = [sample for record in records for sample in record["samples"]]
+    anatomies = sorted({sample["anatomy"] for sample in samples})
+    for sample in samples:
+        sample["split"] = split.of(sample["surgery"])
+    keys = ("anatomy", "surgery", "frame", "split", "sha256")
+    described = {"kind": "sample store", "format": FORMAT, "name": name, "anatomies": anatomies, **settings}
+    identity = {**described, "samples": sorted([sample[key] for key in keys] for sample in samples)}
+    identity.pop("name")
+    fingerprint = digest(identity)
+
+    codes = {"anatomy": anatomies.index, "split": SPLITS.index}
+    small: dict[str, bytes] = {}
+    for column, dtype in COORDINATES.items():
+        values = np.array([codes.get(column, int)(sample[column]) for sample in samples], dtype)
+        small |= ArraySpec(column, dtype, (), ("sample",)).whole(values)
+    hashes = np.array([list(bytes.fromhex(sample["sha256"])) for sample in samples], np.uint8)
+    small |= ArraySpec("sha256", "uint8", (32,), ("sample", "byte")).whole(hashes)
+    for spec in picture_specs(tuple(settings["size"])):
+        small |= spec.metadata(len(samples))
+    attributes = {
+        **described,
+        "splits": list(SPLITS),
+        "split": asdict(split),
+        "fingerprint": fingerprint,
+        "complete": True,
+    }
+    arrays = {key: data for key, data in small.items() if key.endswith("zarr.json")}
+    small["zarr.json"] = group_metadata(attributes, arrays)
+
+    files = {key: entry for record in records for key, entry in record["files"].items()}
+    files |= {key: file_entry(data) for key, data in small.items()}
+    manifest = {**described, "fingerprint": fingerprint, "files": files}
+    if read_sealed_or_none(folder) != manifest:
+        for key, data in small.items():
+            folder.write(key, data)
+        folder.write(MANIFEST, sealed(manifest))
+        for key in set(folder.keys()) - set(files) - {MANIFEST, "settings.json"}:
+            if not key.startswith("records/") or key >= _record_key(len(records)):
+                folder.delete(key)
+    return manifest
+
+
+def read_sealed_or_none(folder: Folder) -> dict | None:
+    try:
+        return read_sealed(folder, MANIFEST)
+    except MtkdError:
+        return None

@@ -1,0 +1,52 @@
+"""Small JSON files that know when they are damaged, and the seal that lists every file of a finished folder.
+
+A sealed file is canonical JSON whose last member is the SHA-256 of all before it, so that any flipped bit shows.
+"""
+
+import hashlib
+import json
+
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.storage import Folder
+
+MANIFEST = "manifest.json"
+
+
+def canonical(value: object) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: object) -> str:
+    """SHA-256 of the canonical JSON of a value, in hexadecimal."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def sealed(value: dict) -> bytes:
+    """The bytes of a sealed file."""
+    return canonical({"content": value, "sha256": digest(value)}) + b"\n"
+
+
+def unsealed(data: bytes) -> dict:
+    """The value of a sealed file. Raises ValueError where a single bit of it is not as it was written."""
+    value = json.loads(data)["content"]
+    if sealed(value) != data:
+        raise ValueError("the checksum does not fit")
+    return value
+
+
+def read_sealed(folder: Folder, key: str) -> dict | None:
+    """The value of a sealed file, or None where it is absent. Raises MtkdError where it is damaged."""
+    try:
+        return unsealed(folder.read(key))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise MtkdError(
+            f"{folder}/{key} is damaged ({error}). Run the command that wrote {folder} again, or verify --repair."
+        ) from error
+
+
+def file_entry(data: bytes) -> dict:
+    """What the manifest holds of one file."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

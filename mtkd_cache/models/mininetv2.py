@@ -1,0 +1,97 @@
+"""MiniNetV2 (Alonso et al. 2020), written from its published layout: encoder 0.4051 M parameters, decoder 0.1016 M.
+
+The layout fixes every layer's size. It leaves open what dropout drops: here whole channels (inferred), as in ERFNet,
+whose blocks MiniNetV2 builds on.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DILATIONS = (1, 2, 1, 4, 1, 8, 1, 16, 1, 1, 1, 2, 1, 4, 1, 8)
+STRIDE = 2
+MULTIPLE = 8
+
+
+class Down(nn.Module):
+    """(B, inputs, h, w) -> (B, outputs, h/2, w/2): 3x3 stride-2 convolution beside 2x2 max pooling, then BN, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs - inputs, 3, stride=2, padding=1, bias=False)
+        self.pool = nn.MaxPool2d(2)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(torch.cat([self.conv(x), self.pool(x)], dim=1)))
+
+
+def depthwise(channels: int, dilation: int = 1) -> nn.Sequential:
+    """Depthwise 3x3 convolution, BN, ReLU; the shape stays (B, channels, h, w)."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    )
+
+
+def pointwise(channels: int) -> nn.Sequential:
+    """1x1 convolution, BN; the shape stays (B, channels, h, w)."""
+    return nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+
+
+class Unit(nn.Module):
+    """Residual unit: relu(x + pointwise(depthwise(x))); the shape stays (B, channels, h, w)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.depthwise = depthwise(channels)
+        self.pointwise = pointwise(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.pointwise(self.depthwise(x)))
+
+
+class DilatedUnit(nn.Module):
+    """Residual unit with two depthwise convolutions side by side, one of them dilated, summed; the shape stays."""
+
+    def __init__(self, channels: int, dilation: int):
+        super().__init__()
+        self.near = depthwise(channels)
+        self.far = depthwise(channels, dilation)
+        self.pointwise = pointwise(channels)
+        self.dropout = nn.Dropout2d(0.25)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.dropout(self.pointwise(self.near(x) + self.far(x))))
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W), normalised -> [the images, features (B, 128, H/8, W/8)]."""
+
+    def __init__(self):
+        super().__init__()
+        self.down1 = Down(3, 16)
+        self.down2 = Down(16, 64)
+        self.shallow = nn.Sequential(*[Unit(64) for _ in range(10)])
+        self.down3 = Down(64, 128)
+        self.deep = nn.Sequential(*[DilatedUnit(128, dilation) for dilation in DILATIONS])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [images, self.deep(self.down3(self.shallow(self.down2(self.down1(images)))))]
+
+
+class Decoder(nn.Module):
+    """[images (B, 3, H, W), features (B, 128, H/8, W/8)] -> logits (B, 1, H/2, W/2), with its own look at the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.up1 = nn.ConvTranspose2d(128, 64, 3, stride=2, padding=1, output_padding=1)
+        self.norm = nn.BatchNorm2d(64)
+        self.refine = nn.Sequential(Down(3, 16), Down(16, 64))
+        self.units = nn.Sequential(*[Unit(64) for _ in range(4)])
+        self.out = nn.ConvTranspose2d(64, 1, 3, stride=2, padding=1, output_padding=1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        images, deep = features
+        return self.out(self.units(F.relu(self.norm(self.up1(deep))) + self.refine(images)))

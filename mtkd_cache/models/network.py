@@ -1,0 +1,148 @@
+"""One class for every network of the paper: a teacher is an encoder with one decoder, a student has one an anatomy."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
+from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
+from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+from torch import Tensor, nn
+
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.models import mininetv2
+from mtkd_cache.models.encoders import IMAGENET, Statistics, input_statistics, make_encoder
+
+PAPER_ARCHITECTURES = (
+    "deeplabv3-resnet18",
+    "deeplabv3-resnet50",
+    "deeplabv3-efficientnet-b0",
+    "deeplabv3-efficientnet-b3",
+    "segformer-mit_b0",
+    "segformer-mit_b3",
+    "mininetv2",
+)
+STRIDES = {"deeplabv3": 8, "segformer": 4, "fpn": 4, "mininetv2": mininetv2.STRIDE}
+MULTIPLES = {"deeplabv3": 8, "segformer": 32, "fpn": 32, "mininetv2": mininetv2.MULTIPLE}
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear upsampling of native logits (B, N, h, w) to `size` = (H, W), corner on corner, as smp's heads do."""
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+class SmpDecoder(nn.Module):
+    """smp's decoder and 1x1 segmentation head without the head's upsampling: features -> logits (B, 1, h, w)."""
+
+    def __init__(self, decoder: nn.Module, channels: int):
+        super().__init__()
+        self.decoder = decoder
+        self.head = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.head(self.decoder(features))
+
+
+class Network(nn.Module):
+    """An encoder and `heads` decoders over it. State-dict keys: `encoder.*` and `decoders.K.*`.
+
+    Images are float RGB in [0, 1]; the network normalises them with the statistics its encoder was pretrained with.
+
+    arch: "mininetv2" or "<decoder>-<smp encoder>", as given to `build`
+    heads: number of decoders, one an anatomy
+    stride: pixels of the image for one native logit (SegFormer 4, DeepLabV3 8, MiniNetV2 2)
+    multiple: `native` takes images whose height and width are multiples of it
+    """
+
+    def __init__(self, arch: str, encoder: nn.Module, decoders: Iterable[nn.Module], statistics: Statistics):
+        super().__init__()
+        self.arch = arch
+        self.encoder = encoder
+        self.decoders = nn.ModuleList(decoders)
+        self.heads = len(self.decoders)
+        self.stride = STRIDES[arch.partition("-")[0]]
+        self.multiple = MULTIPLES[arch.partition("-")[0]]
+        mean, std = statistics
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def params_m(self) -> float:
+        """Number of parameters in millions."""
+        return sum(parameter.numel() for parameter in self.parameters()) / 1e6
+
+    def native(self, images: Tensor, heads: Sequence[int] | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H/stride, W/stride), before the final upsampling.
+
+        heads: run these decoders only, in this order. Raises MtkdError where H or W is not a multiple of `multiple`.
+        """
+        _check(images)
+        height, width = images.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            raise MtkdError(
+                f"{self.arch} has no native logits of {width}x{height} images: "
+                f"width and height must be multiples of {self.multiple}. Resize or pad the images."
+            )
+        features = self.encoder((images - self.mean) / self.std)
+        decoders = self.decoders if heads is None else [self.decoders[head] for head in heads]
+        return torch.cat([decoder(features) for decoder in decoders], dim=1)
+
+    def forward(self, images: Tensor, heads: Sequence[int] | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], of any size -> logits (B, heads, H, W), of all heads or of those named.
+
+        Where H and W are multiples of `multiple`, this is upsample(native(images), (H, W)). Other images are padded on
+        the right and at the bottom by repeating the edge, and the logits are cropped again.
+        """
+        _check(images)
+        height, width = images.shape[-2:]
+        right, bottom = -width % self.multiple, -height % self.multiple
+        if right or bottom:
+            images = F.pad(images, (0, right, 0, bottom), mode="replicate")
+        return upsample(self.native(images, heads), images.shape[-2:])[..., :height, :width]
+
+
+def _check(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise MtkdError(
+            f"images must be floating-point RGB in [0, 1] of shape (B, 3, H, W), these are {images.dtype} "
+            f"{tuple(images.shape)}. Convert them first (uint8: images.float() / 255)."
+        )
+
+
+def build(arch: str, heads: int) -> Network:
+    """A network of architecture `arch` with `heads` decoders and random weights, drawn from torch's global generator.
+
+    arch: "mininetv2", or a decoder ("deeplabv3", "segformer", "fpn"), a hyphen and the name of any smp encoder.
+    SegFormer's decoder has 768 channels on mit_b2 to mit_b5 and 256 otherwise, which are the paper's parameter counts.
+    Raises MtkdError for an unknown decoder or encoder, for an encoder the decoder cannot use, and for heads < 1.
+    """
+    if heads < 1:
+        raise MtkdError(f"a network needs at least one head, not {heads}. Give the number of anatomies.")
+    if arch == "mininetv2":
+        return Network(arch, mininetv2.Encoder(), [mininetv2.Decoder() for _ in range(heads)], IMAGENET)
+    decoder_name, _, encoder_name = arch.partition("-")
+    if decoder_name not in STRIDES or decoder_name == "mininetv2" or not encoder_name:
+        raise MtkdError(
+            f"unknown architecture {arch!r}. The paper's are {', '.join(PAPER_ARCHITECTURES)}; "
+            "any other is deeplabv3-, segformer- or fpn- and the name of an smp encoder."
+        )
+    encoder = make_encoder(encoder_name, output_stride=8 if decoder_name == "deeplabv3" else 32)
+    decoders = [_decoder(decoder_name, encoder_name, list(encoder.out_channels)) for _ in range(heads)]
+    return Network(arch, encoder, decoders, input_statistics(encoder_name))
+
+
+def _decoder(decoder_name: str, encoder_name: str, channels: list[int]) -> SmpDecoder:
+    """One decoder with smp's own defaults and smp's own initialisation (which leaves DeepLabV3 to torch's)."""
+    if decoder_name == "deeplabv3":
+        decoder = DeepLabV3Decoder(channels[-1], 256, atrous_rates=(12, 24, 36), aspp_separable=False, aspp_dropout=0.5)
+        return SmpDecoder(decoder, 256)
+    if decoder_name == "segformer":
+        width = 768 if encoder_name in {"mit_b2", "mit_b3", "mit_b4", "mit_b5"} else 256
+        module = SmpDecoder(SegformerDecoder(channels, segmentation_channels=width), width)
+    else:
+        decoder = FPNDecoder(channels)
+        module = SmpDecoder(decoder, decoder.out_channels)
+    initialize_decoder(module.decoder)
+    initialize_head(module.head)
+    return module

@@ -1,0 +1,235 @@
+"""Pretrained weights: where they are found, and where their values go in a network.
+
+Named weights are looked for in data/weights/ of the working directory, then in the download caches, then online.
+The paper says COCO or Cityscapes for convolutional encoders and Cityscapes for SegFormer; what is public of that is
+smp-hub's SegFormer on Cityscapes and torchvision's DeepLabV3-ResNet50 on COCO. Other encoders have ImageNet weights
+(inferred).
+"""
+
+import os
+import pickle
+import re
+import urllib.request
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segmentation_models_pytorch.encoders import encoders, get_encoder
+from torch import Tensor, nn
+from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
+
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.models.network import Network
+
+WEIGHTS = Path("data/weights")
+COCO_URL = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.url
+PATIENCE_S = 5.0
+
+# torchvision's DeepLabV3 head -> smp's decoder; the last convolution and the auxiliary head know other classes
+TORCHVISION_DECODER = {"classifier.0.": "aspp.", "classifier.1.": "conv.", "classifier.2.": "bn."}
+TORCHVISION_HEADS = ("classifier.4.", "aux_classifier.")
+
+
+def paper_source(arch: str) -> str:
+    """The named source that the paper used for `arch`: "cityscapes", "coco", "imagenet" or "none"."""
+    if arch == "mininetv2":
+        return "none"
+    if arch == "deeplabv3-resnet50":
+        return "coco"
+    return "cityscapes" if _cityscapes_name(arch) else "imagenet"
+
+
+def load_pretrained(network: Network, source: str | os.PathLike) -> str:
+    """Load pretrained weights into `network`, in place, and return where they came from (a file, or "none").
+
+    source: "none"; "imagenet" (the encoder); "cityscapes" (segformer-mit_b0 to -mit_b5: the encoder, and every decoder
+    alike); "coco" (deeplabv3-resnet50: the same); or the path of a .safetensors file, of a torchvision .pth file, or of
+    a folder with model.safetensors in it. A file may hold an encoder (keys with or without "encoder."), a whole smp
+    model, or torchvision's DeepLabV3. Segmentation heads stay as they are: theirs know other classes.
+
+    The first blocks of ResNet50's layers 3 and 4 are dilated less in torchvision's DeepLabV3 than in smp's, so the COCO
+    weights are a start for training, not the same network.
+
+    Raises MtkdError where weights do not exist for the network, cannot be reached, are damaged, or do not fit; after a
+    file that does not fit, the network may hold a part of it.
+    """
+    if source == "none":
+        return "none"
+    if source == "imagenet":
+        return _load_imagenet(network)
+    path = _named_file(network, str(source)) if source in ("cityscapes", "coco") else _local_file(Path(source))
+    _place(network, _read(path), path)
+    return str(path)
+
+
+def _named_file(network: Network, source: str) -> Path:
+    """The file of "cityscapes" or "coco" weights for `network`."""
+    if source == "coco" and network.arch == "deeplabv3-resnet50":
+        return _coco_file()
+    name = _cityscapes_name(network.arch)
+    if source == "cityscapes" and name:
+        return _hub_file(f"smp-hub/{name}")
+    made_for = {"cityscapes": "segformer-mit_b0 to segformer-mit_b5", "coco": "deeplabv3-resnet50"}[source]
+    use = paper_source(network.arch)
+    raise MtkdError(f"{source} weights exist for {made_for}, not for {network.arch}. Use {use!r}.")
+
+
+def _cityscapes_name(arch: str) -> str | None:
+    match = re.fullmatch(r"segformer-mit_(b[0-5])", arch)
+    return f"segformer-{match[1]}-1024x1024-city-160k" if match else None
+
+
+def _local_file(path: Path) -> Path:
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise MtkdError(
+            f"no weights at {path}. Give none, imagenet, cityscapes, coco, or an existing .safetensors file "
+            "or folder with model.safetensors."
+        )
+    return path
+
+
+def _load_imagenet(network: Network) -> str:
+    """smp's or, for a tu- encoder, timm's ImageNet weights into the encoder of `network`."""
+    name = network.arch.partition("-")[2]
+    if name.startswith("tu-"):
+        settings = timm.models.get_pretrained_cfg(name.removeprefix("tu-"))
+        if not (settings and settings.hf_hub_id):
+            raise MtkdError(f"timm has no pretrained weights for {name}. Use 'none' or a local .safetensors file.")
+        path = _hub_file(settings.hf_hub_id)
+        _load_timm(network, name, path)
+        return str(path)
+    settings = encoders.get(name, {}).get("pretrained_settings", {}).get("imagenet")
+    if settings is None:
+        raise MtkdError(f"no imagenet weights exist for {network.arch}. Use 'none' or a local .safetensors file.")
+    path = _hub_file(settings["repo_id"], settings["revision"])
+    _load(network.encoder, _read(path), path)
+    return str(path)
+
+
+def _load_timm(network: Network, name: str, path: Path) -> None:
+    """timm renames a classifier's keys while it makes the encoder of it, so it makes one from the file to copy from."""
+    overlay = {"state_dict": _read(path)}
+    stride = network.encoder.output_stride
+    try:
+        encoder = get_encoder(name, weights=True, output_stride=stride, pretrained_cfg_overlay=overlay)
+    except (RuntimeError, KeyError) as error:
+        raise MtkdError(f"{path} does not fit {name}: {_first_line(error)}. Bring the weights of {name}.") from error
+    network.encoder.load_state_dict(encoder.state_dict())
+
+
+def _place(network: Network, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load `tensors` where their keys say: an encoder file, a whole smp model, or torchvision's DeepLabV3."""
+    if any(key.startswith("backbone.") for key in tensors):
+        tensors = _smp_keys(tensors)
+    encoder, decoder = {}, {}
+    for key, tensor in tensors.items():
+        if key.startswith("decoder."):
+            decoder[key.removeprefix("decoder.")] = tensor
+        elif not key.startswith("segmentation_head."):
+            encoder[key.removeprefix("encoder.")] = tensor
+    if decoder and network.arch == "mininetv2":
+        raise MtkdError(f"{path} holds a decoder that is not mininetv2's. Bring weights of a mininetv2 encoder.")
+    _load(network.encoder, encoder, path)
+    for head in network.decoders if decoder else ():
+        _load(head.decoder, decoder, path)
+
+
+def _smp_keys(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's DeepLabV3 under smp's keys."""
+    renamed = {}
+    for key, tensor in tensors.items():
+        if key.startswith(TORCHVISION_HEADS):
+            continue
+        new = "encoder." + key.removeprefix("backbone.")
+        for old, part in TORCHVISION_DECODER.items():
+            if key.startswith(old):
+                new = "decoder." + part + key.removeprefix(old)
+        renamed[new] = tensor
+    return renamed
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """module.load_state_dict (smp's encoders drop a classifier's keys there), its error naming the first keys."""
+    try:
+        module.load_state_dict(dict(tensors))
+    except (RuntimeError, KeyError) as error:
+        expected = module.state_dict()
+        wrong = [
+            f"{key} is {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"
+            for key, tensor in tensors.items()
+            if key in expected and tensor.shape != expected[key].shape
+        ]
+        wrong += [
+            f"{key} is missing" for key in expected if key not in tensors and not key.endswith("num_batches_tracked")
+        ]
+        wrong += [f"{key} is unknown" for key in tensors if key not in expected]
+        raise MtkdError(
+            f"{path} does not fit this network's {type(module).__name__}: {'; '.join(wrong[:3]) or _first_line(error)} "
+            f"({len(wrong)} keys do not fit). Bring weights made for this architecture."
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors file, or of a .pth file read without executing what it may carry."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True) if path.suffix == ".pth" else load_file(path)
+    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise MtkdError(f"{path} cannot be read as weights: {_first_line(error)}. Bring the file again.") from error
+    if not (isinstance(tensors, dict) and all(isinstance(tensor, Tensor) for tensor in tensors.values())):
+        raise MtkdError(f"{path} is not a state dict of tensors. Bring torchvision's own file, or a .safetensors file.")
+    return tensors
+
+
+def _hub_file(repo_id: str, revision: str | None = None) -> Path:
+    """model.safetensors of a hub repository: from data/weights/, the hub's local cache, or the hub."""
+    folder = WEIGHTS / repo_id.partition("/")[2]
+    if (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
+    try:
+        return Path(hf_hub_download(repo_id, "model.safetensors", revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    url = hf_hub_url(repo_id, "model.safetensors", revision=revision)
+    try:
+        _refuse_offline()
+        get_hf_file_metadata(url, timeout=PATIENCE_S)  # hf_hub_download itself would retry for minutes
+        return Path(hf_hub_download(repo_id, "model.safetensors", revision=revision))
+    except Exception as error:  # the hub's client lets its HTTP library's errors through
+        raise _unreachable(url, folder / "model.safetensors", error) from error
+
+
+def _coco_file() -> Path:
+    """torchvision's DeepLabV3-ResNet50 on COCO: from data/weights/, torch's download cache, or torchvision's server."""
+    name = COCO_URL.rpartition("/")[2]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
+    for path in (WEIGHTS / name, cached):
+        if path.is_file():
+            return path
+    try:
+        _refuse_offline()
+        urllib.request.urlopen(urllib.request.Request(COCO_URL, method="HEAD"), timeout=PATIENCE_S).close()
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        digest = cached.stem.rpartition("-")[2]
+        torch.hub.download_url_to_file(COCO_URL, str(cached), hash_prefix=digest, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise _unreachable(COCO_URL, WEIGHTS / name, error) from error
+    return cached
+
+
+def _refuse_offline() -> None:
+    if constants.HF_HUB_OFFLINE:
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+
+
+def _unreachable(url: str, path: Path, error: Exception) -> MtkdError:
+    return MtkdError(f"cannot fetch {url}: {_first_line(error)}. Bring that file and put it at {path}.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

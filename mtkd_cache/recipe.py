@@ -1,0 +1,193 @@
+"""Recipes: every number of a training, read from TOML."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mtkd_cache.errors import MtkdError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How the networks of one stage are trained: Adam, the learning rate falling exponentially by epoch from lr to final_lr.
+
+    weights: what the network starts from, see `mtkd_cache.models.load_pretrained`; "paper" takes what the paper took.
+    """
+
+    arch: str
+    weights: str
+    epochs: int
+    batch: int
+    lr: float
+    final_lr: float
+
+    def learning_rate(self, epoch: int) -> float:
+        """The rate of an epoch counted from 0; `final_lr` is what it has fallen to after the last one."""
+        return self.lr * (self.final_lr / self.lr) ** (epoch / self.epochs)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The KL term of stage 2, see `mtkd_cache.losses`. combine: "sum" or "product"."""
+
+    temperature: float
+    weight: float
+    combine: str
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges from which views are drawn, see `mtkd_cache.views`: shift in fractions of the picture, rotate in degrees, rgb_shift of 255."""
+
+    affine_p: float
+    shift: float
+    scale: float
+    rotate: float
+    rgb_p: float
+    rgb_shift: float
+    light_p: float
+    brightness: float
+    contrast: float
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The logit cache: the quantiser's step, and how many views of each sample are recorded."""
+
+    step: float
+    views: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    seed: int
+    teacher: Stage
+    student: Stage
+    distillation: Distillation
+    augmentation: Augmentation
+    cache: Cache
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def shipped() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(
+        path.name.removesuffix(".toml")
+        for path in resources.files("mtkd_cache.recipes").iterdir()
+        if path.name.endswith(".toml")
+    )
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A shipped recipe by name, or a TOML file by path, with overrides such as ``student.epochs=30``.
+
+    Raises MtkdError for an unknown recipe or key, a missing key, and a value that is of another type or impossible.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        if name not in shipped():
+            raise MtkdError(
+                f"recipe {name!r}: there is no such recipe. Name one of {', '.join(shipped())}, or a .toml file."
+            )
+        text = resources.files("mtkd_cache.recipes").joinpath(f"{name}.toml").read_text()
+    elif path.is_file():
+        text = path.read_text()
+    else:
+        raise MtkdError(f"recipe {name}: there is no such file.")
+    try:
+        table = tomllib.loads(text)
+        for override in overrides:
+            _override(table, override)
+    except tomllib.TOMLDecodeError as error:
+        raise MtkdError(f"recipe {name}: not TOML ({error}).") from error
+    return recipe_from(table, name)
+
+
+def _override(table: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise MtkdError(f"override {override!r}: write KEY=VALUE, as student.epochs=30.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise MtkdError(f"override {override!r}: {section} is no section of a recipe.")
+    table[last] = value
+
+
+def recipe_from(table: dict, where: str) -> Recipe:
+    """A recipe from its table; see `load_recipe` for the errors."""
+    recipe = _read(Recipe, table, f"recipe {where}")
+    _check(recipe, f"recipe {where}")
+    return recipe
+
+
+def _read(kind: type, table: Any, where: str) -> Any:
+    if not isinstance(table, dict):
+        raise MtkdError(f"{where}: expected a section.")
+    known = {field.name: field.type for field in fields(kind)}
+    for key in table:
+        if key not in known:
+            raise MtkdError(f"{where}: unknown key {key!r}. Known here: {', '.join(known)}.")
+    values = {}
+    for key, expected in known.items():
+        if key not in table:
+            raise MtkdError(f"{where}: {key!r} is missing.")
+        value = table[key]
+        if hasattr(expected, "__dataclass_fields__"):
+            value = _read(expected, value, f"{where}, [{key}]")
+        elif expected is float and type(value) is int:
+            value = float(value)
+        elif type(value) is not expected:
+            raise MtkdError(f"{where}: {key} = {value!r} should be of type {expected.__name__}.")
+        values[key] = value
+    return kind(**values)
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    wrong = [
+        ("seed", recipe.seed, recipe.seed >= 0),
+        (
+            "distillation.temperature",
+            recipe.distillation.temperature,
+            0 < recipe.distillation.temperature < float("inf"),
+        ),
+        ("distillation.weight", recipe.distillation.weight, 0 <= recipe.distillation.weight < float("inf")),
+        ("distillation.combine", recipe.distillation.combine, recipe.distillation.combine in ("sum", "product")),
+        ("cache.views", recipe.cache.views, recipe.cache.views >= 1),
+    ]
+    for name, stage in (("teacher", recipe.teacher), ("student", recipe.student)):
+        wrong += [
+            (f"{name}.epochs", stage.epochs, stage.epochs >= 1),
+            (f"{name}.batch", stage.batch, stage.batch >= 1),
+            (f"{name}.lr", stage.lr, 0 < stage.lr < float("inf")),
+            (f"{name}.final_lr", stage.final_lr, 0 < stage.final_lr <= stage.lr),
+        ]
+    for field in fields(Augmentation):
+        value = getattr(recipe.augmentation, field.name)
+        high = {"rotate": 180.0, "rgb_shift": 255.0}.get(field.name, 1.0)
+        wrong.append((f"augmentation.{field.name}", value, 0 <= value <= high and (field.name != "scale" or value < 1)))
+    for key, value, possible in wrong:
+        if not possible:
+            raise MtkdError(f"{where}: {key} = {value!r} is impossible.")
+
+
+def toml_text(recipe: Recipe) -> str:
+    """The recipe as TOML, as each run keeps it."""
+    lines = [f"seed = {recipe.seed}"]
+    for section, values in recipe.as_dict().items():
+        if isinstance(values, dict):
+            lines += ["", f"[{section}]"]
+            lines += [
+                f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in values.items()
+            ]
+    return "\n".join(lines) + "\n"

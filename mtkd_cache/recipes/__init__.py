@@ -1,0 +1,1 @@
+"""The recipes shipped with the package, one TOML file each."""

@@ -1,0 +1,96 @@
+"""Folders of finished and interrupted trainings, and what they record of themselves."""
+
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+import mtkd_cache
+from mtkd_cache.checkpoints import STATE, WEIGHTS, file_sha256
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.manifest import digest
+from mtkd_cache.models import Network, build, load_pretrained
+from mtkd_cache.storage import write_durably
+from mtkd_cache.training import Task, fit
+
+FORMAT = 1
+
+
+def train_once(path: Path, identity: dict, make_task: Callable[[], Task], accelerator: Accelerator) -> dict:
+    """The record of a finished training at `path`, trained first (or gone on with) where it is not there.
+
+    identity: what the record must agree with. Raises MtkdError, naming what differs, where it does not.
+    """
+    record = read_record(path)
+    if record is not None:
+        differing = [key for key, value in identity.items() if record.get(key) != value]
+        if differing:
+            raise MtkdError(
+                f"{path.parent} was trained with another {', '.join(differing)}. Name another folder, or delete that one."
+            )
+        return record
+    path.parent.mkdir(parents=True, exist_ok=True)
+    task = make_task()
+    result = fit(task, path.parent, digest(identity), accelerator)
+    record = {
+        "format": FORMAT,
+        **identity,
+        **result,
+        "params_m": task.network.params_m,
+        "environment": environment(accelerator.device),
+        "weights_sha256": file_sha256(path.parent / WEIGHTS),
+    }
+    if accelerator.is_main_process:
+        write_record(path, record)
+        (path.parent / STATE).unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return record
+
+
+def seed_for(seed: int, *names: str) -> int:
+    """A seed of its own for each named use of a recipe's seed."""
+    return int(digest([seed, *names])[:12], 16)
+
+
+def start_network(arch: str, heads: int, weights: str, seed: int) -> Network:
+    """A new network, its random weights drawn from the seed and its pretrained ones loaded."""
+    torch.manual_seed(seed)
+    network = build(arch, heads)
+    load_pretrained(network, weights)
+    return network
+
+
+def environment(device: torch.device) -> dict:
+    """What a run was made with."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "mtkd_cache": mtkd_cache.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": f"{device.type}: {name}",
+        "machine": platform.platform(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_record(path: Path, record: dict) -> None:
+    """Write a run's JSON beside its weights."""
+    write_durably(path, json.dumps(record, indent=1).encode() + b"\n")
+
+
+def read_record(path: Path) -> dict | None:
+    """A run's JSON, or None where it is absent. Raises MtkdError where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise MtkdError(f"{path} is damaged ({error}). Delete it and run its command again.") from error
+
+
+def make_accelerator(device: str | None, precision: str = "no") -> Accelerator:
+    """device: "cpu", "cuda", or None for what is there. precision: "no", "bf16" or "fp16"."""
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision)

@@ -1,0 +1,105 @@
+"""Zarr v3 arrays written shard by shard.
+
+An array's metadata and each of its shards are encoded in memory by zarr itself, so that this project alone decides when and
+how bytes reach the disk: whole, flushed and with a known SHA-256. Any Zarr v3 reader opens the result.
+"""
+
+import json
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import MemoryStore
+
+from mtkd_cache.storage import Folder
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One Zarr array whose first axis is the sample, of shape (samples, *item).
+
+    A chunk is (1, *chunk_item), by default one sample; a shard file holds the chunks of `shard` samples (0: one chunk, no shards).
+    """
+
+    name: str
+    dtype: str
+    item: tuple[int, ...]
+    dimensions: tuple[str, ...]
+    fill: int = 0
+    shard: int = 0
+    chunk_item: tuple[int, ...] | None = None
+    codec: BloscCodec | None = None
+    attributes: tuple[tuple[str, object], ...] = ()
+
+    def _create(self, store: MemoryStore, samples: int, item: tuple[int, ...]) -> zarr.Array:
+        codec = self.codec or BloscCodec(cname="zstd", clevel=5, shuffle="shuffle")
+        chunk_item = self.chunk_item or self.item
+        return zarr.create_array(
+            store,
+            name=self.name,
+            shape=(samples, *item),
+            dtype=self.dtype,
+            chunks=(1 if self.shard else max(samples, 1), *chunk_item),
+            shards=(self.shard, *chunk_item) if self.shard else None,
+            compressors=[codec, Crc32cCodec()],
+            fill_value=self.fill,
+            dimension_names=self.dimensions,
+            attributes=dict(self.attributes),
+            config={"write_empty_chunks": True},
+            zarr_format=3,
+        )
+
+    def metadata(self, samples: int) -> dict[str, bytes]:
+        """The array's zarr.json, by key."""
+        store = MemoryStore()
+        self._create(store, samples, self.item)
+        return _files(store, self.name)
+
+    def whole(self, values: np.ndarray) -> dict[str, bytes]:
+        """Metadata and the one chunk of an array without shards, by key."""
+        store = MemoryStore()
+        self._create(store, len(values), self.item)[...] = values
+        return _files(store, self.name)
+
+    def shard_key(self, number: int, second: int = 0) -> str:
+        """The key of a shard by its place along the first and the second axis."""
+        item = self.chunk_item or self.item
+        return "/".join([self.name, "c", str(number), str(second), *["0"] * (len(item) - 1)])
+
+    def encode_shard(self, values: np.ndarray) -> bytes:
+        """The bytes of one shard file. values: (n, *chunk_item) with n at most `shard`; a short last shard is as good."""
+        store = MemoryStore()
+        item = self.chunk_item or self.item
+        self._create(store, self.shard, item)[: len(values)] = values
+        return _files(store, self.name)[self.shard_key(0)]
+
+
+def _files(store: MemoryStore, name: str) -> dict[str, bytes]:
+    return {key: value.to_bytes() for key, value in store._store_dict.items() if key.startswith(f"{name}/")}
+
+
+def group_metadata(attributes: dict, array_metadata: dict[str, bytes]) -> bytes:
+    """The group's zarr.json: its attributes and, consolidated, the metadata of its arrays, so that one read opens it all."""
+    metadata = {key.rsplit("/", 1)[0]: json.loads(data) for key, data in array_metadata.items()}
+    group = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": attributes,
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": metadata},
+    }
+    return json.dumps(group, indent=1, sort_keys=True).encode()
+
+
+def row_checksum(*arrays: np.ndarray) -> int:
+    """CRC-32C of the bytes of arrays, one after the other."""
+    value = 0
+    for array in arrays:
+        value = google_crc32c.extend(value, np.ascontiguousarray(array).tobytes())
+    return value
+
+
+def write_files(folder: Folder, files: dict[str, bytes]) -> None:
+    for key, data in files.items():
+        folder.write(key, data)

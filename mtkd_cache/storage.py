@@ -1,0 +1,112 @@
+"""Folders on a local disk or behind an fsspec URL (s3://, gs://, memory://), written so that a crash cannot tear a file.
+
+A local write goes to a temporary name, is flushed to the disk and renamed; an object store's put is atomic by itself.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import zarr
+from fsspec.implementations.local import LocalFileSystem
+from zarr.storage import FsspecStore, LocalStore
+
+from mtkd_cache.errors import MtkdError
+
+TEMPORARY = ".tmp"
+LOCK = ".lock"
+
+
+class Folder:
+    """One folder and the files below it, named by keys such as ``logits/c/0/0/0/0/0``."""
+
+    def __init__(self, url: str | Path):
+        self.url = str(url).rstrip("/")
+        try:
+            self.fs, path = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise MtkdError(f"{self.url}: {error}") from error
+        self.local = isinstance(self.fs, LocalFileSystem)
+        self.path = path.rstrip("/")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def exists(self, key: str = "") -> bool:
+        if self.local:
+            return Path(self.path, key).exists()
+        return self.fs.exists(f"{self.path}/{key}" if key else self.path)
+
+    def read(self, key: str) -> bytes:
+        """The bytes of one file. Raises FileNotFoundError."""
+        if self.local:
+            return Path(self.path, key).read_bytes()
+        return self.fs.cat_file(f"{self.path}/{key}")
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write one file whole or not at all. Raises MtkdError where the disk is full."""
+        if not self.local:
+            self.fs.pipe_file(f"{self.path}/{key}", data)
+            return
+        target = Path(self.path, key)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(target, data)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise MtkdError(
+                    f"{target}: the disk is full. What is written is whole; make room and run the same command again."
+                ) from error
+            if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EROFS):
+                raise MtkdError(f"{target}: cannot be written ({error.strerror}). Name another folder.") from error
+            raise
+
+    def delete(self, key: str) -> None:
+        """Delete one file; nothing happens where it is absent."""
+        if self.local:
+            Path(self.path, key).unlink(missing_ok=True)
+        elif self.exists(key):
+            self.fs.rm_file(f"{self.path}/{key}")
+
+    def keys(self, below: str = "") -> Iterator[str]:
+        """The files below a key, sorted; temporary files and the lock are not listed."""
+        if not self.local:
+            self.fs.invalidate_cache()
+        root = f"{self.path}/{below}".rstrip("/")
+        start = len(self.path) + 1
+        for name in sorted(self.fs.find(root)):
+            key = name[start:]
+            if key != LOCK and not key.endswith(TEMPORARY):
+                yield key
+
+    def delete_temporaries(self) -> None:
+        """Remove what a killed writer left under temporary names. Only the holder of the lock may call it."""
+        if self.local:
+            for path in Path(self.path).rglob(f"*{TEMPORARY}"):
+                path.unlink(missing_ok=True)
+
+    def zarr(self) -> zarr.Group:
+        """The Zarr v3 group in this folder, read-only."""
+        store = LocalStore(self.path, read_only=True) if self.local else FsspecStore.from_url(self.url, read_only=True)
+        return zarr.open_group(store, mode="r", zarr_format=3)
+
+
+def write_durably(target: Path, data: bytes) -> None:
+    """Write a local file so that after a crash or a power loss it holds either the old bytes or all the new ones."""
+    temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

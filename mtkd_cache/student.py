@@ -1,0 +1,104 @@
+"""Stage 2: a shared encoder with one decoder an anatomy, trained on the masks and on the cached logits. No teacher is in sight."""
+
+from functools import partial
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from mtkd_cache.cache import LogitCache
+from mtkd_cache.evaluate import split_dice
+from mtkd_cache.feed import Batch, Stream, epoch_batches, read_ahead
+from mtkd_cache.losses import channelwise_kl, combine, exclusive_cross_entropy
+from mtkd_cache.quantise import dequantise
+from mtkd_cache.recipe import Recipe
+from mtkd_cache.resident import hold
+from mtkd_cache.runs import seed_for, start_network, train_once
+from mtkd_cache.samples import SampleStore
+from mtkd_cache.training import Task
+from mtkd_cache.views import draw_views, identity_views, see, warp
+
+RECORD = "run.json"
+
+
+def train_student(
+    store: SampleStore,
+    run: Path,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    cache: LogitCache | None,
+    resident: str = "auto",
+) -> dict:
+    """Train a student into the folder `run` and return its record; without a cache it is the paper's baseline, all else equal.
+
+    resident: see `mtkd_cache.resident.hold`. Raises MtkdError where the cache does not belong to the store, and where the folder
+    holds a run with other settings.
+    """
+    settings = recipe.as_dict()
+    identity = {
+        "kind": "student",
+        "arch": recipe.student.arch,
+        "layout": "shared",
+        "kd": cache is not None,
+        "anatomies": list(store.anatomies),
+        "size": list(store.size),
+        "seed": recipe.seed,
+        "recipe": {
+            key: settings[key] for key in ("student", "distillation", "augmentation") if cache or key != "distillation"
+        },
+        "dataset": store.name,
+        "store_fingerprint": store.fingerprint,
+        "cache_fingerprint": cache.fingerprint if cache else None,
+    }
+    if cache is not None:
+        cache.check_belongs(store, store.rows("train"))
+    make_task = partial(_task, store, recipe, accelerator, cache, resident)
+    return train_once(run / RECORD, identity, make_task, accelerator)
+
+
+def _task(
+    store: SampleStore, recipe: Recipe, accelerator: Accelerator, cache: LogitCache | None, resident: str
+) -> Task:
+    seed = seed_for(recipe.seed, "student")
+    rows = store.rows("train")
+    feed = hold(Stream(store, cache), rows, accelerator.device, resident)
+    seen_in_validation = hold(Stream(store), store.rows("validation"), accelerator.device, resident)
+    order = partial(
+        epoch_batches, rows, recipe.student.batch, seed, rank=accelerator.process_index, world=accelerator.num_processes
+    )
+    recorded = cache.views if cache else 1
+
+    def losses(forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        hashes = store.hashes[batch.rows]
+        if recorded > 1:
+            views = cache.draw_views(hashes, epoch % recorded)
+        else:
+            views = draw_views(recipe.augmentation, seed, hashes, epoch + 1, store.size)
+        views = views.to(batch.images.device)
+        images, masks, valid = see(batch.images, batch.masks, views)
+        logits = forward(images).float()
+        cross_entropy = exclusive_cross_entropy(logits, masks, batch.anatomy, valid)
+        if cache is None:
+            return {"loss": cross_entropy}
+        affine = identity_views(len(hashes)).affine.to(valid.device) if recorded > 1 else views.affine
+        teacher = warp(dequantise(batch.logits, cache.step), affine, tuple(valid.shape[1:]))
+        kl = channelwise_kl(logits, teacher, recipe.distillation.temperature, valid)
+        loss = combine(cross_entropy, kl, recipe.distillation.weight, recipe.distillation.combine)
+        return {"loss": loss, "cross_entropy": cross_entropy.detach(), "kl": kl.detach()}
+
+    def validate(network) -> float:
+        heads = {anatomy: (network, index) for index, anatomy in enumerate(store.anatomies)}
+        return split_dice(heads, store, "validation", accelerator, seen_in_validation)["mean_dice"]
+
+    return Task(
+        label=f"student {'with' if cache else 'without'} KD",
+        network=start_network(recipe.student.arch, len(store.anatomies), recipe.student.weights, seed),
+        anatomies=store.anatomies,
+        stage=recipe.student,
+        seed=seed,
+        batches=lambda epoch: read_ahead(((rows, epoch % recorded) for rows in order(epoch)), feed.read),
+        steps=len(order(0)),
+        losses=losses,
+        validate=validate,
+        name_samples=store.describe_all,
+    )

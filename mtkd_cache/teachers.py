@@ -1,0 +1,87 @@
+"""Stage 1: one network for each anatomy, trained on that anatomy's own samples with binary cross-entropy, equation (1)."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from torch import Tensor
+
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.evaluate import split_dice
+from mtkd_cache.feed import Batch, Stream, epoch_batches, read_ahead
+from mtkd_cache.losses import exclusive_cross_entropy
+from mtkd_cache.recipe import Recipe
+from mtkd_cache.resident import hold
+from mtkd_cache.runs import seed_for, start_network, train_once
+from mtkd_cache.samples import SampleStore
+from mtkd_cache.training import Task
+from mtkd_cache.views import draw_views, see
+
+RECORD = "teacher.json"
+
+
+def train_teachers(
+    store: SampleStore,
+    out: Path,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    anatomies: Sequence[str] = (),
+    resident: str = "auto",
+) -> dict:
+    """Train the teachers that are not finished yet into out/ANATOMY/, and return each one's record.
+
+    anatomies: only these. resident: see `mtkd_cache.resident.hold`.
+    Raises MtkdError for an unknown anatomy and for a teacher that was trained with other settings or samples.
+    """
+    for anatomy in anatomies:
+        if anatomy not in store.anatomies:
+            raise MtkdError(f"anatomy {anatomy!r} is not in {store.url}. It has {', '.join(store.anatomies)}.")
+    records = {}
+    for anatomy in anatomies or store.anatomies:
+        settings = recipe.as_dict()
+        identity = {
+            "kind": "teacher",
+            "anatomy": anatomy,
+            "arch": recipe.teacher.arch,
+            "anatomies": list(store.anatomies),
+            "size": list(store.size),
+            "seed": recipe.seed,
+            "recipe": {"teacher": settings["teacher"], "augmentation": settings["augmentation"]},
+            "store_fingerprint": store.fingerprint,
+        }
+        make_task = partial(_task, store, anatomy, recipe, accelerator, resident)
+        records[anatomy] = train_once(out / anatomy / RECORD, identity, make_task, accelerator)
+    return records
+
+
+def _task(store: SampleStore, anatomy: str, recipe: Recipe, accelerator: Accelerator, resident: str) -> Task:
+    seed = seed_for(recipe.seed, "teacher", anatomy)
+    rows = store.rows("train", anatomy)
+    feed = hold(Stream(store), np.concatenate([rows, store.rows("validation", anatomy)]), accelerator.device, resident)
+    order = partial(
+        epoch_batches, rows, recipe.teacher.batch, seed, rank=accelerator.process_index, world=accelerator.num_processes
+    )
+
+    def losses(forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        views = draw_views(recipe.augmentation, seed, store.hashes[batch.rows], epoch + 1, store.size).to(
+            batch.images.device
+        )
+        images, masks, valid = see(batch.images, batch.masks, views)
+        return {"loss": exclusive_cross_entropy(forward(images).float(), masks, batch.anatomy * 0, valid)}
+
+    return Task(
+        label=anatomy,
+        network=start_network(recipe.teacher.arch, 1, recipe.teacher.weights, seed),
+        anatomies=[anatomy],
+        stage=recipe.teacher,
+        seed=seed,
+        batches=lambda epoch: read_ahead(((rows,) for rows in order(epoch)), feed.read),
+        steps=len(order(0)),
+        losses=losses,
+        validate=lambda network: split_dice({anatomy: (network, 0)}, store, "validation", accelerator, feed)[
+            "mean_dice"
+        ],
+        name_samples=store.describe_all,
+    )

@@ -1,0 +1,154 @@
+"""The loop both stages share: epochs of steps, validation, the best weights kept, going on after an interruption.
+
+Everything random is drawn from (seed, epoch) or (seed, sample, view), so that an interrupted training ends with the weights of an
+uninterrupted one on the CPU.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from mtkd_cache.checkpoints import STATE, WEIGHTS, load_state, save_network, save_state
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.feed import Batch
+from mtkd_cache.manifest import digest
+from mtkd_cache.models import Network
+from mtkd_cache.recipe import Stage
+
+
+@dataclass
+class Task:
+    """What `fit` trains and how.
+
+    batches(epoch): the batches of an epoch. losses(forward, batch, epoch): the loss's parts by name, "loss" the one to descend.
+    validate(network): mean Dice in [0, 1]. name_samples(rows): the samples of a batch in words.
+    """
+
+    label: str
+    network: Network
+    anatomies: Sequence[str]
+    stage: Stage
+    seed: int
+    batches: Callable[[int], Iterable[Batch]]
+    steps: int
+    losses: Callable[[Callable, Batch, int], dict[str, Tensor]]
+    validate: Callable[[Network], float]
+    name_samples: Callable[[np.ndarray], str]
+
+
+def fit(task: Task, folder: Path, identity: str, accelerator: Accelerator) -> dict:
+    """Train; keep the weights of the best validation Dice in folder/weights.safetensors.
+
+    identity: a hash of what must be equal for an interrupted training to be gone on with. Returns history, best_epoch, val_dice, seconds_per_epoch. Raises MtkdError for a loss that is not finite, and where the folder
+    holds the state of a training with another identity.
+    """
+    network = task.network.to(accelerator.device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=task.stage.lr, fused=accelerator.device.type == "cuda")
+    history: list[dict] = []
+    state = folder / STATE
+    if state.exists():
+        about = load_state(state, network, optimizer)
+        if about["identity"] != identity:
+            raise MtkdError(
+                f"{folder} holds an interrupted training with other settings. Name another folder, or delete {state}."
+            )
+        history = about["history"]
+    forward, optimizer = accelerator.prepare(network, optimizer)
+    progress = tqdm(
+        total=task.stage.epochs * task.steps,
+        initial=len(history) * task.steps,
+        desc=task.label,
+        unit="step",
+        disable=None if accelerator.is_main_process else True,
+    )
+    for epoch in range(len(history), task.stage.epochs):
+        torch.manual_seed(int(digest([task.seed, epoch, accelerator.process_index])[:15], 16))
+        for group in optimizer.param_groups:
+            group["lr"] = task.stage.learning_rate(epoch)
+        network.train()
+        row = _epoch(task, epoch, forward, optimizer, accelerator, progress)
+        network.eval()
+        row["val_dice"] = task.validate(network)
+        best = max((past["val_dice"] for past in history), default=-1.0)
+        history.append(row)
+        progress.set_postfix(
+            dice=f"{row['val_dice']:.3f}", best=f"{max(best, row['val_dice']):.3f}", loss=f"{row['loss']:.3g}"
+        )
+        if accelerator.is_main_process:
+            if row["val_dice"] > best:
+                save_network(folder / WEIGHTS, network, task.anatomies)
+            save_state(state, network, optimizer.optimizer, {"identity": identity, "history": history})
+        accelerator.wait_for_everyone()
+    progress.close()
+    top = max(history, key=lambda row: row["val_dice"])
+    seconds = sorted(row["seconds"] for row in history)
+    return {
+        "history": history,
+        "best_epoch": top["epoch"],
+        "val_dice": top["val_dice"],
+        "seconds_per_epoch": seconds[len(seconds) // 2],
+    }
+
+
+def _epoch(
+    task: Task,
+    epoch: int,
+    forward: Callable,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    progress: tqdm,
+) -> dict:
+    """One epoch's steps. Returns the mean of each part of the loss, the seconds, and the share of them spent waiting for data."""
+    device = accelerator.device
+    sums: dict[str, Tensor] = {}
+    unchecked: tuple[int, Batch, Tensor] | None = None
+    start, waited, steps = time.perf_counter(), 0.0, 0
+    batches = iter(task.batches(epoch))
+    while True:
+        before = time.perf_counter()
+        batch = next(batches, None)
+        waited += time.perf_counter() - before
+        if batch is None:
+            break
+        batch = batch.to(device)
+        with accelerator.autocast():
+            parts = task.losses(forward, batch, epoch)
+        if device.type == "cpu":
+            _check(task, epoch, (steps, batch, parts["loss"]))
+        elif unchecked:  # a step late, so that the host never waits for the device
+            _check(task, epoch, unchecked)
+        unchecked = (steps, batch, parts["loss"])
+        optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(parts["loss"])
+        optimizer.step()
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0) + value.detach()
+        steps += 1
+        progress.update()
+    if unchecked:
+        _check(task, epoch, unchecked)
+    seconds = time.perf_counter() - start
+    means = {name: float(value) / steps for name, value in sums.items()}
+    return {
+        "epoch": epoch,
+        **means,
+        "lr": task.stage.learning_rate(epoch),
+        "seconds": seconds,
+        "waiting": waited / seconds,
+    }
+
+
+def _check(task: Task, epoch: int, done: tuple[int, Batch, Tensor]) -> None:
+    step, batch, loss = done
+    if not torch.isfinite(loss):
+        raise MtkdError(
+            f"{task.label}: the loss is {float(loss)} at step {step} of epoch {epoch}, samples {task.name_samples(batch.rows)}. "
+            "Lower the learning rate or train in full precision; the last whole epoch is kept."
+        )

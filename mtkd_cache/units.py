@@ -1,0 +1,235 @@
+"""The shard files of a logit cache, one after the other: what is missing of each is computed, the rest kept."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numcodecs import Blosc
+from torch import Tensor
+from tqdm import tqdm
+
+from mtkd_cache.cache import BLOCK, logits_spec, recorded_views
+from mtkd_cache.checkpoints import WEIGHTS, file_sha256, load_network
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.feed import Batch, Stream, read_ahead
+from mtkd_cache.losses import map_kl
+from mtkd_cache.manifest import MANIFEST, file_entry, read_sealed, sealed
+from mtkd_cache.models import Network
+from mtkd_cache.quantise import dequantise, quantise
+from mtkd_cache.samples import SampleStore
+from mtkd_cache.shards import row_checksum
+from mtkd_cache.storage import Folder
+from mtkd_cache.views import see
+
+BATCH = 8
+FIGURES = ("crc32c", "max_error", "kl", "bits")  # what a record says of each map
+ALONE = Blosc(
+    "zstd", clevel=5, shuffle=Blosc.BITSHUFFLE
+)  # the cache's codec on one map, to tell the anatomies' sizes apart
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The teachers of a folder, one an anatomy, in the store's order."""
+
+    networks: list[Network]
+    about: dict[str, dict]
+
+    @classmethod
+    def load(cls, folder: Path, store: SampleStore) -> "Teachers":
+        """Raises MtkdError where one is missing, damaged, of another anatomy or of another architecture than the first."""
+        networks, about = [], {}
+        for anatomy in store.anatomies:
+            network = load_network(folder / anatomy, anatomies=[anatomy])
+            if networks and network.stride != networks[0].stride:
+                raise MtkdError(
+                    f"{folder / anatomy} is a {network.arch} with logits at stride {network.stride}, the others have stride "
+                    f"{networks[0].stride}. One cache holds one stride: train it with their architecture."
+                )
+            networks.append(network)
+            about[anatomy] = {"arch": network.arch, "weights_sha256": file_sha256(folder / anatomy / WEIGHTS)}
+        return cls(networks, about)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One shard file to bring up to date: BLOCK samples (fewer in the last one) in one view."""
+
+    block: int
+    view: int
+    hashes: list[str]
+
+    @property
+    def record_key(self) -> str:
+        return f"records/{self.block:05d}-{self.view:03d}.json"
+
+
+def units(hashes: list[str], views: int) -> list[Unit]:
+    blocks = range(0, len(hashes), BLOCK)
+    return [Unit(start // BLOCK, view, hashes[start : start + BLOCK]) for start in blocks for view in range(views)]
+
+
+class Builder:
+    """Runs teachers for what is missing of each unit, while the unit before is compressed and written."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        store: SampleStore,
+        teachers: Teachers,
+        settings: dict,
+        temperature: float,
+        accelerator: Accelerator,
+        batch: int,
+    ):
+        self.folder, self.store, self.teachers, self.settings = folder, store, teachers, settings
+        self.temperature, self.accelerator, self.batch = temperature, accelerator, batch
+        self.spec = logits_spec(
+            settings["views"]["count"], len(store.anatomies), tuple(settings["grid"]), settings["step"]
+        )
+        self.row_of = {str(sha256): row for row, sha256 in enumerate(store.hashes)}
+        self.stream = Stream(store)
+        self.teacher_seconds = 0.0
+        self.maps = 0
+
+    def run(self, wanted: list[Unit]) -> None:
+        """Bring this process's share of the units up to date."""
+        todo = []
+        done = 0
+        for unit in wanted:
+            old = self._old(unit)
+            missing = self._missing(unit, old)
+            done += missing.size - missing.sum()
+            if missing.any():
+                todo.append((unit, old, missing))
+        todo = todo[self.accelerator.process_index :: self.accelerator.num_processes]
+        total = sum(len(unit.hashes) for unit in wanted) * len(self.store.anatomies)
+        progress = tqdm(
+            total=total,
+            initial=int(done),
+            desc="build",
+            unit="map",
+            disable=None if self.accelerator.is_main_process else True,
+        )
+        if todo:
+            self.folder.delete(MANIFEST)
+            for network in self.teachers.networks:
+                network.to(self.accelerator.device).eval()
+        with ThreadPoolExecutor(1) as writer:
+            writing: Future | None = None
+            for unit, old, missing in todo:
+                values, rows = self._compute(unit, old, missing, progress)
+                if writing:
+                    writing.result()
+                writing = writer.submit(self._write, unit, values, rows)
+            if writing:
+                writing.result()
+        progress.close()
+
+    def _old(self, unit: Unit) -> dict | None:
+        """The record of what is there of a unit; None where it has to be made from nothing."""
+        try:
+            record = read_sealed(self.folder, unit.record_key)
+        except MtkdError:
+            return None
+        return record if record and self.folder.exists(record["key"]) else None
+
+    def _missing(self, unit: Unit, old: dict | None) -> np.ndarray:
+        """Which maps have to be computed: bool (samples, anatomies)."""
+        missing = np.ones((len(unit.hashes), len(self.store.anatomies)), bool)
+        if old:
+            there = [row["sha256"] for row in old["rows"]]
+            stale = [old["teachers"].get(anatomy) != about for anatomy, about in self.teachers.about.items()]
+            for index, sha256 in enumerate(unit.hashes):
+                if index < len(there) and there[index] == sha256:
+                    missing[index] = stale
+        return missing
+
+    def _compute(
+        self, unit: Unit, old: dict | None, missing: np.ndarray, progress: tqdm
+    ) -> tuple[np.ndarray, list[dict]]:
+        """Quantised maps int16 (samples, 1, A, h, w) of a unit and a row of figures for each sample."""
+        values = np.empty((len(unit.hashes), *self.spec.chunk_item), np.int16)
+        rows = [{"sha256": sha256, **{key: [0] * missing.shape[1] for key in FIGURES}} for sha256 in unit.hashes]
+        if old and not missing.all():
+            self._keep(unit, old, missing, values, rows)
+        needed = np.flatnonzero(missing.any(1))
+        parts = [needed[start : start + self.batch] for start in range(0, len(needed), self.batch)]
+        reads = ((np.array([self.row_of[unit.hashes[index]] for index in part]),) for part in parts)
+        for part, batch in zip(parts, read_ahead(reads, self.stream.read), strict=True):
+            images = self._images(unit.view, batch)
+            for anatomy in np.flatnonzero(missing[part].any(0)):
+                chosen = np.flatnonzero(missing[part, anatomy])
+                logits = self._teacher(int(anatomy), images[torch.from_numpy(chosen).to(images.device)])
+                integers = self._quantise(int(anatomy), logits)
+                kept = dequantise(integers, self.settings["step"])
+                errors = (kept - logits).abs().amax((1, 2)).tolist()
+                kls = map_kl(kept[:, None], logits[:, None], self.temperature)[:, 0].tolist()
+                maps = integers.cpu().numpy()
+                for place, one, error, kl in zip(part[chosen], maps, errors, kls, strict=True):
+                    values[place, 0, anatomy] = one
+                    found = {
+                        "crc32c": row_checksum(one),
+                        "max_error": error,
+                        "kl": max(kl, 0.0),
+                        "bits": 8 * len(ALONE.encode(one)),
+                    }
+                    for key, value in found.items():
+                        rows[place][key][anatomy] = value
+                self.maps += len(chosen)
+                progress.update(len(chosen))
+        return values, rows
+
+    def _keep(self, unit: Unit, old: dict, missing: np.ndarray, values: np.ndarray, rows: list[dict]) -> None:
+        """Take over the maps that are there; those that turn out damaged are marked missing."""
+        array = self.folder.zarr()["logits"]
+        for index in np.flatnonzero(~missing.all(1)):
+            try:
+                maps = array[unit.block * BLOCK + index, unit.view]
+            except (ValueError, RuntimeError, OSError):
+                missing[index] = True
+                continue
+            for anatomy in np.flatnonzero(~missing[index]):
+                was = old["rows"][index]
+                if row_checksum(maps[anatomy]) != was["crc32c"][anatomy]:
+                    missing[index, anatomy] = True
+                    continue
+                values[index, 0, anatomy] = maps[anatomy]
+                for key in FIGURES:
+                    rows[index][key][anatomy] = was[key][anatomy]
+
+    def _images(self, view: int, batch: Batch) -> Tensor:
+        """The pictures of a batch in a view, as the teachers see them: float (B, 3, H, W)."""
+        batch = batch.to(self.accelerator.device)
+        if view == 0:
+            return batch.images.permute(0, 3, 1, 2).float() / 255
+        views = recorded_views(self.settings, self.store.hashes[batch.rows], view).to(self.accelerator.device)
+        return see(batch.images, batch.masks, views)[0]
+
+    def _teacher(self, anatomy: int, images: Tensor) -> Tensor:
+        """Native logits float32 (B, h, w) of one teacher."""
+        before = time.perf_counter()
+        with torch.inference_mode(), self.accelerator.autocast():
+            logits = self.teachers.networks[anatomy].native(images)[:, 0].float()
+        if logits.device.type == "cuda":
+            torch.cuda.synchronize(logits.device)
+        self.teacher_seconds += time.perf_counter() - before
+        return logits
+
+    def _quantise(self, anatomy: int, logits: Tensor) -> Tensor:
+        try:
+            return quantise(logits, self.settings["step"])
+        except MtkdError as error:
+            raise MtkdError(f"teacher of {self.store.anatomies[anatomy]}: {error}") from error
+
+    def _write(self, unit: Unit, values: np.ndarray, rows: list[dict]) -> None:
+        data = self.spec.encode_shard(values)
+        key = self.spec.shard_key(unit.block, unit.view)
+        self.folder.delete(unit.record_key)
+        self.folder.write(key, data)
+        record = {"key": key, **file_entry(data), "teachers": self.teachers.about, "rows": rows}
+        self.folder.write(unit.record_key, sealed(record))
