@@ -111,9 +111,7 @@ def write_plan(folder: Folder, settings: dict, wanted: list[str]) -> None:
             if plan["settings"].get(key) != value
         ]
         if differing:
-            raise MtkdError(
-                f"{folder} was begun with {', '.join(differing)}. Name another --cache, or delete that one."
-            )
+            raise MtkdError(f"{folder} was begun with {', '.join(differing)}. Name another --cache, or delete that one.")
         if gone := set(known) - set(wanted):
             raise MtkdError(
                 f"{folder} holds {len(gone)} samples that are not asked for any more (changed, removed, or of another split). "

@@ -134,9 +134,7 @@ class LogitCache:
             )
         strange = set(self.place) - set(store.hashes)
         if strange:
-            raise MtkdError(
-                f"{self.url} holds {len(strange)} samples that {store.url} has not. Build a cache of this store."
-            )
+            raise MtkdError(f"{self.url} holds {len(strange)} samples that {store.url} has not. Build a cache of this store.")
 
     def read(self, hashes: Sequence[str], view: int = 0) -> np.ndarray:
         """Quantised maps int16 (n, A, h, w) of samples named by content hash.

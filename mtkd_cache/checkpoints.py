@@ -34,9 +34,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     except FileNotFoundError as error:
         raise MtkdError(f"{path} is missing. Train it first, or name the folder that holds it.") from error
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise MtkdError(
-            f"{path} is damaged or not one of this project's checkpoints ({error}). Train it again."
-        ) from error
+        raise MtkdError(f"{path} is damaged or not one of this project's checkpoints ({error}). Train it again.") from error
 
 
 def save_network(path: Path, network: Network, anatomies: Sequence[str]) -> None:
@@ -54,9 +52,7 @@ def load_network(folder: Path, *, anatomies: Sequence[str] | None = None, arch: 
     if arch is not None and about["arch"] != arch:
         raise MtkdError(f"{path} is a {about['arch']}, not a {arch}. Name the matching --arch or another folder.")
     if anatomies is not None and about["anatomies"] != list(anatomies):
-        raise MtkdError(
-            f"{path} knows the anatomies {', '.join(about['anatomies'])}; here they are {', '.join(anatomies)}."
-        )
+        raise MtkdError(f"{path} knows the anatomies {', '.join(about['anatomies'])}; here they are {', '.join(anatomies)}.")
     network = build(about["arch"], len(about["anatomies"]))
     load_weights(network, tensors, path)
     return network.eval()
@@ -68,9 +64,7 @@ def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> 
         network.load_state_dict(tensors)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise MtkdError(
-            f"{path} does not fit its architecture ({first[:120]}). Train it again with this version."
-        ) from error
+        raise MtkdError(f"{path} does not fit its architecture ({first[:120]}). Train it again with this version.") from error
 
 
 def file_sha256(path: Path) -> str:
@@ -90,9 +84,7 @@ def save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
 def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """Restore what `save_state` wrote and return its description."""
     tensors, about = read_tensors(path)
-    load_weights(
-        network, {key.removeprefix("network."): t for key, t in tensors.items() if key.startswith("network.")}, path
-    )
+    load_weights(network, {key.removeprefix("network."): t for key, t in tensors.items() if key.startswith("network.")}, path)
     for name, parameter in network.named_parameters():
         moments = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
         if moments["step"] is not None:

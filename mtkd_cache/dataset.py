@@ -59,9 +59,7 @@ def find_samples(root: Path) -> tuple[list[Source], dict[str, int]]:
     Raises MtkdError where the folder is absent, a file, or empty, or where an image has no mask.
     """
     if not root.exists():
-        raise MtkdError(
-            f"{root}: there is no such folder. Name the dataset's folder, the one that holds a folder an anatomy."
-        )
+        raise MtkdError(f"{root}: there is no such folder. Name the dataset's folder, the one that holds a folder an anatomy.")
     if not root.is_dir():
         raise MtkdError(f"{root} is a file. Name the dataset's folder (unpack an archive first).")
     sources: list[Source] = []
@@ -91,9 +89,7 @@ def _surgery_samples(anatomy: str, folder: Path, skipped: Counter[str]) -> list[
         if match := _IMAGE.fullmatch(name):
             mask = f"mask{match[1]}.png"
             if mask not in names:
-                raise MtkdError(
-                    f"{folder / name} has no mask: {mask} is missing. Restore the mask or remove the image."
-                )
+                raise MtkdError(f"{folder / name} has no mask: {mask} is missing. Restore the mask or remove the image.")
             sources.append(Source(anatomy, int(folder.name), int(match[1]), folder / name, folder / mask))
     return sources
 
@@ -162,9 +158,7 @@ def _open(path: Path) -> Image.Image:
         with path.open("rb") as file:
             head = file.read(_PNG_DEPTH + 1)
         if head.startswith(b"\x89PNG") and len(head) > _PNG_DEPTH and head[_PNG_DEPTH] == 16:
-            raise MtkdError(
-                f"{path} has 16 bits a channel; reading it as 8 would change it. Save it with 8 bits a channel."
-            )
+            raise MtkdError(f"{path} has 16 bits a channel; reading it as 8 would change it. Save it with 8 bits a channel.")
         image = Image.open(path)
         image.load()
     except (OSError, SyntaxError, ValueError) as error:

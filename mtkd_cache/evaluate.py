@@ -84,8 +84,7 @@ def evaluate_student(run: Path, store: SampleStore, split: str, accelerator: Acc
 def evaluate_teachers(folder: Path, store: SampleStore, split: str, accelerator: Accelerator) -> dict:
     """Dice of the teachers, each on its own anatomy, written to folder/evaluation-SPLIT.json."""
     networks = {
-        anatomy: load_network(folder / anatomy, anatomies=[anatomy]).to(accelerator.device)
-        for anatomy in store.anatomies
+        anatomy: load_network(folder / anatomy, anatomies=[anatomy]).to(accelerator.device) for anatomy in store.anatomies
     }
     record = read_record(folder / store.anatomies[0] / "teacher.json") or {}
     about = {
@@ -99,9 +98,7 @@ def evaluate_teachers(folder: Path, store: SampleStore, split: str, accelerator:
     return _evaluated(folder, about, heads, store, split, accelerator)
 
 
-def _evaluated(
-    folder: Path, about: dict, heads: dict, store: SampleStore, split: str, accelerator: Accelerator
-) -> dict:
+def _evaluated(folder: Path, about: dict, heads: dict, store: SampleStore, split: str, accelerator: Accelerator) -> dict:
     result = {
         **about,
         "split": split,

@@ -59,9 +59,7 @@ class Stream:
         return Batch(rows, torch.from_numpy(images), torch.from_numpy(masks), anatomy, logits)
 
 
-def epoch_batches(
-    rows: np.ndarray, batch: int, seed: int, epoch: int, rank: int = 0, world: int = 1
-) -> list[np.ndarray]:
+def epoch_batches(rows: np.ndarray, batch: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:
     """The batches of one epoch for one of `world` processes: every sample once, in an order fixed by (seed, epoch).
 
     A last batch that is not full is left out (its samples come in other epochs), unless it is the only one.

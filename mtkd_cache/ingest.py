@@ -119,9 +119,7 @@ def _stamp(sources: list[Source]) -> str:
     return digest([[str(path.absolute()), stat.st_size, stat.st_mtime_ns] for stat, path in stats])
 
 
-def _write_shard(
-    url: str, size: tuple[int, int], threshold: int | None, work: tuple[int, list[Source]]
-) -> tuple[int, dict]:
+def _write_shard(url: str, size: tuple[int, int], threshold: int | None, work: tuple[int, list[Source]]) -> tuple[int, dict]:
     number, sources = work
     folder = Folder(url)
     images = np.empty((len(sources), size[1], size[0], 3), np.uint8)

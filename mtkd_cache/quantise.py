@@ -29,9 +29,7 @@ def quantise(logits: Tensor, step: float) -> Tensor:
         raise MtkdError("a teacher's logits are not finite. Train that teacher again, or build in full precision.")
     values = scaled.round()
     if values.abs().max() >= -FILL:
-        raise MtkdError(
-            f"a logit of {logits.abs().max():.4g} does not fit 16 bits at step {step}. Choose a larger --step."
-        )
+        raise MtkdError(f"a logit of {logits.abs().max():.4g} does not fit 16 bits at step {step}. Choose a larger --step.")
     return values.to(DTYPE)
 
 

@@ -77,9 +77,7 @@ class Recipe:
 def shipped() -> list[str]:
     """Names of the recipes in the package."""
     return sorted(
-        path.name.removesuffix(".toml")
-        for path in resources.files("mtkd_cache.recipes").iterdir()
-        if path.name.endswith(".toml")
+        path.name.removesuffix(".toml") for path in resources.files("mtkd_cache.recipes").iterdir() if path.name.endswith(".toml")
     )
 
 
@@ -91,9 +89,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(name)
     if path.suffix != ".toml":
         if name not in shipped():
-            raise MtkdError(
-                f"recipe {name!r}: there is no such recipe. Name one of {', '.join(shipped())}, or a .toml file."
-            )
+            raise MtkdError(f"recipe {name!r}: there is no such recipe. Name one of {', '.join(shipped())}, or a .toml file.")
         text = resources.files("mtkd_cache.recipes").joinpath(f"{name}.toml").read_text()
     elif path.is_file():
         text = path.read_text()
@@ -187,7 +183,5 @@ def toml_text(recipe: Recipe) -> str:
     for section, values in recipe.as_dict().items():
         if isinstance(values, dict):
             lines += ["", f"[{section}]"]
-            lines += [
-                f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in values.items()
-            ]
+            lines += [f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in values.items()]
     return "\n".join(lines) + "\n"

@@ -22,9 +22,7 @@ class Resident:
         self.place = {int(row): index for index, row in enumerate(rows)}
         views = stream.cache.views if stream.cache else 1
         self.held: list[Batch] = []
-        progress = tqdm(
-            total=len(rows) * views, desc=f"load to {device.type}", unit="sample", disable=None, leave=False
-        )
+        progress = tqdm(total=len(rows) * views, desc=f"load to {device.type}", unit="sample", disable=None, leave=False)
         for view in range(views):
             parts = []
             for start in range(0, len(rows), SHARD):
@@ -32,9 +30,7 @@ class Resident:
                 progress.update(len(parts[-1].rows))
             if view:
                 first = self.held[0]
-                self.held.append(
-                    Batch(rows, first.images, first.masks, first.anatomy, _join(parts, "logits").to(device))
-                )
+                self.held.append(Batch(rows, first.images, first.masks, first.anatomy, _join(parts, "logits").to(device)))
             else:
                 joined = [_join(parts, name) for name in ("images", "masks", "anatomy", "logits")]
                 self.held.append(Batch(rows, *(None if t is None else t.to(device) for t in joined)))

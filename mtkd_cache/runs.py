@@ -12,7 +12,7 @@ import mtkd_cache
 from mtkd_cache.checkpoints import STATE, WEIGHTS, file_sha256
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.manifest import digest
-from mtkd_cache.models import Network, build, load_pretrained
+from mtkd_cache.models import Network, build, load_pretrained, paper_source
 from mtkd_cache.storage import write_durably
 from mtkd_cache.training import Task, fit
 
@@ -59,7 +59,7 @@ def start_network(arch: str, heads: int, weights: str, seed: int) -> Network:
     """A new network, its random weights drawn from the seed and its pretrained ones loaded."""
     torch.manual_seed(seed)
     network = build(arch, heads)
-    load_pretrained(network, weights)
+    load_pretrained(network, paper_source(arch) if weights == "paper" else weights)
     return network
 
 

@@ -130,7 +130,5 @@ class SampleStore:
             ) from error
         for row, image, mask in zip(rows, images, masks, strict=True):
             if row_checksum(image, mask) != self.crc32c[row]:
-                raise MtkdError(
-                    f"{self.url}: sample {self.describe(row)} is damaged or missing. Run mtkd-cache ingest again."
-                )
+                raise MtkdError(f"{self.url}: sample {self.describe(row)} is damaged or missing. Run mtkd-cache ingest again.")
         return images, masks

@@ -43,9 +43,7 @@ def train_student(
         "anatomies": list(store.anatomies),
         "size": list(store.size),
         "seed": recipe.seed,
-        "recipe": {
-            key: settings[key] for key in ("student", "distillation", "augmentation") if cache or key != "distillation"
-        },
+        "recipe": {key: settings[key] for key in ("student", "distillation", "augmentation") if cache or key != "distillation"},
         "dataset": store.name,
         "store_fingerprint": store.fingerprint,
         "cache_fingerprint": cache.fingerprint if cache else None,
@@ -56,9 +54,7 @@ def train_student(
     return train_once(run / RECORD, identity, make_task, accelerator)
 
 
-def _task(
-    store: SampleStore, recipe: Recipe, accelerator: Accelerator, cache: LogitCache | None, resident: str
-) -> Task:
+def _task(store: SampleStore, recipe: Recipe, accelerator: Accelerator, cache: LogitCache | None, resident: str) -> Task:
     seed = seed_for(recipe.seed, "student")
     rows = store.rows("train")
     feed = hold(Stream(store, cache), rows, accelerator.device, resident)

@@ -65,9 +65,7 @@ def _task(store: SampleStore, anatomy: str, recipe: Recipe, accelerator: Acceler
     )
 
     def losses(forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        views = draw_views(recipe.augmentation, seed, store.hashes[batch.rows], epoch + 1, store.size).to(
-            batch.images.device
-        )
+        views = draw_views(recipe.augmentation, seed, store.hashes[batch.rows], epoch + 1, store.size).to(batch.images.device)
         images, masks, valid = see(batch.images, batch.masks, views)
         return {"loss": exclusive_cross_entropy(forward(images).float(), masks, batch.anatomy * 0, valid)}
 
@@ -80,8 +78,6 @@ def _task(store: SampleStore, anatomy: str, recipe: Recipe, accelerator: Acceler
         batches=lambda epoch: read_ahead(((rows,) for rows in order(epoch)), feed.read),
         steps=len(order(0)),
         losses=losses,
-        validate=lambda network: split_dice({anatomy: (network, 0)}, store, "validation", accelerator, feed)[
-            "mean_dice"
-        ],
+        validate=lambda network: split_dice({anatomy: (network, 0)}, store, "validation", accelerator, feed)["mean_dice"],
         name_samples=store.describe_all,
     )

@@ -49,7 +49,7 @@ def fit(task: Task, folder: Path, identity: str, accelerator: Accelerator) -> di
     identity: a hash of what must be equal for an interrupted training to be gone on with. Returns history, best_epoch, val_dice, seconds_per_epoch. Raises MtkdError for a loss that is not finite, and where the folder
     holds the state of a training with another identity.
     """
-    network = task.network.to(accelerator.device)
+    network = task.network.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=task.stage.lr, fused=accelerator.device.type == "cuda")
     history: list[dict] = []
     state = folder / STATE
@@ -78,9 +78,7 @@ def fit(task: Task, folder: Path, identity: str, accelerator: Accelerator) -> di
         row["val_dice"] = task.validate(network)
         best = max((past["val_dice"] for past in history), default=-1.0)
         history.append(row)
-        progress.set_postfix(
-            dice=f"{row['val_dice']:.3f}", best=f"{max(best, row['val_dice']):.3f}", loss=f"{row['loss']:.3g}"
-        )
+        progress.set_postfix(dice=f"{row['val_dice']:.3f}", best=f"{max(best, row['val_dice']):.3f}", loss=f"{row['loss']:.3g}")
         if accelerator.is_main_process:
             if row["val_dice"] > best:
                 save_network(folder / WEIGHTS, network, task.anatomies)

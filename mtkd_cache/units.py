@@ -27,9 +27,7 @@ from mtkd_cache.views import see
 
 BATCH = 8
 FIGURES = ("crc32c", "max_error", "kl", "bits")  # what a record says of each map
-ALONE = Blosc(
-    "zstd", clevel=5, shuffle=Blosc.BITSHUFFLE
-)  # the cache's codec on one map, to tell the anatomies' sizes apart
+ALONE = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)  # the cache's codec on one map, to tell the anatomies' sizes apart
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,7 @@ class Builder:
     ):
         self.folder, self.store, self.teachers, self.settings = folder, store, teachers, settings
         self.temperature, self.accelerator, self.batch = temperature, accelerator, batch
-        self.spec = logits_spec(
-            settings["views"]["count"], len(store.anatomies), tuple(settings["grid"]), settings["step"]
-        )
+        self.spec = logits_spec(settings["views"]["count"], len(store.anatomies), tuple(settings["grid"]), settings["step"])
         self.row_of = {str(sha256): row for row, sha256 in enumerate(store.hashes)}
         self.stream = Stream(store)
         self.teacher_seconds = 0.0
@@ -149,9 +145,7 @@ class Builder:
                     missing[index] = stale
         return missing
 
-    def _compute(
-        self, unit: Unit, old: dict | None, missing: np.ndarray, progress: tqdm
-    ) -> tuple[np.ndarray, list[dict]]:
+    def _compute(self, unit: Unit, old: dict | None, missing: np.ndarray, progress: tqdm) -> tuple[np.ndarray, list[dict]]:
         """Quantised maps int16 (samples, 1, A, h, w) of a unit and a row of figures for each sample."""
         values = np.empty((len(unit.hashes), *self.spec.chunk_item), np.int16)
         rows = [{"sha256": sha256, **{key: [0] * missing.shape[1] for key in FIGURES}} for sha256 in unit.hashes]

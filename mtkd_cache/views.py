@@ -37,9 +37,7 @@ class Views:
     offset: Tensor
 
     def to(self, device: torch.device) -> "Views":
-        return Views(
-            *(getattr(self, name).to(device, non_blocking=True) for name in ("affine", "shift", "gain", "offset"))
-        )
+        return Views(*(getattr(self, name).to(device, non_blocking=True) for name in ("affine", "shift", "gain", "offset")))
 
 
 def draw_views(ranges: Augmentation, seed: int, hashes: Sequence[str], view: int, size: tuple[int, int]) -> Views:
@@ -54,9 +52,7 @@ def draw_views(ranges: Augmentation, seed: int, hashes: Sequence[str], view: int
 
 def identity_views(count: int) -> Views:
     """View 0, the plain sample, for a number of samples."""
-    return Views(
-        torch.eye(2, 3).repeat(count, 1, 1), torch.zeros(count, 3), torch.ones(count, 1), torch.zeros(count, 1)
-    )
+    return Views(torch.eye(2, 3).repeat(count, 1, 1), torch.zeros(count, 3), torch.ones(count, 1), torch.zeros(count, 1))
 
 
 def _draw(ranges: Augmentation, seed: int, sha256: str, view: int, size: tuple[int, int]) -> np.ndarray:
@@ -93,9 +89,7 @@ def affine_row(shift: tuple[float, float], scale: float, degrees: float, size: t
     return np.concatenate([matrix, translation[:, None]], axis=1).reshape(6)
 
 
-def warp(
-    maps: Tensor, affine: Tensor, size: tuple[int, int], mode: str = "bilinear", padding: str = "border"
-) -> Tensor:
+def warp(maps: Tensor, affine: Tensor, size: tuple[int, int], mode: str = "bilinear", padding: str = "border") -> Tensor:
     """Maps (B, C, h, w) seen through B views, at size = (H, W), which need not be (h, w): (B, C, H, W).
 
     padding: what a view shows beyond the sample's edge; those pixels are not `inside` and count in no loss.
@@ -125,4 +119,4 @@ def see(images: Tensor, masks: Tensor, views: Views) -> tuple[Tensor, Tensor, Te
     size = tuple(masks.shape[1:])
     pictures = warp(images.permute(0, 3, 1, 2).float() / 255, views.affine, size, padding="reflection")
     seen = warp(masks[:, None].float(), views.affine, size, mode="nearest")[:, 0] > 0.5
-    return recolour(pictures, views), seen, inside(views.affine, size)
+    return recolour(pictures, views).contiguous(memory_format=torch.channels_last), seen, inside(views.affine, size)

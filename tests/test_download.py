@@ -207,9 +207,7 @@ def test_drops_without_ranges_do_not_go_on_for_ever(server, target):
 
 def test_without_a_length_the_hash_decides(server, target):
     server.length, server.limits = False, [1000]
-    with pytest.raises(
-        MtkdError, match=f"wrong SHA-256: expected {SHA}, actual {sha(ZIP[:1000])}\n.*run the same command"
-    ):
+    with pytest.raises(MtkdError, match=f"wrong SHA-256: expected {SHA}, actual {sha(ZIP[:1000])}\n.*run the same command"):
         download(target, url=server.url, sha256=SHA)
     assert names(target.parent) == set()
     download(target, url=server.url, sha256=SHA)

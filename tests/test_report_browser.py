@@ -143,9 +143,7 @@ def test_readable_in_both_colour_schemes(report, tmp_path, scheme, dark):
 
 
 def test_fits_a_narrow_screen(report, tmp_path):
-    frame = (
-        f'<!doctype html><body><iframe style="width:390px;height:800px" srcdoc="{html.escape(report)}"></iframe></body>'
-    )
+    frame = f'<!doctype html><body><iframe style="width:390px;height:800px" srcdoc="{html.escape(report)}"></iframe></body>'
     found = run_in_browser(frame, NARROW, tmp_path)
     assert found["content"] <= found["width"] <= 390
     assert found["inside"]

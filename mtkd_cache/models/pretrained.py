@@ -165,9 +165,7 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
             for key, tensor in tensors.items()
             if key in expected and tensor.shape != expected[key].shape
         ]
-        wrong += [
-            f"{key} is missing" for key in expected if key not in tensors and not key.endswith("num_batches_tracked")
-        ]
+        wrong += [f"{key} is missing" for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
         wrong += [f"{key} is unknown" for key in tensors if key not in expected]
         raise MtkdError(
             f"{path} does not fit this network's {type(module).__name__}: {'; '.join(wrong[:3]) or _first_line(error)} "

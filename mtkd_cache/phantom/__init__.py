@@ -159,9 +159,7 @@ def _write_folder(folder: _Folder) -> tuple[int, int]:
         visible.append([f"image{index:02d}.png", *(int(masks[name].any()) for name in ANATOMIES)])
         if multilabel:
             size_on_disk += _save(image, multilabel / f"image{index:02d}.png")
-            size_on_disk += sum(
-                _save(masks[name], multilabel / f"mask{index:02d}_{name}.png") for name in MULTILABEL_ANATOMIES
-            )
+            size_on_disk += sum(_save(masks[name], multilabel / f"mask{index:02d}_{name}.png") for name in MULTILABEL_ANATOMIES)
         if folder.raters:
             for shift, rater in enumerate(RATERS, start=-1):
                 size_on_disk += _save(np.roll(masks[anatomy], shift, axis=1), here / rater / f"mask{index:02d}.png")

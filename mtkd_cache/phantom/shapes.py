@@ -137,9 +137,7 @@ def tube(view: View, path: Array, radius: Array) -> Tube:
         length = float(np.sqrt(step[0] * step[0] + step[1] * step[1])) + 1e-9
         reached = max(ra, rb) + MARGIN
         low, high = np.minimum(a, b) - reached, np.maximum(a, b) + reached
-        left, right = (
-            max(0, min(width, int((edge + 0.5 * width / height) * height))) for edge in (low[0], high[0] + 1 / height)
-        )
+        left, right = (max(0, min(width, int((edge + 0.5 * width / height) * height))) for edge in (low[0], high[0] + 1 / height))
         top, bottom = (max(0, min(height, int((edge + 0.5) * height))) for edge in (low[1], high[1] + 1 / height))
         if left < right and top < bottom:
             box = np.s_[top:bottom, left:right]

@@ -42,9 +42,7 @@ class Scene:
         """Smooth noise (H, W), mean 0, standard deviation about 1."""
         return noise(self.rng, self.view.shape, cells, stretch)
 
-    def albedo(
-        self, name: str, dark: tuple, pale: tuple, grain: Array, *, vessels: float = 0.0, cells: float = 7
-    ) -> Array:
+    def albedo(self, name: str, dark: tuple, pale: tuple, grain: Array, *, vessels: float = 0.0, cells: float = 7) -> Array:
         """Albedo (3, H, W): from `dark` to `pale` by `grain`, in the surgery's tint, with fine vessels."""
         tint = rgb(*self.style.tints[ANATOMIES.index(name)])
         colour = mix(linear(dark) * tint, linear(pale) * tint, 0.5 + 0.5 * np.float32(self.style.texture) * grain)

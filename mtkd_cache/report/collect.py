@@ -130,9 +130,7 @@ def _student(folder: Path) -> Result:
 def _teachers(folder: Path, teachers: list[dict]) -> Result:
     archs = sorted({teacher["arch"] for teacher in teachers})
     if len(archs) > 1:
-        raise MtkdError(
-            f"{folder} holds teachers of several architectures ({', '.join(archs)}). A row of the table has one."
-        )
+        raise MtkdError(f"{folder} holds teachers of several architectures ({', '.join(archs)}). A row of the table has one.")
     evaluation = _evaluation(folder, f"mtkd-cache evaluate --teachers {folder}")
     sizes = [teacher.get("params_m") for teacher in teachers]
     whole = None not in sizes and len(teachers) == len(teachers[0]["anatomies"])
@@ -150,9 +148,7 @@ def _result(folder: Path, described: dict, evaluation: dict, params_m: float | N
             seed=int(described["seed"]),
             anatomies=tuple(described["anatomies"]),
             dice=dict(evaluation["dice"]),
-            mean_dice=evaluation["mean_dice"]
-            if any(value is not None for value in evaluation["dice"].values())
-            else None,
+            mean_dice=evaluation["mean_dice"] if any(value is not None for value in evaluation["dice"].values()) else None,
             params_m=params_m,
             images=evaluation["images"],
             dataset=evaluation.get("dataset"),
@@ -188,9 +184,7 @@ def collect(folders: Sequence[Path]) -> list[Row]:
     Raises MtkdError for no folder, one seed twice in a row, or folders that were made from different sample stores.
     """
     if not folders:
-        raise MtkdError(
-            "No run is named. Name run folders and teachers folders: mtkd-cache report runs/* data/teachers."
-        )
+        raise MtkdError("No run is named. Name run folders and teachers folders: mtkd-cache report runs/* data/teachers.")
     results = [read_result(Path(folder)) for folder in folders]
     check_same_store(results)
     rows = []
@@ -245,9 +239,7 @@ def read_timings(entries: dict | list, where: Path | str = "timings") -> Timings
     timings: Timings = {}
     try:
         for entry in entries:
-            timing = Timing(
-                float(entry["ms"]), float(entry["fps"]), str(entry["device"]), tuple(entry.get("size", PAPER_SIZE))
-            )
+            timing = Timing(float(entry["ms"]), float(entry["fps"]), str(entry["device"]), tuple(entry.get("size", PAPER_SIZE)))
             timings.setdefault((entry["arch"], entry["layout"]), {})[timing.where] = timing
     except (KeyError, TypeError, ValueError) as error:
         raise MtkdError(

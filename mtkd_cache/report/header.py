@@ -90,18 +90,14 @@ def remarks(data: Data, rows: Sequence[Row]) -> list[str]:
         name = f"the data ({data.name})" if data.name else "the data"
         what = f"{name[0].upper()}{name[1:]} are not the whole Dresden Surgical Anatomy Dataset"
         if data.same_anatomies and data.samples is None:
-            what = (
-                f"Without a sample store it is not known whether {name} are the whole Dresden Surgical Anatomy Dataset"
-            )
+            what = f"Without a sample store it is not known whether {name} are the whole Dresden Surgical Anatomy Dataset"
         also = "" if data.same_anatomies else f", and its parameters are those of {len(ANATOMIES)} anatomies"
         said.append(f"{what}: the paper's Dice stands here for orientation only{also}.")
     for row in rows:
         for result in row.results:
             missing = [anatomy for anatomy in data.anatomies if result.dice.get(anatomy) is None]
             if missing:
-                said.append(
-                    f"{_named(result)} has no Dice for {', '.join(map(spoken, missing))}; its mean is over the others."
-                )
+                said.append(f"{_named(result)} has no Dice for {', '.join(map(spoken, missing))}; its mean is over the others.")
     return said + unequal_settings(rows)
 
 
@@ -116,9 +112,7 @@ def unequal_settings(rows: Sequence[Row]) -> list[str]:
         groups.setdefault((row.arch, row.layout), []).extend(row.results)
     said = []
     for (arch, layout), results in groups.items():
-        unequal = _unequal(results, SECTIONS[layout]) + _unequal(
-            [r for r in results if r.kd], ("distillation", "cache")
-        )
+        unequal = _unequal(results, SECTIONS[layout]) + _unequal([r for r in results if r.kd], ("distillation", "cache"))
         if unequal:
             said.append(f"{full_name(arch)} {layout}: not all runs have the same settings: {'; '.join(unequal)}.")
     return said

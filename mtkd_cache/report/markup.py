@@ -109,9 +109,7 @@ def _title(index: int, column: Column, rows: int = 1) -> str:
 
 
 def _row(row: list[Cell], columns: tuple[Column, ...]) -> str:
-    cells = (
-        _cell(cell, column, first=index == 0) for index, (cell, column) in enumerate(zip(row, columns, strict=True))
-    )
+    cells = (_cell(cell, column, first=index == 0) for index, (cell, column) in enumerate(zip(row, columns, strict=True)))
     return f"<tr>{''.join(cells)}</tr>\n"
 
 

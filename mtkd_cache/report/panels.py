@@ -22,9 +22,7 @@ def median_sample(store: SampleStore, anatomy: str) -> int | None:
     row. No result has a say in the choice.
     """
     rows = store.rows("test", anatomy)
-    areas = [
-        int(mask.sum()) for start in range(0, len(rows), CHUNK) for mask in store.read(rows[start : start + CHUNK])[1]
-    ]
+    areas = [int(mask.sum()) for start in range(0, len(rows), CHUNK) for mask in store.read(rows[start : start + CHUNK])[1]]
     known = sorted((area, int(row)) for area, row in zip(areas, rows, strict=True) if area)
     return known[(len(known) - 1) // 2][1] if known else None
 
@@ -43,8 +41,7 @@ def panels(
         return []
     images, truths = store.read(np.array(list(chosen.values())))
     students = {
-        title: load_network(folder, anatomies=store.anatomies)
-        for title, folder in ((BASELINE, baseline), (DISTILLED, distilled))
+        title: load_network(folder, anatomies=store.anatomies) for title, folder in ((BASELINE, baseline), (DISTILLED, distilled))
     }
     found = []
     for anatomy, image, truth in zip(chosen, images, truths, strict=True):

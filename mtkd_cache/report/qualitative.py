@@ -57,9 +57,7 @@ def qualitative_figure(rows: Sequence[Panel]) -> Figure:
             axes = figure.add_axes((left / size[0], bottom / size[1], PANEL / size[0], tall / size[1]))
             _draw(axes, row, mask, prediction=across > 1)
             if down == 0:
-                figure.text(
-                    (left + PANEL / 2) / size[0], 1 - 0.6 * TOP / size[1], title, ha="center", va="center", fontsize=8.5
-                )
+                figure.text((left + PANEL / 2) / size[0], 1 - 0.6 * TOP / size[1], title, ha="center", va="center", fontsize=8.5)
         name = spoken(row.anatomy).replace(" ", "\n", 1) if len(row.anatomy) > 14 else spoken(row.anatomy)
         figure.text(
             (LEFT - 0.07) / size[0], (bottom + tall / 2) / size[1], name, ha="right", va="center", rotation=90,

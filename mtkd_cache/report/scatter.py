@@ -40,8 +40,7 @@ def points_of(rows: Sequence[Row]) -> list[Point]:
     """The rows that have both parameters and a mean Dice."""
     known = [row for row in rows if row.params_m and row.mean_dice is not None]
     return [
-        Point(row.arch, row.layout, row.kd, row.params_m, 100 * row.mean_dice, row.spread and 100 * row.spread)
-        for row in known
+        Point(row.arch, row.layout, row.kd, row.params_m, 100 * row.mean_dice, row.spread and 100 * row.spread) for row in known
     ]
 
 
@@ -124,9 +123,7 @@ def _arrow(axes: Axes, start: Point, end: Point, colour: str, width: float) -> N
     )  # fmt: skip
 
 
-def _labels(
-    figure: Figure, axes: Axes, points: Sequence[Point], behind: Sequence[Point], colours: dict[str, str]
-) -> None:
+def _labels(figure: Figure, axes: Axes, points: Sequence[Point], behind: Sequence[Point], colours: dict[str, str]) -> None:
     """Name every marker but the tip of an arrow, which says the gain, where nothing is covered."""
     unit = figure.dpi / 72
     at = axes.transData.transform

@@ -12,9 +12,7 @@ from mtkd_cache.report.markup import Cell, Column, Table
 MARKS = {"separate": "■ separate", "shared": "★ shared"}
 PAPER_DEVICE = "paper: RTX 3090 ‡"
 DAGGER = "†"
-MARKS_NOTE = (
-    "■ one network an anatomy, ★ one encoder shared by all decoders; KD: trained with multi-teacher distillation."
-)
+MARKS_NOTE = "■ one network an anatomy, ★ one encoder shared by all decoders; KD: trained with multi-teacher distillation."
 SPREAD_NOTE = "± sd is the sample standard deviation over the seeds."
 MININET = ("mininetv2", "shared")
 MININET_NOTE = (

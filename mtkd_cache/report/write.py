@@ -26,9 +26,7 @@ FIGURE3 = (
 WEIGHTS = "weights.safetensors"
 
 
-def write_report(
-    runs: Sequence[Path], out: Path, *, store: str | None = None, timings: dict | list | None = None
-) -> dict:
+def write_report(runs: Sequence[Path], out: Path, *, store: str | None = None, timings: dict | list | None = None) -> dict:
     """Write report.md, report.html, figure1 and, where networks and store are at hand, figure3 (.png, .svg) into `out`.
 
     runs: run folders and teachers folders, evaluated. store: their sample store; without it there is no figure 3.
@@ -75,9 +73,7 @@ def _open(store: str | None):
     return SampleStore.open(store)
 
 
-def _figures(
-    rows: Sequence[Row], data: Data, paper: Paper, store, out: Path
-) -> tuple[list[Path], list[Picture], list[str]]:
+def _figures(rows: Sequence[Row], data: Data, paper: Paper, store, out: Path) -> tuple[list[Path], list[Picture], list[str]]:
     """Draw what can be drawn. Returns the files, the pictures for the page, and a sentence on what was left out."""
     files, pictures = [], []
     if points := points_of(rows):
@@ -115,9 +111,7 @@ def students_shown(rows: Sequence[Row]) -> tuple[Result, Result] | None:
     pairs = []
     for (arch, kd), row in arms.items():
         if kd and (arch, False) in arms:
-            old, new = (
-                {r.seed: r for r in arm.results if (r.path / WEIGHTS).exists()} for arm in (arms[arch, False], row)
-            )
+            old, new = ({r.seed: r for r in arm.results if (r.path / WEIGHTS).exists()} for arm in (arms[arch, False], row))
             pairs += [(row.params_m or float("inf"), arch, seed, old[seed], new[seed]) for seed in old if seed in new]
     return min(pairs, key=lambda pair: pair[:3])[3:] if pairs else None
 
