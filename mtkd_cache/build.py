@@ -94,7 +94,10 @@ def cache_settings(store: SampleStore, teachers: Teachers, recipe: Recipe, preci
 
 
 def write_plan(folder: Folder, settings: dict, wanted: list[str]) -> None:
-    """Write which sample each row is of: rows that exist stay where they are, new samples follow. Only one process may call it."""
+    """Write which sample each row is of: rows that exist stay where they are, new samples follow.
+
+    Only one process may call it.
+    """
     try:
         plan = read_sealed(folder, PLAN)
     except MtkdError as error:

@@ -30,7 +30,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, about
     except FileNotFoundError as error:
         raise MtkdError(f"{path} is missing. Train it first, or name the folder that holds it.") from error
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:

@@ -130,7 +130,8 @@ def _write_shard(url: str, size: tuple[int, int], threshold: int | None, work: t
         masks[index], mask_size = read_mask(source.mask, size, threshold)
         if image_size != mask_size:
             raise MtkdError(
-                f"{source.mask} is {mask_size[0]}x{mask_size[1]}, its image {image_size[0]}x{image_size[1]}. Bring the mask of that image."
+                f"{source.mask} is {mask_size[0]}x{mask_size[1]}, its image {image_size[0]}x{image_size[1]}. "
+                "Bring the mask of that image."
             )
         name = {"anatomy": source.anatomy, "surgery": source.surgery, "frame": source.frame}
         sha256 = content_hash(images[index], masks[index], **name)

@@ -14,7 +14,7 @@ def exclusive_cross_entropy(logits: Tensor, mask: Tensor, anatomy: Tensor, valid
     The head of the annotated anatomy learns the whole binary mask; every other head learns the mask's foreground as background,
     and nothing of the other pixels, which may or may not show its anatomy.
 
-        L = 1/n * sum_b [ sum_{k valid} bce(z[b, a_b, k], y[b, k]) + sum_{i != a_b} sum_{k valid, y[b, k] = 1} bce(z[b, i, k], 0) ]
+        L = 1/n sum_b [ sum_{k valid} bce(z[b, a_b, k], y[b, k]) + sum_{i != a_b} sum_{k valid, y[b, k] = 1} bce(z[b, i, k], 0) ]
 
     with n the number of terms. With one head it is equation (1) of Maack et al. 2024, averaged.
 
@@ -73,8 +73,8 @@ def channelwise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: 
 def combine(cross_entropy: Tensor, kl: Tensor, weight: float, how: str) -> Tensor:
     """The objective of stage 2.
 
-    "sum" is cross_entropy + weight * kl, as in Shu et al. 2021. "product" is cross_entropy * weight * kl, equation (3) of Maack et
-    al. 2024 as printed: its cross-entropy gradient vanishes as the KL does, while a spatial softmax is blind to a constant shift of
-    the logits, so that nothing would place the threshold; the sum is therefore the default.
+    "sum" is cross_entropy + weight * kl, as in Shu et al. 2021. "product" is cross_entropy * weight * kl, equation (3) of
+    Maack et al. 2024 as printed: its cross-entropy gradient vanishes as the KL does, while a spatial softmax is blind to a
+    constant shift of the logits, so that nothing would place the threshold; the sum is therefore the default.
     """
     return cross_entropy + weight * kl if how == "sum" else cross_entropy * weight * kl

@@ -40,7 +40,10 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges from which views are drawn, see `mtkd_cache.views`: shift in fractions of the picture, rotate in degrees, rgb_shift of 255."""
+    """Ranges from which views are drawn, see `mtkd_cache.views`.
+
+    shift is in fractions of the picture, rotate in degrees, rgb_shift of 255.
+    """
 
     affine_p: float
     shift: float

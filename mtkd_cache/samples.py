@@ -82,7 +82,7 @@ class SampleStore:
             raise MtkdError(f"{url} {what}. Run mtkd-cache ingest DATASET --store {url}.")
         if manifest.get("kind") != "sample store" or manifest["format"] > FORMAT:
             raise MtkdError(
-                f"{url} is a {manifest.get('kind')} of format {manifest.get('format')}; a sample store of format {FORMAT} is needed."
+                f"{url} is a {manifest.get('kind')} of format {manifest.get('format')}, not a sample store of format {FORMAT}."
             )
         group = folder.zarr()
         try:

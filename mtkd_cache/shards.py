@@ -20,7 +20,7 @@ from mtkd_cache.storage import Folder
 class ArraySpec:
     """One Zarr array whose first axis is the sample, of shape (samples, *item).
 
-    A chunk is (1, *chunk_item), by default one sample; a shard file holds the chunks of `shard` samples (0: one chunk, no shards).
+    A chunk is (1, *chunk_item), by default one sample; a shard file holds `shard` samples (0: one chunk, no shards).
     """
 
     name: str

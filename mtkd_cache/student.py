@@ -1,4 +1,7 @@
-"""Stage 2: a shared encoder with one decoder an anatomy, trained on the masks and on the cached logits. No teacher is in sight."""
+"""Stage 2: a shared encoder with one decoder an anatomy, trained on the masks and on the cached logits.
+
+No teacher is in sight.
+"""
 
 from functools import partial
 from pathlib import Path

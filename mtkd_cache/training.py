@@ -46,7 +46,8 @@ class Task:
 def fit(task: Task, folder: Path, identity: str, accelerator: Accelerator) -> dict:
     """Train; keep the weights of the best validation Dice in folder/weights.safetensors.
 
-    identity: a hash of what must be equal for an interrupted training to be gone on with. Returns history, best_epoch, val_dice, seconds_per_epoch. Raises MtkdError for a loss that is not finite, and where the folder
+    identity: a hash of what must be equal for an interrupted training to be gone on with.
+    Returns history, best_epoch, val_dice, seconds_per_epoch. Raises MtkdError for a loss that is not finite, and where the folder
     holds the state of a training with another identity.
     """
     network = task.network.to(accelerator.device, memory_format=torch.channels_last)

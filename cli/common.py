@@ -1,0 +1,85 @@
+"""Options that several commands share, and how every command ends."""
+
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from mtkd_cache.errors import MtkdError
+
+store = click.option("--store", default="data/samples.zarr", show_default=True, help="Sample store: a folder or an fsspec URL.")
+cache = click.option("--cache", default="data/logits.zarr", show_default=True, help="Logit cache: a folder or an fsspec URL.")
+teachers = click.option(
+    "--teachers", type=click.Path(path_type=Path), default="data/teachers", show_default=True, help="Teachers' folder."
+)
+recipe = click.option("--recipe", default="paper", show_default=True, help="A shipped recipe, or a TOML file.")
+overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override the recipe, as student.epochs=30."
+)
+seed = click.option("--seed", type=int, help="Override the recipe's seed.")
+device = click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute.  [default: what is there]")
+precision = click.option(
+    "--precision", type=click.Choice(["no", "bf16", "fp16"]), default="no", show_default=True, help="Mixed precision."
+)
+resident = click.option(
+    "--resident",
+    type=click.Choice(["auto", "device", "host", "off"]),
+    default="auto",
+    show_default=True,
+    help="Hold the samples in memory.",
+)
+
+
+def stack(*options: Callable) -> Callable:
+    """Several options as one decorator."""
+    return lambda function: functools.reduce(lambda inner, option: option(inner), reversed(options), function)
+
+
+compute = stack(device, precision)
+from_recipe = stack(recipe, overrides, seed)
+
+
+def reports(function: Callable[..., dict | list | None]) -> Callable:
+    """Give a command --json and --debug: it returns what it did; a failure that is explained ends with status 1.
+
+    A command prints for people with `say`, on standard error where --json owns standard output's last line.
+    """
+
+    @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of standard output.")
+    @click.option("--debug", is_flag=True, help="Show a traceback.")
+    @functools.wraps(function)
+    def run(*args, as_json: bool, debug: bool, **options) -> None:
+        try:
+            result = function(*args, **options)
+        except MtkdError as error:
+            if debug:
+                traceback.print_exc()
+            click.echo(f"mtkd-cache: {error}", err=True)
+            sys.exit(1)
+        if as_json:
+            click.echo(json.dumps(result))
+        if isinstance(result, dict) and result.get("ok") is False:
+            sys.exit(1)
+
+    return run
+
+
+def say(text: str) -> None:
+    """A message for a person."""
+    click.echo(text, err=True)
+
+
+def load(recipe: str, overrides: tuple[str, ...], seed: int | None):
+    """The recipe with a command's overrides."""
+    from mtkd_cache.recipe import load_recipe
+
+    return load_recipe(recipe, [*overrides, *([f"seed={seed}"] if seed is not None else [])])
+
+
+def dice_lines(dice: dict[str, float | None]) -> str:
+    """Dice by anatomy, a line each, in percent."""
+    return "\n".join(f"  {anatomy:28}{'-' if value is None else f'{100 * value:5.1f}'}" for anatomy, value in dice.items())

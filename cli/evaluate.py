@@ -1,0 +1,32 @@
+"""mtkd-cache evaluate"""
+
+from pathlib import Path
+
+import click
+
+from mtkd_cache.cli import common
+from mtkd_cache.cli.common import reports, say
+
+
+@click.command("evaluate")
+@click.option("--run", type=click.Path(path_type=Path), help="A student's run.")
+@click.option("--teachers", type=click.Path(path_type=Path), help="A folder of teachers, instead of a run.")
+@common.store
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
+@common.compute
+@reports
+def command(run: Path | None, teachers: Path | None, store: str, split: str, device, precision) -> dict:
+    """Dice by anatomy, on each anatomy's own subset, written beside the weights as evaluation-SPLIT.json."""
+    from mtkd_cache.evaluate import evaluate_student, evaluate_teachers
+    from mtkd_cache.runs import make_accelerator
+    from mtkd_cache.samples import SampleStore
+
+    if (run is None) == (teachers is None):
+        raise click.UsageError("Name either --run or --teachers.")
+    accelerator, opened = make_accelerator(device, precision), SampleStore.open(store)
+    if run is not None:
+        result = evaluate_student(run, opened, split, accelerator)
+    else:
+        result = evaluate_teachers(teachers, opened, split, accelerator)
+    say(f"Dice on {split}\n{common.dice_lines(result['dice'])}\n  {'mean':28}{100 * result['mean_dice']:5.1f}")
+    return result

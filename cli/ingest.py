@@ -1,0 +1,55 @@
+"""mtkd-cache ingest"""
+
+from pathlib import Path
+
+import click
+
+from mtkd_cache.cli import common
+from mtkd_cache.cli.common import reports, say
+
+
+class Size(click.ParamType):
+    name = "WxH"
+
+    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
+        width, _, height = value.lower().partition("x")
+        if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+            self.fail(f"{value!r} is no size; write WIDTHxHEIGHT as 640x512.", param, context)
+        return int(width), int(height)
+
+
+class Numbers(click.ParamType):
+    name = "N,N,..."
+
+    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
+        try:
+            return tuple(int(number) for number in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of surgery numbers as 3,21,26.", param, context)
+
+
+SIZE = Size()
+
+
+@click.command("ingest")
+@click.argument("dataset", type=click.Path(path_type=Path))
+@common.store
+@click.option("--size", type=SIZE, default="640x512", show_default=True, help="Width x height in the store.")
+@click.option(
+    "--threshold", type=click.IntRange(0, 254), help="Mask values above it are the anatomy; without it masks must be binary."
+)
+@click.option("--validation", type=Numbers(), help="Surgeries for validation, instead of the reference split.")
+@click.option("--test", type=Numbers(), help="Surgeries for test, instead of the reference split.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
+@reports
+def command(dataset: Path, store: str, size, threshold: int | None, validation, test, workers: int) -> dict:
+    """Turn the DATASET folder (ANATOMY/SURGERY/imageNN.png beside maskNN.png) into a sample store."""
+    from mtkd_cache.dataset import Split
+    from mtkd_cache.ingest import ingest
+
+    if (validation is None) != (test is None):
+        raise click.UsageError("--validation and --test go together.")
+    split = Split() if validation is None else Split(validation, test, None)
+    result = ingest(dataset, store, size=size, split=split, threshold=threshold, workers=workers)
+    say(f"{result['samples']} samples in {store}: " + ", ".join(f"{n} {part}" for part, n in result["by_split"].items()))
+    return result

@@ -1,0 +1,23 @@
+"""mtkd-cache report"""
+
+from pathlib import Path
+
+import click
+
+from mtkd_cache.cli.common import reports, say
+
+
+@click.command("report")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default="runs/report", show_default=True)
+@click.option("--store", help="The sample store, for the pictures of figure 3.")
+@reports
+def command(runs: tuple[Path, ...], out: Path, store: str | None) -> dict:
+    """Tables and figures from evaluated RUNS: students' run folders and folders of teachers."""
+    from mtkd_cache.report import write_report
+
+    result = write_report(runs, out, store=store)
+    for note in result["notes"]:
+        say(note)
+    say("written: " + ", ".join(str(path) for path in result["files"]))
+    return result

@@ -1,0 +1,35 @@
+"""mtkd-cache train-student"""
+
+from pathlib import Path
+
+import click
+
+from mtkd_cache.cli import common
+from mtkd_cache.cli.common import load, reports, say
+
+
+@click.command("train-student")
+@common.store
+@common.cache
+@click.option("--run", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/ARCH-kd or runs/ARCH-no-kd]")
+@common.from_recipe
+@click.option("--arch", help="Override the recipe's architecture of the student.")
+@click.option("--no-kd", is_flag=True, help="The paper's baseline: the masks alone, everything else equal.")
+@common.compute
+@common.resident
+@reports
+def command(store, cache, run: Path | None, recipe, overrides, seed, arch, no_kd, device, precision, resident) -> dict:
+    """Train the student on image, mask and cached logits. No teacher is run."""
+    from mtkd_cache.cache import LogitCache
+    from mtkd_cache.runs import make_accelerator
+    from mtkd_cache.samples import SampleStore
+    from mtkd_cache.student import train_student
+
+    overrides += (f'student.arch="{arch}"',) if arch else ()
+    settings = load(recipe, overrides, seed)
+    run = run or Path("runs", f"{settings.student.arch}-{'no-kd' if no_kd else 'kd'}")
+    opened = None if no_kd else LogitCache.open(cache)
+    record = train_student(SampleStore.open(store), run, settings, make_accelerator(device, precision), opened, resident)
+    say(f"{run}: validation Dice {100 * record['val_dice']:.1f} in epoch {record['best_epoch']}")
+    keys = ("best_epoch", "val_dice", "seconds_per_epoch", "cache_fingerprint", "seed")
+    return {"run": str(run), **{key: record[key] for key in keys}}
