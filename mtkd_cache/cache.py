@@ -18,7 +18,7 @@ from mtkd_cache.manifest import MANIFEST, digest, read_sealed
 from mtkd_cache.quantise import FILL
 from mtkd_cache.recipe import Augmentation
 from mtkd_cache.samples import SampleStore
-from mtkd_cache.shards import ArraySpec, row_checksum
+from mtkd_cache.shards import UNREADABLE, ArraySpec, row_checksum
 from mtkd_cache.storage import Folder
 from mtkd_cache.views import Views, draw_views, identity_views
 
@@ -146,7 +146,7 @@ class LogitCache:
         for index, row in enumerate(rows):
             try:
                 maps[index] = self.logits[row, view]
-            except (ValueError, RuntimeError, OSError) as error:
+            except UNREADABLE as error:
                 raise self._damaged(hashes[index], view, f"all anatomies ({error})") from error
             for anatomy, name in enumerate(self.anatomies):
                 if row_checksum(maps[index, anatomy]) != self.crc32c[row, view, anatomy]:

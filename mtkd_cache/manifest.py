@@ -47,6 +47,12 @@ def read_sealed(folder: Folder, key: str) -> dict | None:
         ) from error
 
 
+def reopen(folder: Folder) -> None:
+    """Make a finished folder an unfinished one, for this project and, without its group's metadata, for every Zarr reader."""
+    folder.delete(MANIFEST)
+    folder.delete("zarr.json")
+
+
 def file_entry(data: bytes) -> dict:
     """What the manifest holds of one file."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

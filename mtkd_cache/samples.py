@@ -17,7 +17,7 @@ from zarr.codecs import BloscCodec
 from mtkd_cache.dataset import SPLITS
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.manifest import MANIFEST, read_sealed
-from mtkd_cache.shards import ArraySpec, row_checksum
+from mtkd_cache.shards import UNREADABLE, ArraySpec, row_checksum
 from mtkd_cache.storage import Folder
 
 FORMAT = 1
@@ -87,7 +87,7 @@ class SampleStore:
         group = folder.zarr()
         try:
             columns = {name: group[name][:] for name in (*COORDINATES, "sha256")}
-        except (KeyError, ValueError, RuntimeError, OSError) as error:
+        except (KeyError, *UNREADABLE) as error:
             raise MtkdError(f"{url}: the sample columns are damaged ({error}). Run mtkd-cache ingest again.") from error
         hashes = np.array([row.tobytes().hex() for row in columns.pop("sha256")])
         return cls(
@@ -124,7 +124,7 @@ class SampleStore:
         try:
             images = self.group["image"].oindex[rows]
             masks = self.group["mask"].oindex[rows]
-        except (ValueError, RuntimeError, OSError) as error:
+        except UNREADABLE as error:
             raise MtkdError(
                 f"{self.url}: one of the samples {self.describe_all(rows)} is damaged ({error}). Run mtkd-cache ingest again."
             ) from error

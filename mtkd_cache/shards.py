@@ -11,9 +11,12 @@ import google_crc32c
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from mtkd_cache.storage import Folder
+
+UNREADABLE = (ValueError, RuntimeError, OSError)  # what zarr and its codecs raise for damaged bytes
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,13 @@ class ArraySpec:
         item = self.chunk_item or self.item
         self._create(store, self.shard, item)[: len(values)] = values
         return _files(store, self.name)[self.shard_key(0)]
+
+    def decode_shard(self, data: bytes) -> zarr.Array:
+        """The array (shard, *chunk_item) in a shard file's bytes. Reading a damaged sample of it raises one of `UNREADABLE`."""
+        store = MemoryStore()
+        array = self._create(store, self.shard, self.chunk_item or self.item)
+        store._store_dict[self.shard_key(0)] = default_buffer_prototype().buffer.from_bytes(data)
+        return array
 
 
 def _files(store: MemoryStore, name: str) -> dict[str, bytes]:

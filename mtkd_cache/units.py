@@ -1,13 +1,16 @@
 """The shard files of a logit cache, one after the other: what is missing of each is computed, the rest kept."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from numcodecs import Blosc
 from torch import Tensor
 from tqdm import tqdm
@@ -17,11 +20,11 @@ from mtkd_cache.checkpoints import WEIGHTS, file_sha256, load_network
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.feed import Batch, Stream, read_ahead
 from mtkd_cache.losses import map_kl
-from mtkd_cache.manifest import MANIFEST, file_entry, read_sealed, sealed
+from mtkd_cache.manifest import file_entry, read_sealed, reopen, sealed
 from mtkd_cache.models import Network
 from mtkd_cache.quantise import dequantise, quantise
 from mtkd_cache.samples import SampleStore
-from mtkd_cache.shards import row_checksum
+from mtkd_cache.shards import UNREADABLE, row_checksum
 from mtkd_cache.storage import Folder
 from mtkd_cache.views import see
 
@@ -65,10 +68,30 @@ class Unit:
     def record_key(self) -> str:
         return f"records/{self.block:05d}-{self.view:03d}.json"
 
+    @property
+    def rows(self) -> slice:
+        """The cache's rows it holds."""
+        return slice(self.block * BLOCK, self.block * BLOCK + len(self.hashes))
+
 
 def units(hashes: list[str], views: int) -> list[Unit]:
     blocks = range(0, len(hashes), BLOCK)
     return [Unit(start // BLOCK, view, hashes[start : start + BLOCK]) for start in blocks for view in range(views)]
+
+
+def together(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
+    """What an action returns, once every process has run it. Where it fails in one, it fails in all, so that none waits for ever."""
+    result, failure = None, None
+    try:
+        result = action()
+    except Exception as error:
+        failure = error
+    failures = gather_object([failure and str(failure)])
+    if failure:
+        raise failure
+    for text in filter(None, failures):
+        raise MtkdError(f"another process failed: {text}")
+    return result
 
 
 class Builder:
@@ -94,25 +117,19 @@ class Builder:
 
     def run(self, wanted: list[Unit]) -> None:
         """Bring this process's share of the units up to date."""
-        todo = []
-        done = 0
-        for unit in wanted:
-            old = self._old(unit)
-            missing = self._missing(unit, old)
-            done += missing.size - missing.sum()
-            if missing.any():
-                todo.append((unit, old, missing))
-        todo = todo[self.accelerator.process_index :: self.accelerator.num_processes]
+        todo = together(self.accelerator, lambda: self._todo(wanted))
         total = sum(len(unit.hashes) for unit in wanted) * len(self.store.anatomies)
+        done = total - sum(int(missing.sum()) for _, _, missing in todo)
+        todo = todo[self.accelerator.process_index :: self.accelerator.num_processes]
         progress = tqdm(
             total=total,
-            initial=int(done),
+            initial=done,
             desc="build",
             unit="map",
             disable=None if self.accelerator.is_main_process else True,
         )
         if todo:
-            self.folder.delete(MANIFEST)
+            reopen(self.folder)
             for network in self.teachers.networks:
                 network.to(self.accelerator.device).eval()
         with ThreadPoolExecutor(1) as writer:
@@ -126,13 +143,27 @@ class Builder:
                 writing.result()
         progress.close()
 
-    def _old(self, unit: Unit) -> dict | None:
+    def _todo(self, wanted: list[Unit]) -> list[tuple[Unit, dict | None, np.ndarray]]:
+        """The units that lack maps, with the record of what is there and which maps are missing."""
+        there = set(self.folder.keys())
+        found = []
+        for unit in wanted:
+            old = self._old(unit, there)
+            missing = self._missing(unit, old)
+            if missing.any():
+                found.append((unit, old, missing))
+        return found
+
+    def _old(self, unit: Unit, there: set[str]) -> dict | None:
         """The record of what is there of a unit; None where it has to be made from nothing."""
+        key = self.spec.shard_key(unit.block, unit.view)
+        if not {unit.record_key, key} <= there:
+            return None
         try:
             record = read_sealed(self.folder, unit.record_key)
         except MtkdError:
             return None
-        return record if record and self.folder.exists(record["key"]) else None
+        return record if record and record["key"] == key else None
 
     def _missing(self, unit: Unit, old: dict | None) -> np.ndarray:
         """Which maps have to be computed: bool (samples, anatomies)."""
@@ -150,15 +181,15 @@ class Builder:
         values = np.empty((len(unit.hashes), *self.spec.chunk_item), np.int16)
         rows = [{"sha256": sha256, **{key: [0] * missing.shape[1] for key in FIGURES}} for sha256 in unit.hashes]
         if old and not missing.all():
-            self._keep(unit, old, missing, values, rows)
+            self._keep(old, missing, values, rows)
         needed = np.flatnonzero(missing.any(1))
         parts = [needed[start : start + self.batch] for start in range(0, len(needed), self.batch)]
         reads = ((np.array([self.row_of[unit.hashes[index]] for index in part]),) for part in parts)
         for part, batch in zip(parts, read_ahead(reads, self.stream.read), strict=True):
-            images = self._images(unit.view, batch)
+            images = self.images(unit.view, batch)
             for anatomy in np.flatnonzero(missing[part].any(0)):
                 chosen = np.flatnonzero(missing[part, anatomy])
-                logits = self._teacher(int(anatomy), images[torch.from_numpy(chosen).to(images.device)])
+                logits = self.native(int(anatomy), images[torch.from_numpy(chosen).to(images.device)])
                 integers = self._quantise(int(anatomy), logits)
                 kept = dequantise(integers, self.settings["step"])
                 errors = (kept - logits).abs().amax((1, 2)).tolist()
@@ -178,13 +209,13 @@ class Builder:
                 progress.update(len(chosen))
         return values, rows
 
-    def _keep(self, unit: Unit, old: dict, missing: np.ndarray, values: np.ndarray, rows: list[dict]) -> None:
+    def _keep(self, old: dict, missing: np.ndarray, values: np.ndarray, rows: list[dict]) -> None:
         """Take over the maps that are there; those that turn out damaged are marked missing."""
-        array = self.folder.zarr()["logits"]
+        array = self.spec.decode_shard(self.folder.read(old["key"]))
         for index in np.flatnonzero(~missing.all(1)):
             try:
-                maps = array[unit.block * BLOCK + index, unit.view]
-            except (ValueError, RuntimeError, OSError):
+                maps = array[index, 0]
+            except UNREADABLE:
                 missing[index] = True
                 continue
             for anatomy in np.flatnonzero(~missing[index]):
@@ -196,7 +227,7 @@ class Builder:
                 for key in FIGURES:
                     rows[index][key][anatomy] = was[key][anatomy]
 
-    def _images(self, view: int, batch: Batch) -> Tensor:
+    def images(self, view: int, batch: Batch) -> Tensor:
         """The pictures of a batch in a view, as the teachers see them: float (B, 3, H, W)."""
         batch = batch.to(self.accelerator.device)
         if view == 0:
@@ -204,7 +235,7 @@ class Builder:
         views = recorded_views(self.settings, self.store.hashes[batch.rows], view).to(self.accelerator.device)
         return see(batch.images, batch.masks, views)[0]
 
-    def _teacher(self, anatomy: int, images: Tensor) -> Tensor:
+    def native(self, anatomy: int, images: Tensor) -> Tensor:
         """Native logits float32 (B, h, w) of one teacher."""
         before = time.perf_counter()
         with torch.inference_mode(), self.accelerator.autocast():

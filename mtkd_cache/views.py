@@ -1,9 +1,9 @@
 """Views: one augmented look at a sample, drawn once and applied to image, mask and logits each at its own resolution.
 
 Geometry is an affine map in normalised, corner-aligned coordinates: -1 and +1 are the centres of the first and the last pixel of
-an axis. The networks upsample their logits corner-aligned too (see `mtkd_cache.models.upsample`), so pixel i of w coarse
-ones lies at pixel i * (W - 1) / (w - 1) of W fine ones, and one map moves all resolutions alike. Sampling a coarse map at the positions of
-the fine pixels therefore upsamples and warps it in a single step.
+an axis. The networks upsample their logits corner-aligned too (see `mtkd_cache.models.upsample`), so pixel i of w coarse ones
+lies at pixel i * (W - 1) / (w - 1) of W fine ones, and one map moves all resolutions alike. Sampling a coarse map at the
+positions of the fine pixels therefore upsamples and warps it in a single step.
 
 Ranges and order (affine, RGB shift, brightness and contrast; no flips) are those of Kolbinger et al. 2023's public code, which
 uses albumentations: ShiftScaleRotate, RGBShift, RandomBrightnessContrast.

@@ -1,0 +1,181 @@
+"""The objective against the paper's formulas written as loops over samples, anatomies and pixels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtkd_cache.losses import channelwise_kl, combine, exclusive_cross_entropy, map_kl
+
+SHAPES = [(1, 1, 2, 3), (2, 1, 4, 5), (3, 2, 5, 4), (2, 5, 3, 7), (1, 11, 6, 4), (3, 12, 4, 4)]  # B, A, H, W
+
+
+def example(shape: tuple[int, int, int, int], warped: bool) -> dict:
+    """Random logits of student and teacher in float64, masks, annotated anatomies and, if warped, which pixels count."""
+    batch, anatomies, height, width = shape
+    random = torch.Generator().manual_seed(sum(shape))
+    pixels = (batch, height, width)
+    valid = torch.rand(pixels, generator=random) < 0.6
+    valid[:, 0, 0] = True
+    return {
+        "student": (3 * torch.randn(shape, generator=random, dtype=torch.float64)).requires_grad_(),
+        "teacher": 4 * torch.randn(shape, generator=random, dtype=torch.float64),
+        "mask": torch.rand(pixels, generator=random) < 0.4,
+        "anatomy": torch.randint(0, anatomies, (batch,), generator=random),
+        "valid": valid if warped else None,
+    }
+
+
+def positions(valid: Tensor | None, sample: int, height: int, width: int) -> list[tuple[int, int]]:
+    every = [(y, x) for y in range(height) for x in range(width)]
+    return every if valid is None else [(y, x) for y, x in every if valid[sample, y, x]]
+
+
+def naive_cross_entropy(logits: Tensor, mask: Tensor, anatomy: Tensor, valid: Tensor | None) -> Tensor:
+    """Equation (1) for the annotated anatomy's head; the mask's pixels, as negatives, for every other; one mean over all of them."""
+    terms = []
+    for b, heads in enumerate(logits):
+        for i, head in enumerate(heads):
+            for y, x in positions(valid, b, *mask.shape[1:]):
+                p = 1 / (1 + torch.exp(-head[y, x]))
+                if i == anatomy[b]:
+                    terms.append(-torch.log(p) if mask[b, y, x] else -torch.log(1 - p))
+                elif mask[b, y, x]:
+                    terms.append(-torch.log(1 - p))
+    return torch.stack(terms).sum() / len(terms)
+
+
+def naive_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None) -> Tensor:
+    """Equation (2): sum_k p_T log(p_T / p_S), p the softmax of z / T over the positions, for each sample and anatomy."""
+    rows = []
+    for b in range(student.shape[0]):
+        for i in range(student.shape[1]):
+            places = positions(valid, b, *student.shape[2:])
+            at = [torch.stack([torch.exp(maps[b, i, y, x] / temperature) for y, x in places]) for maps in (student, teacher)]
+            p_student, p_teacher = (values / values.sum() for values in at)
+            rows.append((p_teacher * torch.log(p_teacher / p_student)).sum())
+    return torch.stack(rows).reshape(student.shape[:2])
+
+
+def gradient(value: Tensor, at: Tensor) -> Tensor:
+    return torch.autograd.grad(value, at)[0]
+
+
+@pytest.mark.parametrize("warped", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cross_entropy_is_the_naive_loop(shape, warped):
+    e = example(shape, warped)
+    ours = exclusive_cross_entropy(e["student"], e["mask"], e["anatomy"], e["valid"])
+    naive = naive_cross_entropy(e["student"], e["mask"], e["anatomy"], e["valid"])
+    torch.testing.assert_close(ours, naive, atol=1e-6, rtol=0)
+    torch.testing.assert_close(gradient(ours, e["student"]), gradient(naive, e["student"]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("warped", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kl_is_the_naive_loop(shape, temperature, warped):
+    e = example(shape, warped)
+    ours = map_kl(e["student"], e["teacher"], temperature, e["valid"])
+    naive = naive_kl(e["student"], e["teacher"], temperature, e["valid"])
+    torch.testing.assert_close(ours, naive, atol=1e-6, rtol=0)
+    torch.testing.assert_close(gradient(ours.sum(), e["student"]), gradient(naive.sum(), e["student"]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("warped", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_distillation_is_scaled_as_cwd_does(shape, warped):
+    e = example(shape, warped)
+    batch, anatomies, *_ = shape
+    ours = channelwise_kl(e["student"], e["teacher"], 4.0, e["valid"])
+    naive = 4.0**2 * naive_kl(e["student"], e["teacher"], 4.0, e["valid"]).sum() / (batch * anatomies)
+    torch.testing.assert_close(ours, naive, atol=1e-6, rtol=0)
+    torch.testing.assert_close(gradient(ours, e["student"]), gradient(naive, e["student"]), atol=1e-6, rtol=0)
+
+
+def test_the_gradient_hardly_shrinks_as_the_temperature_grows():
+    """What T^2 is for: for high T the gradient of T^2 KL(T) tends to a limit that does not depend on T."""
+    e = example((2, 3, 4, 4), False)
+    high, higher = (gradient(channelwise_kl(e["student"], e["teacher"], t, None), e["student"]) for t in (1e3, 1e4))
+    torch.testing.assert_close(high, higher, rtol=0.05, atol=1e-4)
+    assert higher.abs().max() > 1e-3
+
+
+def test_sum_is_the_default_objective_and_product_the_printed_one():
+    assert combine(torch.tensor(2.0), torch.tensor(5.0), 3.0, "sum") == 17
+    assert combine(torch.tensor(2.0), torch.tensor(5.0), 3.0, "product") == 30
+
+
+def test_the_teacher_gets_no_gradient():
+    e = example((2, 2, 3, 3), True)
+    teacher = e["teacher"].requires_grad_()
+    channelwise_kl(e["student"], teacher, 4.0, e["valid"]).backward()
+    assert teacher.grad is None
+    assert e["student"].grad.abs().sum() > 0
+
+
+def test_kl_is_blind_to_a_constant_and_zero_for_the_teacher_itself():
+    e = example((2, 3, 4, 5), True)
+    shifted = e["teacher"] + torch.randn(2, 3, 1, 1, dtype=torch.float64)
+    assert map_kl(shifted, e["teacher"], 4.0, e["valid"]).abs().max() < 1e-12
+    assert (map_kl(e["student"], e["teacher"], 4.0, e["valid"]) > 0).all()
+
+
+def test_pixels_that_do_not_count_change_nothing_and_get_no_gradient():
+    e = example((3, 4, 5, 5), True)
+    hidden = ~e["valid"][:, None].expand_as(e["teacher"])
+    other_student = torch.where(hidden, e["student"].detach() + 1e3, e["student"].detach()).requires_grad_()
+    other_teacher = torch.where(hidden, torch.full_like(e["teacher"], -77.0), e["teacher"])
+    other_mask = torch.where(e["valid"], e["mask"], ~e["mask"])
+    for one, other in (
+        (
+            exclusive_cross_entropy(e["student"], e["mask"], e["anatomy"], e["valid"]),
+            exclusive_cross_entropy(other_student, other_mask, e["anatomy"], e["valid"]),
+        ),
+        (
+            channelwise_kl(e["student"], e["teacher"], 4.0, e["valid"]),
+            channelwise_kl(other_student, other_teacher, 4.0, e["valid"]),
+        ),
+    ):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+        assert gradient(other, other_student)[hidden].abs().max() == 0
+
+
+def test_every_pixel_valid_is_the_same_as_none():
+    e = example((2, 3, 4, 4), False)
+    every = torch.ones_like(e["mask"])
+    assert exclusive_cross_entropy(e["student"], e["mask"], e["anatomy"], every) == exclusive_cross_entropy(
+        e["student"], e["mask"], e["anatomy"]
+    )
+    assert channelwise_kl(e["student"], e["teacher"], 4.0, every) == channelwise_kl(e["student"], e["teacher"], 4.0)
+
+
+def test_an_empty_mask_teaches_its_own_head_alone():
+    logits = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    loss = exclusive_cross_entropy(logits, torch.zeros(1, 4, 4, dtype=torch.bool), torch.tensor([1]))
+    assert loss.item() == pytest.approx(math.log(2))
+    used = gradient(loss, logits)[0].abs().sum((1, 2)) > 0
+    assert used.tolist() == [False, True, False]
+
+
+def test_a_full_mask_pushes_every_other_head_down():
+    logits = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    loss = exclusive_cross_entropy(logits, torch.ones(1, 4, 4, dtype=torch.bool), torch.tensor([1]))
+    assert np.sign(gradient(loss, logits)[0, :, 0, 0]).tolist() == [1, -1, 1]
+
+
+def test_no_pixel_at_all_is_no_loss_rather_than_nan():
+    logits = torch.randn(1, 2, 3, 3)
+    nothing = torch.zeros(1, 3, 3, dtype=torch.bool)
+    assert exclusive_cross_entropy(logits, nothing, torch.tensor([0]), nothing) == 0
+
+
+def test_huge_logits_in_float32_stay_finite():
+    e = example((2, 3, 4, 4), True)
+    student = (1e4 * e["student"].detach().float()).requires_grad_()
+    teacher = 1e3 * e["teacher"].float()
+    loss = exclusive_cross_entropy(student, e["mask"], e["anatomy"], e["valid"]) + channelwise_kl(student, teacher, 4.0, e["valid"])
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient(loss, student)).all()
