@@ -13,18 +13,28 @@ from mtkd_cache.cli.common import reports, say
 @click.option("--teachers", type=click.Path(path_type=Path), help="A folder of teachers, instead of a run.")
 @common.store
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
+@click.option(
+    "--multilabel",
+    type=click.Path(path_type=Path),
+    metavar="DATASET",
+    help="The images with several annotations in this dataset's multilabel folder instead, into multilabel-SPLIT.json.",
+)
 @common.compute
 @reports
-def command(run: Path | None, teachers: Path | None, store: str, split: str, device, precision) -> dict:
+def command(run: Path | None, teachers: Path | None, store: str, split: str, multilabel: Path | None, device, precision) -> dict:
     """Dice by anatomy, on each anatomy's own subset, written beside the weights as evaluation-SPLIT.json."""
     from mtkd_cache.evaluate import evaluate_student, evaluate_teachers
+    from mtkd_cache.multilabel import evaluate_multilabel
     from mtkd_cache.runs import make_accelerator
     from mtkd_cache.samples import SampleStore
 
     if (run is None) == (teachers is None):
         raise click.UsageError("Name either --run or --teachers.")
     accelerator, opened = make_accelerator(device, precision), SampleStore.open(store)
-    if run is not None:
+    if multilabel is not None:
+        result = evaluate_multilabel(run or teachers, multilabel, opened, split, accelerator)
+        say(f"{100 * result['claimed_twice']:.1f}% of the pixels are claimed by two heads or more")
+    elif run is not None:
         result = evaluate_student(run, opened, split, accelerator)
     else:
         result = evaluate_teachers(teachers, opened, split, accelerator)

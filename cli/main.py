@@ -15,6 +15,7 @@ COMMANDS = {
     "train-student": "stage 2: image, mask and cached logits -> student",
     "evaluate": "Dice by anatomy of a student or of the teachers",
     "report": "the paper's tables and figures with ours beside them",
+    "study": "all rows of the paper's Table 1: train, evaluate, report; shared by GPUs and machines",
     "models": "every network in both layouts, parameters beside Table 1",
     "bench": "inference, stage2 and cache against their limits",
 }

@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from mtkd_cache.cache import BLOCK, CODEC_NAME, FORMAT, KIND, UPSAMPLING, LogitCache, fingerprint, logits_spec
+from mtkd_cache.cache import CODEC_NAME, FORMAT, KIND, UPSAMPLING, LogitCache, fingerprint, logits_spec
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.lock import locked
-from mtkd_cache.manifest import MANIFEST, file_entry, read_sealed, sealed
+from mtkd_cache.manifest import MANIFEST, file_entry, read_sealed, reopen, sealed
 from mtkd_cache.quantise import check_step
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.runs import seed_for
 from mtkd_cache.samples import PREPROCESSING, SampleStore
-from mtkd_cache.shards import ArraySpec, group_metadata, write_files
+from mtkd_cache.shards import ArraySpec, group_metadata
 from mtkd_cache.storage import Folder
-from mtkd_cache.units import BATCH, Builder, Teachers, units
+from mtkd_cache.units import BATCH, Builder, Teachers, together, units
 
 PLAN = "plan.json"
 
@@ -52,17 +52,7 @@ def build(
     wanted = [str(sha256) for split in splits for sha256 in store.hashes[store.rows(split)]]
     folder = Folder(cache)
     with locked(folder) if accelerator.is_main_process else nullcontext():
-        if accelerator.is_main_process:
-            folder.delete_temporaries()
-            write_plan(folder, settings, wanted)
-        accelerator.wait_for_everyone()
-        hashes = read_sealed(folder, PLAN)["samples"]
-        builder = Builder(folder, store, loaded, settings, recipe.distillation.temperature, accelerator, batch)
-        builder.run(units(hashes, recipe.cache.views))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            seal(folder, settings, loaded.about, hashes)
-        accelerator.wait_for_everyone()
+        builder = update(folder, store, loaded, settings, recipe.distillation.temperature, wanted, accelerator, batch)
     result = summary(LogitCache.open(cache))
     return {
         **result,
@@ -70,6 +60,38 @@ def build(
         "teacher_seconds": builder.teacher_seconds,
         "maps_computed": builder.maps,
     }
+
+
+def update(
+    folder: Folder,
+    store: SampleStore,
+    teachers: Teachers,
+    settings: dict,
+    temperature: float,
+    wanted: list[str],
+    accelerator: Accelerator,
+    batch: int = BATCH,
+) -> Builder:
+    """Compute what is missing of a cache that the main process has locked, and seal it. The builder tells what it did.
+
+    wanted: content hashes of the samples the cache shall hold. Raises MtkdError in every process where one of them fails.
+    """
+
+    def begin() -> None:
+        if accelerator.is_main_process:
+            folder.delete_temporaries()
+            write_plan(folder, settings, temperature, wanted)
+
+    def finish() -> None:
+        if accelerator.is_main_process:
+            seal(folder, plan, teachers.about)
+
+    together(accelerator, begin)
+    plan = read_sealed(folder, PLAN)
+    builder = Builder(folder, store, teachers, settings, plan["temperature"], accelerator, batch)
+    together(accelerator, lambda: builder.run(units(plan["samples"], settings["views"]["count"])))
+    together(accelerator, finish)
+    return builder
 
 
 def cache_settings(store: SampleStore, teachers: Teachers, recipe: Recipe, precision: str) -> dict:
@@ -93,16 +115,16 @@ def cache_settings(store: SampleStore, teachers: Teachers, recipe: Recipe, preci
     }
 
 
-def write_plan(folder: Folder, settings: dict, wanted: list[str]) -> None:
+def write_plan(folder: Folder, settings: dict, temperature: float, wanted: list[str]) -> None:
     """Write which sample each row is of: rows that exist stay where they are, new samples follow.
 
-    Only one process may call it.
+    Only one process may call it. temperature: at which a new cache's KL is measured; one that exists keeps its own.
     """
     try:
         plan = read_sealed(folder, PLAN)
     except MtkdError as error:
         raise MtkdError(
-            f"{folder}/{PLAN} is damaged: which sample a row belongs to is lost. Delete the cache and build it again."
+            f"{folder}/{PLAN} is damaged, which tells whose maps the rows are. Run mtkd-cache verify --repair --cache {folder}."
         ) from error
     if plan is None and any(True for _ in folder.keys()):
         raise MtkdError(f"{folder} is not empty and is no logit cache. Name another --cache.")
@@ -122,12 +144,14 @@ def write_plan(folder: Folder, settings: dict, wanted: list[str]) -> None:
             )
     new = [sha256 for sha256 in wanted if sha256 not in set(known)]
     if plan is None or new:
-        folder.delete(MANIFEST)
-        folder.write(PLAN, sealed({"settings": settings, "samples": known + new}))
+        reopen(folder)
+        at = temperature if plan is None else plan["temperature"]
+        folder.write(PLAN, sealed({"settings": settings, "temperature": at, "samples": known + new}))
 
 
-def seal(folder: Folder, settings: dict, teachers: dict[str, dict], hashes: list[str]) -> None:
+def seal(folder: Folder, plan: dict, teachers: dict[str, dict]) -> None:
     """Write columns and metadata and, last, the manifest that makes the cache a finished one. Only one process may call it."""
+    settings, hashes = plan["settings"], plan["samples"]
     anatomies, views = settings["anatomies"], settings["views"]["count"]
     wanted = units(hashes, views)
     records = [read_sealed(folder, unit.record_key) for unit in wanted]
@@ -135,9 +159,8 @@ def seal(folder: Folder, settings: dict, teachers: dict[str, dict], hashes: list
         raise MtkdError(f"{folder} is not finished: a process did not write its share. Run the same command again.")
     figures = {key: np.zeros((len(hashes), views, len(anatomies))) for key in ("crc32c", "max_error", "kl", "bits")}
     for unit, record in zip(wanted, records, strict=True):
-        for index, row in enumerate(record["rows"]):
-            for key, values in figures.items():
-                values[unit.block * BLOCK + index, unit.view] = row[key]
+        for key, values in figures.items():
+            values[unit.rows, unit.view] = [row[key] for row in record["rows"]]
     errors = {
         anatomy: {
             "max_abs_error": float(figures["max_error"][..., index].max()),
@@ -151,6 +174,7 @@ def seal(folder: Folder, settings: dict, teachers: dict[str, dict], hashes: list
         "format": FORMAT,
         "settings": settings,
         "teachers": teachers,
+        "temperature": plan["temperature"],
         "errors": errors,
         "fingerprint": fingerprint(settings, teachers, hashes),
     }
@@ -165,10 +189,9 @@ def seal(folder: Folder, settings: dict, teachers: dict[str, dict], hashes: list
     files |= {key: file_entry(data) for key, data in small.items()}
     for key in (PLAN, *(unit.record_key for unit in wanted)):
         files[key] = file_entry(folder.read(key))
-    manifest = sealed({**about, "files": files})
-    if not folder.exists(MANIFEST) or folder.read(MANIFEST) != manifest:
-        write_files(folder, small)
-        folder.write(MANIFEST, manifest)
+    for key, data in {**small, MANIFEST: sealed({**about, "files": files})}.items():
+        if not folder.exists(key) or folder.read(key) != data:
+            folder.write(key, data)
 
 
 def summary(cache: LogitCache) -> dict:

@@ -8,6 +8,7 @@ crc32c   (sample, view, anatomy)        uint32   of the decoded integers of each
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import zarr
@@ -18,6 +19,7 @@ from mtkd_cache.manifest import MANIFEST, digest, read_sealed
 from mtkd_cache.quantise import FILL
 from mtkd_cache.recipe import Augmentation
 from mtkd_cache.samples import SampleStore
+from mtkd_cache.shard_reader import ShardReader, readers
 from mtkd_cache.shards import UNREADABLE, ArraySpec, row_checksum
 from mtkd_cache.storage import Folder
 from mtkd_cache.views import Views, draw_views, identity_views
@@ -43,6 +45,14 @@ def logits_spec(views: int, anatomies: int, grid: tuple[int, int], step: float) 
         codec=CODEC,
         attributes=(("scale_factor", step), ("add_offset", 0.0), ("units", "logit"), ("long_name", "teachers' logits")),
     )
+
+
+def check_kind(url: str, manifest: dict) -> None:
+    """Raises MtkdError for another thing than a logit cache, and for one of a newer format."""
+    if manifest.get("kind") != KIND or manifest["format"] > FORMAT:
+        raise MtkdError(
+            f"{url} is a {manifest.get('kind')} of format {manifest.get('format')}; a {KIND} of format {FORMAT} is needed."
+        )
 
 
 def samples_digest(hashes: Iterable[str]) -> str:
@@ -75,6 +85,7 @@ class LogitCache:
     place: dict[str, int]
     crc32c: np.ndarray
     logits: zarr.Array
+    reader: ShardReader
 
     @classmethod
     def open(cls, url: str) -> "LogitCache":
@@ -84,10 +95,7 @@ class LogitCache:
         if manifest is None:
             what = "is not finished" if folder.exists("plan.json") else "is no logit cache"
             raise MtkdError(f"{url} {what}. Run mtkd-cache build --cache {url}.")
-        if manifest.get("kind") != KIND or manifest["format"] > FORMAT:
-            raise MtkdError(
-                f"{url} is a {manifest.get('kind')} of format {manifest.get('format')}; a {KIND} of format {FORMAT} is needed."
-            )
+        check_kind(url, manifest)
         for key, entry in manifest["files"].items():
             if not key.startswith(("logits/c/", "records/")):
                 _check_file(folder, key, entry)
@@ -102,6 +110,7 @@ class LogitCache:
             place={sha256: row for row, sha256 in enumerate(hashes)},
             crc32c=group["crc32c"][:],
             logits=group["logits"],
+            reader=ShardReader(url, group["logits"]),
         )
 
     @property
@@ -141,17 +150,20 @@ class LogitCache:
 
         Raises MtkdError, naming sample and anatomy, where a map is not the one that was written.
         """
-        rows = [self.place[sha256] for sha256 in hashes]
-        maps = np.empty((len(rows), *self.logits.shape[2:]), np.int16)
-        for index, row in enumerate(rows):
-            try:
-                maps[index] = self.logits[row, view]
-            except UNREADABLE as error:
-                raise self._damaged(hashes[index], view, f"all anatomies ({error})") from error
-            for anatomy, name in enumerate(self.anatomies):
-                if row_checksum(maps[index, anatomy]) != self.crc32c[row, view, anatomy]:
-                    raise self._damaged(hashes[index], view, name)
+        maps = np.empty((len(hashes), *self.reader.item[1:]), np.int16)
+        list(readers().map(self._read, hashes, repeat(view), maps))
         return maps
+
+    def _read(self, sha256: str, view: int, maps: np.ndarray) -> None:
+        """Read one sample's maps into an array (A, h, w)."""
+        row = self.place[sha256]
+        try:
+            self.reader.read(row, maps, view)
+        except UNREADABLE as error:
+            raise self._damaged(sha256, view, f"all anatomies ({error})") from error
+        for anatomy, name in enumerate(self.anatomies):
+            if row_checksum(maps[anatomy]) != self.crc32c[row, view, anatomy]:
+                raise self._damaged(sha256, view, name)
 
     def _damaged(self, sha256: str, view: int, anatomy: str) -> MtkdError:
         return MtkdError(

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from segmentation_models_pytorch.metrics import get_stats
 from torch import Tensor
 
+from mtkd_cache.card import card
 from mtkd_cache.checkpoints import load_network
 from mtkd_cache.feed import Stream, read_ahead
 from mtkd_cache.models import Network
@@ -109,4 +110,5 @@ def _evaluated(folder: Path, about: dict, heads: dict, store: SampleStore, split
     }
     if accelerator.is_main_process:
         write_record(folder / f"evaluation-{split}.json", result)
+        card(folder)
     return result

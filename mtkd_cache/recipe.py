@@ -178,13 +178,3 @@ def _check(recipe: Recipe, where: str) -> None:
     for key, value, possible in wrong:
         if not possible:
             raise MtkdError(f"{where}: {key} = {value!r} is impossible.")
-
-
-def toml_text(recipe: Recipe) -> str:
-    """The recipe as TOML, as each run keeps it."""
-    lines = [f"seed = {recipe.seed}"]
-    for section, values in recipe.as_dict().items():
-        if isinstance(values, dict):
-            lines += ["", f"[{section}]"]
-            lines += [f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in values.items()]
-    return "\n".join(lines) + "\n"

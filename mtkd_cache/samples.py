@@ -17,6 +17,7 @@ from zarr.codecs import BloscCodec
 from mtkd_cache.dataset import SPLITS
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.manifest import MANIFEST, read_sealed
+from mtkd_cache.shard_reader import ShardReader, readers
 from mtkd_cache.shards import UNREADABLE, ArraySpec, row_checksum
 from mtkd_cache.storage import Folder
 
@@ -71,6 +72,8 @@ class SampleStore:
     crc32c: np.ndarray
     hashes: np.ndarray
     group: zarr.Group
+    image: ShardReader
+    mask: ShardReader
 
     @classmethod
     def open(cls, url: str) -> "SampleStore":
@@ -98,6 +101,8 @@ class SampleStore:
             fingerprint=manifest["fingerprint"],
             hashes=hashes,
             group=group,
+            image=ShardReader(url, group["image"]),
+            mask=ShardReader(url, group["mask"]),
             **columns,
         )
 
@@ -120,15 +125,20 @@ class SampleStore:
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images (n, height, width, 3) and masks (n, height, width), uint8. Raises MtkdError for a damaged or missing sample."""
-        rows = np.asarray(rows)
+        width, height = self.size
+        images = np.empty((len(rows), height, width, 3), np.uint8)
+        masks = np.empty((len(rows), height, width), np.uint8)
+        list(readers().map(self._read, rows, images, masks))
+        return images, masks
+
+    def _read(self, row: int, image: np.ndarray, mask: np.ndarray) -> None:
+        """Read one sample into an image and a mask."""
         try:
-            images = self.group["image"].oindex[rows]
-            masks = self.group["mask"].oindex[rows]
+            self.image.read(int(row), image)
+            self.mask.read(int(row), mask)
         except UNREADABLE as error:
             raise MtkdError(
-                f"{self.url}: one of the samples {self.describe_all(rows)} is damaged ({error}). Run mtkd-cache ingest again."
+                f"{self.url}: sample {self.describe(row)} is damaged or missing ({error}). Run mtkd-cache ingest again."
             ) from error
-        for row, image, mask in zip(rows, images, masks, strict=True):
-            if row_checksum(image, mask) != self.crc32c[row]:
-                raise MtkdError(f"{self.url}: sample {self.describe(row)} is damaged or missing. Run mtkd-cache ingest again.")
-        return images, masks
+        if row_checksum(image, mask) != self.crc32c[row]:
+            raise MtkdError(f"{self.url}: sample {self.describe(row)} is damaged or missing. Run mtkd-cache ingest again.")

@@ -14,8 +14,6 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from mtkd_cache.storage import Folder
-
 UNREADABLE = (ValueError, RuntimeError, OSError)  # what zarr and its codecs raise for damaged bytes
 
 
@@ -106,10 +104,5 @@ def row_checksum(*arrays: np.ndarray) -> int:
     """CRC-32C of the bytes of arrays, one after the other."""
     value = 0
     for array in arrays:
-        value = google_crc32c.extend(value, np.ascontiguousarray(array).tobytes())
+        value = google_crc32c.extend(value, np.ascontiguousarray(array))
     return value
-
-
-def write_files(folder: Folder, files: dict[str, bytes]) -> None:
-    for key, data in files.items():
-        folder.write(key, data)

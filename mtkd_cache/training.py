@@ -86,6 +86,7 @@ def fit(task: Task, folder: Path, identity: str, accelerator: Accelerator) -> di
             save_state(state, network, optimizer.optimizer, {"identity": identity, "history": history})
         accelerator.wait_for_everyone()
     progress.close()
+    accelerator.free_memory()
     top = max(history, key=lambda row: row["val_dice"])
     seconds = sorted(row["seconds"] for row in history)
     return {

@@ -69,6 +69,10 @@ class Unit:
         return f"records/{self.block:05d}-{self.view:03d}.json"
 
     @property
+    def shard_key(self) -> str:
+        return f"logits/c/{self.block}/{self.view}/0/0/0"
+
+    @property
     def rows(self) -> slice:
         """The cache's rows it holds."""
         return slice(self.block * BLOCK, self.block * BLOCK + len(self.hashes))
@@ -80,7 +84,7 @@ def units(hashes: list[str], views: int) -> list[Unit]:
 
 
 def together(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
-    """What an action returns, once every process has run it. Where it fails in one, it fails in all, so that none waits for ever."""
+    """What an action returns, once every process has run it. Where one fails, all fail, so that none waits for ever."""
     result, failure = None, None
     try:
         result = action()
@@ -156,14 +160,13 @@ class Builder:
 
     def _old(self, unit: Unit, there: set[str]) -> dict | None:
         """The record of what is there of a unit; None where it has to be made from nothing."""
-        key = self.spec.shard_key(unit.block, unit.view)
-        if not {unit.record_key, key} <= there:
+        if not {unit.record_key, unit.shard_key} <= there:
             return None
         try:
             record = read_sealed(self.folder, unit.record_key)
         except MtkdError:
             return None
-        return record if record and record["key"] == key else None
+        return record if record and record["key"] == unit.shard_key else None
 
     def _missing(self, unit: Unit, old: dict | None) -> np.ndarray:
         """Which maps have to be computed: bool (samples, anatomies)."""
@@ -253,8 +256,7 @@ class Builder:
 
     def _write(self, unit: Unit, values: np.ndarray, rows: list[dict]) -> None:
         data = self.spec.encode_shard(values)
-        key = self.spec.shard_key(unit.block, unit.view)
         self.folder.delete(unit.record_key)
-        self.folder.write(key, data)
-        record = {"key": key, **file_entry(data), "teachers": self.teachers.about, "rows": rows}
+        self.folder.write(unit.shard_key, data)
+        record = {"key": unit.shard_key, **file_entry(data), "teachers": self.teachers.about, "rows": rows}
         self.folder.write(unit.record_key, sealed(record))

@@ -63,7 +63,9 @@ def phantom_store(phantom_folder, tmp_path_factory) -> SampleStore:
     return SampleStore.open(url)
 
 
-def _write_organs(root: Path, images: int = 3, size: tuple[int, int] = SIZE, surgeries: tuple[int, ...] = (30, 31, 40, 50)) -> Path:
+def _write_organs(
+    root: Path, images: int = 3, size: tuple[int, int] = SIZE, surgeries: tuple[int, ...] = (30, 31, 40, 50)
+) -> Path:
     """Two organs that are not of the Dresden set: a disc to be found, in pictures that are told apart by their noise."""
     random = np.random.default_rng(0)
     width, height = size
@@ -111,10 +113,11 @@ def _untrained_teacher(folder: Path, anatomy: str, arch: str = "mininetv2", seed
     network = build(arch, 1).eval()
     with torch.no_grad():
         native = network.native(torch.rand(4, 3, 64, 64))
-        last = [module for module in network.decoders[0].modules() if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
+        convolutions = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+        last = [module for module in network.decoders[0].modules() if isinstance(module, convolutions)][-1]
         scale = 5 / native.std()
-        last[-1].weight *= scale
-        last[-1].bias.sub_(native.mean()).mul_(scale)
+        last.weight *= scale
+        last.bias.sub_(native.mean()).mul_(scale)
     save_network(folder / anatomy / WEIGHTS, network, [anatomy])
 
 

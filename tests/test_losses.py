@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ def positions(valid: Tensor | None, sample: int, height: int, width: int) -> lis
 
 
 def naive_cross_entropy(logits: Tensor, mask: Tensor, anatomy: Tensor, valid: Tensor | None) -> Tensor:
-    """Equation (1) for the annotated anatomy's head; the mask's pixels, as negatives, for every other; one mean over all of them."""
+    """Equation (1) for the annotated anatomy's head; the mask's pixels, as negatives, for every other; one mean over all."""
     terms = []
     for b, heads in enumerate(logits):
         for i, head in enumerate(heads):
@@ -163,7 +162,7 @@ def test_an_empty_mask_teaches_its_own_head_alone():
 def test_a_full_mask_pushes_every_other_head_down():
     logits = torch.zeros(1, 3, 4, 4, requires_grad=True)
     loss = exclusive_cross_entropy(logits, torch.ones(1, 4, 4, dtype=torch.bool), torch.tensor([1]))
-    assert np.sign(gradient(loss, logits)[0, :, 0, 0]).tolist() == [1, -1, 1]
+    assert torch.sign(gradient(loss, logits)[0, :, 0, 0]).tolist() == [1, -1, 1]
 
 
 def test_no_pixel_at_all_is_no_loss_rather_than_nan():
@@ -176,6 +175,8 @@ def test_huge_logits_in_float32_stay_finite():
     e = example((2, 3, 4, 4), True)
     student = (1e4 * e["student"].detach().float()).requires_grad_()
     teacher = 1e3 * e["teacher"].float()
-    loss = exclusive_cross_entropy(student, e["mask"], e["anatomy"], e["valid"]) + channelwise_kl(student, teacher, 4.0, e["valid"])
+    loss = exclusive_cross_entropy(student, e["mask"], e["anatomy"], e["valid"]) + channelwise_kl(
+        student, teacher, 4.0, e["valid"]
+    )
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient(loss, student)).all()

@@ -1,0 +1,137 @@
+"""The command line by real commands: the whole way on a tiny phantom, the --json contract, and how failures end."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from mtkd_cache.cli.main import COMMANDS, main
+
+SHORT = [
+    *("--recipe", "demo", "--set", "teacher.epochs=1", "--set", "student.epochs=1"),
+    *("--set", "teacher.batch=2", "--set", "student.batch=4", "--device", "cpu"),
+]
+
+
+def call(*arguments, status: int = 0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.stderr or result.exception
+    return result
+
+
+def as_json(*arguments) -> dict | list:
+    return json.loads(call(*arguments, "--json").stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def way(organ_folder, tmp_path_factory):
+    """Every command's JSON, run in turn."""
+    root = tmp_path_factory.mktemp("way")
+    store, teachers, cache, baseline, distilled = (root / name for name in ("s.zarr", "teachers", "c.zarr", "baseline", "distilled"))
+    at = ("--store", store)
+    said = {"ingest": as_json("ingest", organ_folder, *at, "--size", "64x64", "--validation", "40", "--test", "50")}
+    said["train-teachers"] = as_json("train-teachers", *at, "--teachers", teachers, *SHORT)
+    said["build"] = as_json("build", *at, "--teachers", teachers, "--cache", cache, *SHORT)
+    said["distilled"] = as_json("train-student", *at, "--cache", cache, "--run", distilled, *SHORT)
+    said["baseline"] = as_json("train-student", *at, "--run", baseline, "--no-kd", *SHORT)
+    said["evaluate"] = as_json("evaluate", *at, "--run", distilled)
+    as_json("evaluate", *at, "--run", baseline)
+    said["teachers"] = as_json("evaluate", *at, "--teachers", teachers)
+    said["report"] = as_json("report", teachers, baseline, distilled, *at, "--out", root / "report")
+    return root, said
+
+
+def test_every_command_says_what_the_contract_names(way):
+    _, said = way
+    for command, keys in {
+        "ingest": "samples by_split by_anatomy skipped bytes fingerprint",
+        "build": "samples views anatomies bytes bytes_per_sample step max_abs_error mean_kl_nats fingerprint seconds teacher_seconds",
+        "distilled": "run best_epoch val_dice seconds_per_epoch",
+        "evaluate": "dice mean_dice images split",
+    }.items():
+        assert set(keys.split()) <= set(said[command]), command
+    assert list(said["train-teachers"]) == ["kidney", "tongue"]
+    assert all(set(one) == {"val_dice", "epochs", "path"} for one in said["train-teachers"].values())
+    assert said["ingest"]["samples"] == sum(said["ingest"]["by_split"].values())
+    assert said["build"]["samples"] == said["ingest"]["by_split"]["train"]
+    assert said["build"]["max_abs_error"] <= said["build"]["step"] / 2
+    assert said["distilled"]["cache_fingerprint"] == said["build"]["fingerprint"]
+    assert said["baseline"]["cache_fingerprint"] is None
+    assert said["evaluate"]["images"] == said["teachers"]["images"] == said["ingest"]["by_split"]["test"]
+
+
+def test_a_run_keeps_its_recipe_environment_and_seed(way):
+    root, said = way
+    record = json.loads((root / "distilled" / "run.json").read_text())
+    assert record["recipe"]["distillation"] == {"temperature": 4.0, "weight": 3.0, "combine": "sum"}
+    assert record["seed"] == 0
+    assert {"torch", "device", "python"} <= set(record["environment"])
+    assert record["store_fingerprint"] == said["ingest"]["fingerprint"]
+    assert not (root / "distilled" / "state.safetensors").exists()
+
+
+def test_the_report_is_whole(way):
+    root, _ = way
+    for name in ("report.md", "report.html", "figure1.png", "figure3.png"):
+        assert (root / "report" / name).stat().st_size > 0
+
+
+def test_finished_work_is_not_done_again(way):
+    root, said = way
+    at = ("--store", root / "s.zarr", "--teachers", root / "teachers")
+    assert as_json("train-teachers", *at, *SHORT) == said["train-teachers"]
+    again = as_json("build", *at, "--cache", root / "c.zarr", *SHORT)
+    assert again["maps_computed"] == 0
+    assert again["fingerprint"] == said["build"]["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ingest", "{root}/nowhere"), "there is no such folder"),
+        (("ingest", "{root}/distilled/run.json"), "is a file"),
+        (("train-student", "--store", "{root}/none.zarr"), "is no logit cache"),
+        (("train-student", "--no-kd", "--store", "{root}/none.zarr"), "is no sample store"),
+        (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--recipe", "nothing"), "there is no such recipe"),
+        (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--set", "student.epochs=0"), "is impossible"),
+        (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--set", "student.speed=1"), "unknown key 'speed'"),
+        (("train-teachers", "--store", "{root}/s.zarr", "--anatomy", "heart"), "'heart' is not in"),
+        (("build", "--store", "{root}/s.zarr", "--teachers", "{root}/none"), "is missing"),
+        (("build", "--store", "{root}/s.zarr", "--teachers", "{root}/teachers", "--step", "0.3"), "power of two"),
+        (("evaluate", "--store", "{root}/s.zarr", "--run", "{root}/teachers/kidney"), "knows the anatomies kidney"),
+        (("train-student", "--store", "{root}/c.zarr", "--no-kd"), "is a logit cache"),
+    ],
+)
+def test_a_failure_is_one_or_two_lines_and_status_1(way, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    result = call(*(argument.format(root=way[0]) for argument in arguments), status=1)
+    assert says in result.stderr
+    assert 1 <= len(result.stderr.strip().splitlines()) <= 2
+    assert "Traceback" not in result.stderr
+
+
+def test_wrong_usage_is_status_2():
+    assert "no size" in call("ingest", "x", "--size", "large", status=2).stderr
+    assert "go together" in call("ingest", "x", "--test", "3", status=2).stderr
+    assert "either --run or --teachers" in call("evaluate", status=2).stderr
+
+
+def test_every_command_has_help():
+    for name in COMMANDS:
+        assert "Options" in call(name, "--help").stdout
+
+
+def test_the_installed_command_runs_and_needs_no_torch_for_help():
+    script = "import sys; sys.argv = ['mtkd-cache', '--help']\nfrom mtkd_cache.cli.main import main\n"
+    script += "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "train-student" in done.stdout
+
+
+def test_models_lists_both_layouts():
+    rows = as_json("models")
+    assert {row["layout"] for row in rows} == {"separate", "shared"}
+    assert {"arch", "encoder", "layout", "params_m", "paper_params_m"} <= set(rows[0])

@@ -1,0 +1,117 @@
+"""Sample store and logit cache behind a URL: an S3 server on this machine, and fsspec's memory."""
+
+import sys
+
+import fsspec
+import numpy as np
+import pytest
+
+from mtkd_cache.build import build
+from mtkd_cache.cache import LogitCache
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.ingest import ingest
+from mtkd_cache.lock import locked
+from mtkd_cache.samples import SampleStore
+from mtkd_cache.storage import LOCK, Folder
+from mtkd_cache.verify import verify
+
+SIZE = (32, 32)
+
+
+@pytest.fixture(scope="module")
+def folder(write_organs, tmp_path_factory):
+    return write_organs(tmp_path_factory.mktemp("remote") / "organs", images=1, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def local(folder, organ_split, organ_teachers, recipe, accelerator, tmp_path_factory) -> tuple[SampleStore, LogitCache]:
+    """Store and cache on the disk, to compare with."""
+    root = tmp_path_factory.mktemp("local")
+    ingest(folder, str(root / "samples.zarr"), size=SIZE, split=organ_split)
+    store = SampleStore.open(str(root / "samples.zarr"))
+    build(store, organ_teachers, str(root / "logits.zarr"), recipe(), accelerator)
+    return store, LogitCache.open(str(root / "logits.zarr"))
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An S3 bucket, served on the loopback interface."""
+    server_module = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.filesystem("s3").mkdir("anatomy")
+        yield "s3://anatomy"
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+def round_trip(base: str, folder, split, teachers, recipe, accelerator, local) -> None:
+    ingest(folder, f"{base}/samples.zarr", size=SIZE, split=split)
+    store = SampleStore.open(f"{base}/samples.zarr")
+    assert store.fingerprint == local[0].fingerprint
+    rows = np.arange(len(store))
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(store.read(rows), local[0].read(rows), strict=True))
+
+    url = f"{base}/logits.zarr"
+    result = build(store, teachers, url, recipe(), accelerator)
+    assert build(store, teachers, url, recipe(), accelerator)["maps_computed"] == 0
+    cache = LogitCache.open(url)
+    hashes = sorted(cache.place)
+    assert result["fingerprint"] == cache.fingerprint == local[1].fingerprint
+    assert np.array_equal(cache.read(hashes), local[1].read(hashes))
+    assert verify(url, store=store, teachers=teachers, live=1)["ok"]
+
+    remote = Folder(url)
+    shard = next(remote.keys("logits/c"))
+    data = bytearray(remote.read(shard))
+    data[len(data) // 3] ^= 1
+    remote.write(shard, bytes(data))
+    assert [(problem["kind"], problem["where"]) for problem in verify(url)["problems"]] == [("changed", shard)]
+    with pytest.raises(MtkdError, match="is damaged or missing"):
+        LogitCache.open(url).read(hashes)
+    assert verify(url, store=store, teachers=teachers, repair=True)["ok"]
+    assert np.array_equal(LogitCache.open(url).read(hashes), local[1].read(hashes))
+    remote.delete(shard)
+    with pytest.raises(MtkdError, match="is damaged or missing"):
+        LogitCache.open(url).read(hashes)
+
+
+def test_s3(bucket, folder, organ_split, organ_teachers, recipe, accelerator, local):
+    round_trip(bucket, folder, organ_split, organ_teachers, recipe, accelerator, local)
+
+
+def test_memory(folder, organ_split, organ_teachers, recipe, accelerator, local):
+    round_trip("memory://anatomy", folder, organ_split, organ_teachers, recipe, accelerator, local)
+
+
+def test_one_writer_behind_a_url():
+    held = Folder("memory://held")
+    with locked(held):
+        assert list(held.keys()) == [] and held.exists(LOCK)
+        with pytest.raises(MtkdError, match=r"is being written by .*process \d+"), locked(held):
+            pass
+    assert not held.exists(LOCK)
+
+
+def test_no_bucket(bucket, local, organ_teachers, recipe, accelerator):
+    with pytest.raises(MtkdError, match="s3://nowhere/logits.zarr"):
+        build(local[0], organ_teachers, "s3://nowhere/logits.zarr", recipe(), accelerator)
+
+
+def test_missing_s3fs_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setattr("fsspec.registry._registry", {})
+    with pytest.raises(MtkdError, match=r"s3fs"):
+        Folder("s3://anatomy/logits.zarr")
+
+
+def test_unknown_protocol():
+    with pytest.raises(MtkdError, match="nothing://"):
+        Folder("nothing://anatomy")
