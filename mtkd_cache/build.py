@@ -9,7 +9,7 @@ computed again.
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,8 @@ def build(
     settings = cache_settings(store, loaded, recipe, accelerator.mixed_precision)
     wanted = [str(sha256) for split in splits for sha256 in store.hashes[store.rows(split)]]
     folder = Folder(cache)
-    with locked(folder) if accelerator.is_main_process else nullcontext():
+    with ExitStack() as stack:
+        together(accelerator, lambda: stack.enter_context(locked(folder)) if accelerator.is_main_process else None)
         builder = update(folder, store, loaded, settings, recipe.distillation.temperature, wanted, accelerator, batch)
     result = summary(LogitCache.open(cache))
     return {
@@ -121,7 +122,7 @@ def write_plan(folder: Folder, settings: dict, temperature: float, wanted: list[
     Only one process may call it. temperature: at which a new cache's KL is measured; one that exists keeps its own.
     """
     try:
-        plan = read_sealed(folder, PLAN)
+        plan = read_sealed(folder, PLAN, "samples")
     except MtkdError as error:
         raise MtkdError(
             f"{folder}/{PLAN} is damaged, which tells whose maps the rows are. Run mtkd-cache verify --repair --cache {folder}."

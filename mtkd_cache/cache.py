@@ -91,7 +91,7 @@ class LogitCache:
     def open(cls, url: str) -> "LogitCache":
         """Raises MtkdError where the cache is absent, unfinished, damaged or of a newer format."""
         folder = Folder(url)
-        manifest = read_sealed(folder, MANIFEST)
+        manifest = read_sealed(folder, MANIFEST, "kind", "files")
         if manifest is None:
             what = "is not finished" if folder.exists("plan.json") else "is no logit cache"
             raise MtkdError(f"{url} {what}. Run mtkd-cache build --cache {url}.")

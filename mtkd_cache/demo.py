@@ -1,4 +1,4 @@
-"""`make demo`: every command in turn on a phantom, each as a user would type it, ending with the table and the pictures' place."""
+"""`make demo`: every command in turn on a phantom, each as a user would type it, and at the end the table and the pictures."""
 
 import argparse
 import subprocess

@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from mtkd_cache.build import PLAN
 from mtkd_cache.cache import check_kind
-from mtkd_cache.manifest import MANIFEST, unsealed
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.manifest import MANIFEST, read_sealed
 from mtkd_cache.storage import Folder
 from mtkd_cache.units import Unit, units
 
@@ -50,10 +51,9 @@ class Findings:
 def examine(folder: Folder) -> Findings:
     """Read every file of a cache. Raises MtkdError where the folder holds something else, or a newer format."""
     present = set(folder.keys())
-    records = {key: read_whole(folder, key) for key in sorted(present) if key.startswith("records/")}
-    found = Findings(read_whole(folder, MANIFEST), read_whole(folder, PLAN), {k: v for k, v in records.items() if v})
-    if found.manifest and "files" not in found.manifest:
-        found.manifest = None
+    records = {key: read_whole(folder, key, "rows") for key in sorted(present) if key.startswith("records/")}
+    manifest, plan = read_whole(folder, MANIFEST, "files"), read_whole(folder, PLAN, "samples")
+    found = Findings(manifest, plan, {key: record for key, record in records.items() if record})
     if found.manifest:
         check_kind(str(folder), found.manifest)
         expected = found.manifest["files"]
@@ -76,11 +76,11 @@ def examine(folder: Folder) -> Findings:
     return found
 
 
-def read_whole(folder: Folder, key: str) -> dict | None:
-    """The value of a sealed file, None where it is absent or damaged."""
+def read_whole(folder: Folder, key: str, member: str) -> dict | None:
+    """The value of a sealed file that has a member; None where it is absent, damaged or another one."""
     try:
-        return unsealed(folder.read(key))
-    except (ValueError, KeyError, TypeError, OSError):
+        return read_sealed(folder, key, member)
+    except (MtkdError, OSError):
         return None
 
 

@@ -34,14 +34,14 @@ def inspect_cache(url: str) -> dict:
     Raises MtkdError where there is no cache, and where its manifest or plan is damaged.
     """
     folder = Folder(url)
-    plan = read_sealed(folder, PLAN)
-    manifest = read_sealed(folder, MANIFEST)
+    plan = read_sealed(folder, PLAN, "samples")
+    manifest = read_sealed(folder, MANIFEST, "kind", "files")
     if plan is None:
         raise MtkdError(f"{url} is no logit cache. Run mtkd-cache build --cache {url}.")
     if manifest is not None:
         check_kind(url, manifest)
     wanted = units(plan["samples"], plan["settings"]["views"]["count"])
-    records = [record for unit in wanted if (record := read_whole(folder, unit.record_key))]
+    records = [record for unit in wanted if (record := read_whole(folder, unit.record_key, "rows"))]
     maps: dict[str, Counter] = {anatomy: Counter() for anatomy in plan["settings"]["anatomies"]}
     for record in records:
         for anatomy, about in record["teachers"].items():
@@ -72,6 +72,7 @@ def contact_sheet(cache: LogitCache, store: SampleStore, out: Path, samples: int
     The rows are samples of the anatomies in the same order, worst first. teachers: a folder whose records tell each teacher's
     validation Dice; without it its cached maps of samples of its own anatomy do. Returns the anatomies in order.
     """
+    cache.check_belongs(store, np.array([], int))
     dice = _validation_dice(cache, teachers) if teachers else _cached_dice(cache, store)
     order = sorted(cache.anatomies, key=lambda anatomy: dice[anatomy])
     rows = _pick(cache, store, order, samples)

@@ -3,12 +3,20 @@
 B samples, A anatomies (heads), H x W pixels. `valid` marks the pixels that show the sample (see `mtkd_cache.views.inside`).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def exclusive_cross_entropy(logits: Tensor, mask: Tensor, anatomy: Tensor, valid: Tensor | None = None) -> Tensor:
+def exclusive_cross_entropy(
+    logits: Tensor,
+    mask: Tensor,
+    anatomy: Tensor,
+    valid: Tensor | None = None,
+    average: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Binary cross-entropy with mutual exclusivity: one mean over the pixels that count, of all heads together.
 
     The head of the annotated anatomy learns the whole binary mask; every other head learns the mask's foreground as background,
@@ -23,6 +31,8 @@ def exclusive_cross_entropy(logits: Tensor, mask: Tensor, anatomy: Tensor, valid
         mask: bool (B, H, W), where the annotated anatomy is.
         anatomy: int64 (B,), the annotated anatomy's index.
         valid: bool (B, H, W); None counts every pixel.
+        average: the mean of a number over the processes that share a batch, so that the mean of their losses is the loss of
+            the whole batch; None where one process has it all.
 
     Reference: Maack et al. 2024, section 2; the single mean is that of Kolbinger et al. 2023's public code.
     """
@@ -34,7 +44,8 @@ def exclusive_cross_entropy(logits: Tensor, mask: Tensor, anatomy: Tensor, valid
     terms = F.binary_cross_entropy_with_logits(
         logits, (own & positive).to(logits.dtype), counted.to(logits.dtype), reduction="sum"
     )
-    return terms / counted.sum().clamp(min=1)
+    count = counted.sum().to(logits.dtype)
+    return terms / (average(count) if average else count).clamp(min=1)
 
 
 def map_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:

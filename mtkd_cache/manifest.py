@@ -35,13 +35,19 @@ def unsealed(data: bytes) -> dict:
     return value
 
 
-def read_sealed(folder: Folder, key: str) -> dict | None:
-    """The value of a sealed file, or None where it is absent. Raises MtkdError where it is damaged."""
+def read_sealed(folder: Folder, key: str, *members: str) -> dict | None:
+    """The value of a sealed file, or None where it is absent.
+
+    Raises MtkdError where it is damaged, or another sealed file that lacks one of the members.
+    """
     try:
-        return unsealed(folder.read(key))
+        value = unsealed(folder.read(key))
+        if lacking := set(members) - value.keys():
+            raise ValueError(f"it has no {', '.join(sorted(lacking))}")
+        return value
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MtkdError(
             f"{folder}/{key} is damaged ({error}). Run the command that wrote {folder} again, or verify --repair."
         ) from error

@@ -3,10 +3,12 @@
 import json
 import platform
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 import mtkd_cache
 from mtkd_cache.checkpoints import STATE, WEIGHTS, file_sha256
@@ -89,6 +91,11 @@ def read_record(path: Path) -> dict | None:
         return None
     except ValueError as error:
         raise MtkdError(f"{path} is damaged ({error}). Delete it and run its command again.") from error
+
+
+def over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor] | None:
+    """The mean of a number over the processes of a training, None for a single one."""
+    return partial(accelerator.reduce, reduction="mean") if accelerator.num_processes > 1 else None
 
 
 def make_accelerator(device: str | None, precision: str = "no") -> Accelerator:

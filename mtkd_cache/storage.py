@@ -26,8 +26,10 @@ class Folder:
         self.url = str(url).rstrip("/")
         try:
             self.fs, path = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise MtkdError(f"{self.url}: {error}") from error
+        except ImportError as error:
+            raise MtkdError(f"{self.url}: {error} (for s3:// that is pip install 'mtkd-cache[s3]').") from error
+        except ValueError as error:
+            raise MtkdError(f"{self.url}: {error}.") from error
         self.local = isinstance(self.fs, LocalFileSystem)
         self.path = path.rstrip("/")
 
@@ -46,9 +48,14 @@ class Folder:
         return self.fs.cat_file(f"{self.path}/{key}")
 
     def write(self, key: str, data: bytes) -> None:
-        """Write one file whole or not at all. Raises MtkdError where the disk is full."""
+        """Write one file whole or not at all. Raises MtkdError where the disk is full, or an object store refuses."""
         if not self.local:
-            self.fs.pipe_file(f"{self.path}/{key}", data)
+            try:
+                self.fs.pipe_file(f"{self.path}/{key}", data)
+            except Exception as error:
+                raise MtkdError(
+                    f"{self.url}/{key} cannot be written ({error}). Check address, credentials and network."
+                ) from error
             return
         target = Path(self.path, key)
         try:

@@ -16,7 +16,7 @@ from mtkd_cache.losses import channelwise_kl, combine, exclusive_cross_entropy
 from mtkd_cache.quantise import dequantise
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.resident import hold
-from mtkd_cache.runs import seed_for, start_network, train_once
+from mtkd_cache.runs import over_processes, seed_for, start_network, train_once
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.training import Task
 from mtkd_cache.views import draw_views, identity_views, see, warp
@@ -53,11 +53,12 @@ def train_student(
     }
     if cache is not None:
         cache.check_belongs(store, store.rows("train"))
-    make_task = partial(_task, store, recipe, accelerator, cache, resident)
+    make_task = partial(student_task, store, recipe, accelerator, cache, resident)
     return train_once(run / RECORD, identity, make_task, accelerator)
 
 
-def _task(store: SampleStore, recipe: Recipe, accelerator: Accelerator, cache: LogitCache | None, resident: str) -> Task:
+def student_task(store: SampleStore, recipe: Recipe, accelerator: Accelerator, cache: LogitCache | None, resident: str) -> Task:
+    """What `fit` trains: the student on the store's training samples, distilled from the cache where there is one."""
     seed = seed_for(recipe.seed, "student")
     rows = store.rows("train")
     feed = hold(Stream(store, cache), rows, accelerator.device, resident)
@@ -76,7 +77,7 @@ def _task(store: SampleStore, recipe: Recipe, accelerator: Accelerator, cache: L
         views = views.to(batch.images.device)
         images, masks, valid = see(batch.images, batch.masks, views)
         logits = forward(images).float()
-        cross_entropy = exclusive_cross_entropy(logits, masks, batch.anatomy, valid)
+        cross_entropy = exclusive_cross_entropy(logits, masks, batch.anatomy, valid, over_processes(accelerator))
         if cache is None:
             return {"loss": cross_entropy}
         affine = identity_views(len(hashes)).affine.to(valid.device) if recorded > 1 else views.affine

@@ -14,7 +14,7 @@ from mtkd_cache.feed import Batch, Stream, epoch_batches, read_ahead
 from mtkd_cache.losses import exclusive_cross_entropy
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.resident import hold
-from mtkd_cache.runs import seed_for, start_network, train_once
+from mtkd_cache.runs import over_processes, seed_for, start_network, train_once
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.training import Task
 from mtkd_cache.views import draw_views, see
@@ -67,7 +67,9 @@ def _task(store: SampleStore, anatomy: str, recipe: Recipe, accelerator: Acceler
     def losses(forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
         views = draw_views(recipe.augmentation, seed, store.hashes[batch.rows], epoch + 1, store.size).to(batch.images.device)
         images, masks, valid = see(batch.images, batch.masks, views)
-        return {"loss": exclusive_cross_entropy(forward(images).float(), masks, batch.anatomy * 0, valid)}
+        return {
+            "loss": exclusive_cross_entropy(forward(images).float(), masks, batch.anatomy * 0, valid, over_processes(accelerator))
+        }
 
     return Task(
         label=anatomy,

@@ -163,7 +163,7 @@ class Builder:
         if not {unit.record_key, unit.shard_key} <= there:
             return None
         try:
-            record = read_sealed(self.folder, unit.record_key)
+            record = read_sealed(self.folder, unit.record_key, "rows")
         except MtkdError:
             return None
         return record if record and record["key"] == unit.shard_key else None

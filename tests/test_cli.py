@@ -29,7 +29,8 @@ def as_json(*arguments) -> dict | list:
 def way(organ_folder, tmp_path_factory):
     """Every command's JSON, run in turn."""
     root = tmp_path_factory.mktemp("way")
-    store, teachers, cache, baseline, distilled = (root / name for name in ("s.zarr", "teachers", "c.zarr", "baseline", "distilled"))
+    names = ("s.zarr", "teachers", "c.zarr", "baseline", "distilled")
+    store, teachers, cache, baseline, distilled = (root / name for name in names)
     at = ("--store", store)
     said = {"ingest": as_json("ingest", organ_folder, *at, "--size", "64x64", "--validation", "40", "--test", "50")}
     said["train-teachers"] = as_json("train-teachers", *at, "--teachers", teachers, *SHORT)
@@ -47,7 +48,8 @@ def test_every_command_says_what_the_contract_names(way):
     _, said = way
     for command, keys in {
         "ingest": "samples by_split by_anatomy skipped bytes fingerprint",
-        "build": "samples views anatomies bytes bytes_per_sample step max_abs_error mean_kl_nats fingerprint seconds teacher_seconds",
+        "build": "samples views anatomies bytes bytes_per_sample step max_abs_error mean_kl_nats fingerprint seconds "
+        "teacher_seconds",
         "distilled": "run best_epoch val_dice seconds_per_epoch",
         "evaluate": "dice mean_dice images split",
     }.items():

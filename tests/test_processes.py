@@ -59,7 +59,7 @@ def launch(processes: int, store: SampleStore, teachers: Path, tmp_path: Path, *
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
     command += ["--num_processes", str(processes), "--main_process_port", "0", str(script), *targets]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))
 

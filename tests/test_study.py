@@ -251,11 +251,13 @@ def test_a_finished_study_trains_nothing_again(finished, accelerator, monkeypatc
     study, units, _ = finished
     monkeypatch.setattr(mtkd_cache.runs, "fit", None)
     monkeypatch.setattr(mtkd_cache.study, "build", None)
+    monkeypatch.setattr(mtkd_cache.study, "write_report", lambda *runs, **options: None)
     assert run_study(study, units, accelerator, lambda line: None, pause)["made"] == []
 
 
-def test_another_recipe_in_the_same_folder_is_refused(finished, accelerator):
+def test_another_recipe_in_the_same_folder_is_refused(finished, accelerator, monkeypatch):
     study, units, _ = finished
+    monkeypatch.setattr(mtkd_cache.study, "write_report", lambda *runs, **options: None)
     other = replace(study, recipe=replace(study.recipe, student=replace(study.recipe.student, lr=0.5)))
     with pytest.raises(MtkdError, match="another recipe"):
         run_study(other, units, accelerator, lambda line: None, pause)

@@ -1,0 +1,133 @@
+"""The student's step three ways in turn: without distillation, with cached logits, with the teachers run in every step."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mtkd_cache.bench.machine import machine, peak_mb, ratio, spread, start_peak, wait
+from mtkd_cache.bench.synthetic import make_cache, make_store
+from mtkd_cache.feed import Batch
+from mtkd_cache.losses import channelwise_kl, combine, exclusive_cross_entropy
+from mtkd_cache.models import build, upsample
+from mtkd_cache.paper import ANATOMIES
+from mtkd_cache.recipe import Recipe
+from mtkd_cache.samples import SampleStore
+from mtkd_cache.student import student_task
+from mtkd_cache.training import Task
+from mtkd_cache.views import draw_views, see
+
+
+def bench_stage2(recipe: Recipe, size: tuple[int, int], rounds: int, accelerator: Accelerator, resident: str = "off") -> dict:
+    """Medians of a step in seconds with their spread, the share of a step spent waiting for data, and peak memory.
+
+    recipe: its student, its teachers' architecture, its batch. size: (width, height). The weights and the samples are synthetic.
+    """
+    device = accelerator.device
+    torch.manual_seed(0)
+    teachers = [build(recipe.teacher.arch, 1).eval().to(device) for _ in ANATOMIES]
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(Path(folder), size, 2 * recipe.student.batch)
+        cache = make_cache(Path(folder), store, recipe, teachers[0].stride, accelerator)
+        ways = {
+            "none": Way(student_task(store, recipe, accelerator, None, resident), accelerator),
+            "cached": Way(student_task(store, recipe, accelerator, cache, resident), accelerator),
+            "online": Way(online_task(store, recipe, accelerator, teachers, resident), accelerator),
+        }
+        for way in ways.values():
+            way.step()
+            way.forget()
+        for _ in range(rounds):
+            for way in ways.values():
+                way.step()
+        for way in ways.values():
+            way.close()
+    times = {name: way.times for name, way in ways.items()}
+    return {
+        **{f"{name}_s": statistics.median(taken) for name, taken in times.items()},
+        "kd_overhead": ratio(times, "cached", "none"),
+        "online_over_cached": ratio(times, "online", "cached"),
+        "loader_share": sum(ways["cached"].waited) / sum(times["cached"]),
+        "spread_s": {name: spread(taken) for name, taken in times.items()},
+        "peak_mb": {name: max(way.peaks) for name, way in ways.items()},
+        "arch": recipe.student.arch,
+        "teacher": recipe.teacher.arch,
+        "size": list(size),
+        "batch": recipe.student.batch,
+        "anatomies": len(store.anatomies),
+        "rounds": rounds,
+        "resident": resident,
+        "precision": accelerator.mixed_precision,
+        "machine": machine(device),
+    }
+
+
+class Way:
+    """One of the three: a student of its own, and how its steps went."""
+
+    def __init__(self, task: Task, accelerator: Accelerator):
+        self.task, self.accelerator, self.device = task, accelerator, accelerator.device
+        self.network = task.network.to(self.device, memory_format=torch.channels_last).train()
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4, fused=self.device.type == "cuda")
+        self.batches = self._batches()
+        self.forget()
+
+    def forget(self) -> None:
+        """Count from here on."""
+        self.times: list[float] = []
+        self.waited: list[float] = []
+        self.peaks: list[float] = []
+
+    def close(self) -> None:
+        self.batches.close()
+
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        epoch = 0
+        while True:
+            for batch in self.task.batches(epoch):
+                yield epoch, batch
+            epoch += 1
+
+    def step(self) -> None:
+        """A step as `mtkd_cache.training.fit` takes it."""
+        start_peak(self.device)
+        wait(self.device)
+        start = time.perf_counter()
+        epoch, batch = next(self.batches)
+        waited = time.perf_counter() - start
+        batch = batch.to(self.device)
+        with self.accelerator.autocast():
+            loss = self.task.losses(self.network, batch, epoch)["loss"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        wait(self.device)
+        self.times.append(time.perf_counter() - start)
+        self.waited.append(waited)
+        self.peaks.append(peak_mb(self.device))
+
+
+def online_task(
+    store: SampleStore, recipe: Recipe, accelerator: Accelerator, teachers: list[nn.Module], resident: str = "off"
+) -> Task:
+    """The student's task with its teachers run on every view it sees, as without a cache."""
+    task = student_task(store, recipe, accelerator, None, resident)
+
+    def losses(forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        views = draw_views(recipe.augmentation, task.seed, store.hashes[batch.rows], epoch + 1, store.size)
+        images, masks, valid = see(batch.images, batch.masks, views.to(batch.images.device))
+        with torch.inference_mode():
+            native = torch.cat([teacher.native(images) for teacher in teachers], dim=1)
+        logits = forward(images).float()
+        teacher = upsample(native.float(), images.shape[2:])
+        kl = channelwise_kl(logits, teacher, recipe.distillation.temperature, valid)
+        cross_entropy = exclusive_cross_entropy(logits, masks, batch.anatomy, valid)
+        return {"loss": combine(cross_entropy, kl, recipe.distillation.weight, recipe.distillation.combine)}
+
+    task.losses = losses
+    return task

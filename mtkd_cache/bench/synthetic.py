@@ -1,0 +1,71 @@
+"""A sample store and a logit cache to measure on, made in seconds: smooth pictures with a camera's grain, smooth logits."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from mtkd_cache.build import cache_settings, update
+from mtkd_cache.cache import LogitCache
+from mtkd_cache.dataset import Split
+from mtkd_cache.ingest import ingest
+from mtkd_cache.lock import locked
+from mtkd_cache.paper import ANATOMIES
+from mtkd_cache.recipe import Recipe
+from mtkd_cache.samples import SampleStore
+from mtkd_cache.storage import Folder
+from mtkd_cache.units import Teachers
+
+GRAIN = 2.0  # of 255, the standard deviation from pixel to pixel
+
+
+def make_store(folder: Path, size: tuple[int, int], train: int) -> SampleStore:
+    """A store with at least `train` training samples of the eleven anatomies, pictures of size = (width, height)."""
+    width, height = size
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width]
+    each = -(-train // len(ANATOMIES))
+    for anatomy in ANATOMIES:
+        for surgery, count in ((1, each), (2, 1), (3, 1)):
+            place = folder / "dataset" / anatomy / f"{surgery:02d}"
+            place.mkdir(parents=True)
+            for number in range(count):
+                coarse = Image.fromarray(random.integers(0, 255, (8, 10, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+                grainy = np.asarray(coarse) + random.normal(0, GRAIN, (height, width, 3))
+                Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(place / f"image{number:02d}.png", compress_level=1)
+                centre = random.uniform(0.3, 0.7, 2) * (height, width)
+                mask = np.hypot(y - centre[0], x - centre[1]) < height * random.uniform(0.1, 0.3)
+                Image.fromarray(mask.astype(np.uint8) * 255).save(place / f"mask{number:02d}.png")
+    ingest(folder / "dataset", str(folder / "samples.zarr"), size=size, split=Split(validation=(2,), test=(3,), surgeries=None))
+    return SampleStore.open(str(folder / "samples.zarr"))
+
+
+class SmoothTeacher(nn.Module):
+    """In a teacher's place: native logits that vary as a trained teacher's do, with one wide slope and some fine unrest."""
+
+    def __init__(self, stride: int, seed: int):
+        super().__init__()
+        self.stride = stride
+        self.random = torch.Generator().manual_seed(seed)
+
+    def native(self, images: Tensor) -> Tensor:
+        grid = [side // self.stride for side in images.shape[2:]]
+        coarse = 6 * torch.randn(len(images), 1, 5, 6, generator=self.random) - 6
+        smooth = F.interpolate(coarse, grid, mode="bicubic", align_corners=True)
+        return (smooth + 0.2 * torch.randn(smooth.shape, generator=self.random)).to(images.device)
+
+
+def make_cache(folder: Path, store: SampleStore, recipe: Recipe, stride: int, accelerator: Accelerator) -> LogitCache:
+    """A finished cache of the store's training samples with maps at a stride, written by the code that builds real ones."""
+    networks = [SmoothTeacher(stride, seed) for seed in range(len(store.anatomies))]
+    teachers = Teachers(networks, {anatomy: {"arch": "smooth", "weights_sha256": ""} for anatomy in store.anatomies})
+    settings = cache_settings(store, teachers, recipe, "no")
+    target = Folder(folder / "logits.zarr")
+    with locked(target):
+        wanted = [str(sha256) for sha256 in store.hashes[store.rows("train")]]
+        update(target, store, teachers, settings, recipe.distillation.temperature, wanted, accelerator)
+    return LogitCache.open(str(target))
