@@ -8,6 +8,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+OUTSIDE = -1e30  # a scaled logit of a pixel that does not count
 
 
 def exclusive_cross_entropy(
@@ -37,15 +40,22 @@ def exclusive_cross_entropy(
     Reference: Maack et al. 2024, section 2; the single mean is that of Kolbinger et al. 2023's public code.
     """
     valid = torch.ones_like(mask) if valid is None else valid
-    heads = torch.arange(logits.shape[1], device=logits.device)
-    own = (anatomy[:, None] == heads)[:, :, None, None]
-    positive = (mask & valid)[:, None]
-    counted = torch.where(own, valid[:, None], positive)
-    terms = F.binary_cross_entropy_with_logits(
-        logits, (own & positive).to(logits.dtype), counted.to(logits.dtype), reduction="sum"
-    )
-    count = counted.sum().to(logits.dtype)
-    return terms / (average(count) if average else count).clamp(min=1)
+    with torch.no_grad():
+        positive = mask & valid
+        count = (valid.sum() + (logits.shape[1] - 1) * positive.sum()).to(logits.dtype)
+        count = (average(count) if average else count).clamp(min=1)
+        gradient = torch.empty_like(logits)
+        total = logits.new_zeros(())
+        for one, slope, inside, truth, own in zip(logits, gradient, valid, positive, anatomy[:, None], strict=True):
+            own_logits = one.index_select(0, own)
+            own_terms = (F.softplus(own_logits) - own_logits * truth) * inside
+            as_negative = F.softplus(one).mul_(truth).sum((1, 2)).index_fill_(0, own, 0)
+            total += own_terms.sum() + as_negative.sum()
+            torch.sigmoid(one, out=slope).mul_(truth)
+            slope.index_copy_(0, own, (torch.sigmoid(own_logits) - truth.to(one.dtype)) * inside)
+        gradient /= count
+        value = total / count
+    return _WithGradient.apply(logits, value, gradient)
 
 
 def map_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
@@ -78,7 +88,49 @@ def channelwise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: 
 
     Reference: the scaling is that of Shu et al. 2021's public code, which the paper follows.
     """
-    return temperature**2 * map_kl(student, teacher, temperature, valid).mean()
+    with torch.no_grad():
+        gradient = torch.empty_like(student)
+        total = student.new_zeros(())
+        for index, slope in enumerate(gradient):
+            outside = None if valid is None else ~valid[index].flatten()
+            log_p_student = _log_softmax(student[index], temperature, outside)
+            log_p_teacher = _log_softmax(teacher[index], temperature, outside)
+            p_teacher = log_p_teacher.exp()
+            total += log_p_teacher.sub_(log_p_student).mul_(p_teacher).sum()
+            slope.copy_(log_p_student.exp_().sub_(p_teacher).view_as(slope))
+        maps = student.shape[0] * student.shape[1]
+        gradient *= temperature / maps
+        value = temperature**2 * total / maps
+    return _WithGradient.apply(student, value, gradient)
+
+
+def _log_softmax(logits: Tensor, temperature: float, outside: Tensor | None) -> Tensor:
+    """Logits (A, H, W) of one sample -> log p (A, H * W).
+
+    Where `outside`, bool (H * W), p is 0 and log p finite, so that p log p is 0.
+    """
+    scaled = logits.flatten(1) / temperature
+    if outside is not None:
+        scaled.masked_fill_(outside, OUTSIDE)
+    return F.log_softmax(scaled, -1)
+
+
+class _WithGradient(torch.autograd.Function):
+    """A scalar whose gradient with respect to the logits is known with it.
+
+    Both losses are made one sample at a time: a step then needs their gradient and a few maps of one sample, where autograd
+    would keep several tensors of the logits' size.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, outer: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0] * outer, None, None
 
 
 def combine(cross_entropy: Tensor, kl: Tensor, weight: float, how: str) -> Tensor:

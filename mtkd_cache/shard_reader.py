@@ -60,11 +60,15 @@ class ShardReader:
         """
         if out.nbytes != self.bytes or not out.flags.c_contiguous:
             raise TypeError(f"a chunk of {self.name} does not fit an array of shape {out.shape}")
-        key = "/".join([self.name, "c", str(row // self.shard), str(second), *["0"] * (len(self.item) - 1)])
-        body = (self._local if self.folder.local else self._remote)(key, row % self.shard)
+        body = self.stored(row, second)
         if int.from_bytes(body[DECODED], "little") != self.bytes:
-            raise ValueError(f"a chunk of {key} has another size")
+            raise ValueError(f"a chunk of {self.name} has another size")
         blosc.decompress(body, out)
+
+    def stored(self, row: int, second: int = 0) -> memoryview:
+        """A chunk's Blosc bytes; see `read` for the errors."""
+        key = "/".join([self.name, "c", str(row // self.shard), str(second), *["0"] * (len(self.item) - 1)])
+        return (self._local if self.folder.local else self._remote)(key, row % self.shard)
 
     def _local(self, key: str, place: int) -> memoryview:
         file = os.open(f"{self.folder.path}/{key}", os.O_RDONLY)

@@ -1,1 +1,1 @@
-"""Measurements: the student's step three ways, the cache against its limits, inference plain and fast. docs/measurements keeps them."""
+"""Measurements: the student's step three ways, the cache against its limits, inference plain and fast."""

@@ -13,6 +13,7 @@ import torch
 from mtkd_cache.runs import environment
 
 HERE = Path(__file__).parent
+CPU = torch.device("cpu")
 
 
 def machine(device: torch.device) -> dict:
@@ -32,7 +33,7 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(action: Callable[[], object], device: torch.device = torch.device("cpu")) -> float:
+def seconds(action: Callable[[], object], device: torch.device) -> float:
     """The time one call takes, the device's work included."""
     wait(device)
     start = time.perf_counter()
@@ -41,8 +42,8 @@ def seconds(action: Callable[[], object], device: torch.device = torch.device("c
     return time.perf_counter() - start
 
 
-def in_turn(actions: dict[str, Callable[[], object]], rounds: int, device: torch.device = torch.device("cpu")) -> dict:
-    """Each action's times over rounds in which all take their turn, after one turn that is not counted: {name: [seconds]}."""
+def in_turn(actions: dict[str, Callable[[], object]], rounds: int, device: torch.device = CPU) -> dict[str, list[float]]:
+    """Each action's seconds over rounds in which all take their turn, after one turn that is not counted."""
     for action in actions.values():
         action()
     times: dict[str, list[float]] = {name: [] for name in actions}

@@ -10,22 +10,27 @@ from mtkd_cache.models.network import Network
 
 
 class Fast(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H, W), for evaluation alone."""
+    """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H, W), for evaluation alone.
 
-    def __init__(self, network: Network):
+    replayed: the network is a CUDA graph, which writes its logits to the same memory again and again.
+    """
+
+    def __init__(self, network: Network, replayed: bool = False):
         super().__init__()
-        self.network = network
+        self.network, self.replayed = network, replayed
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            return self.network(images.contiguous(memory_format=torch.channels_last)).contiguous()
+            logits = self.network(images.contiguous(memory_format=torch.channels_last))
+            return logits.clone() if self.replayed else logits
 
 
 def fast(network: Network, device: torch.device, compiled: bool | None = None) -> Fast:
     """A network for evaluation on a device; the network given stays as it is.
 
-    Batch norms are folded into the convolutions before them, tensors are channels-last. On a GPU (or where `compiled` says so) the
-    encoder and the decoders are compiled at the first call for each picture size; launches are then replayed as CUDA graphs.
+    Tensors are channels-last, and batch norms are folded into the convolutions before them. compiled: compile the network at the
+    first call for each picture size instead, which takes minutes; on a GPU, where it is the default, its launches are then
+    replayed as a CUDA graph.
     """
     copied = copy.deepcopy(network).eval().to(device)
     if compiled is None:
@@ -37,7 +42,7 @@ def fast(network: Network, device: torch.device, compiled: bool | None = None) -
         else:
             for part in (copied.encoder, *copied.decoders):  # one compilation serves all decoders
                 part.compile()
-        return Fast(copied)
+        return Fast(copied, replayed=device.type == "cuda")
     copied.encoder = _folded(copied.encoder)
     copied.decoders = nn.ModuleList(_folded(decoder) for decoder in copied.decoders)
     return Fast(copied.to(memory_format=torch.channels_last))

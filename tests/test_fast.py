@@ -1,0 +1,132 @@
+"""Every fast form says what the plain one says: the shard reader what zarr reads, the folded network what the network does."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from mtkd_cache.models import PAPER_ARCHITECTURES, build
+from mtkd_cache.models.fast import fast
+from mtkd_cache.shard_reader import ShardReader
+from mtkd_cache.shards import ArraySpec
+from mtkd_cache.storage import Folder
+
+SPEC = ArraySpec(
+    "maps", "int16", (2, 3, 4, 5), ("sample", "view", "anatomy", "y", "x"), fill=-1, shard=4, chunk_item=(1, 3, 4, 5)
+)
+
+
+def write(url: str, values: np.ndarray) -> ShardReader:
+    """An array of samples in two views, written shard by shard."""
+    folder = Folder(url)
+    for key, data in SPEC.metadata(len(values)).items():
+        folder.write(key, data)
+    for start in range(0, len(values), SPEC.shard):
+        for view in range(2):
+            data = SPEC.encode_shard(values[start : start + SPEC.shard, view : view + 1])
+            folder.write(SPEC.shard_key(start // SPEC.shard, view), data)
+    folder.write("zarr.json", b'{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    return ShardReader(url, folder.zarr()["maps"])
+
+
+def values(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-99, 99, (6, *SPEC.item)).astype(np.int16)
+
+
+def read(reader: ShardReader, row: int, view: int) -> np.ndarray:
+    out = np.empty(SPEC.chunk_item[1:], np.int16)
+    reader.read(row, out, view)
+    return out
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request, tmp_path) -> str:
+    return str(tmp_path / "a.zarr") if request.param == "local" else f"memory://{tmp_path.name}/a.zarr"
+
+
+def test_reads_what_zarr_reads(url):
+    reader = write(url, values())
+    array = zarr.open_group(Folder(url).zarr().store, mode="r")["maps"]
+    for row in (5, 0, 3, 4):
+        for view in (1, 0):
+            np.testing.assert_array_equal(read(reader, row, view), array[row, view])
+            np.testing.assert_array_equal(read(reader, row, view), values()[row, view])
+
+
+def test_a_replaced_shard_is_read_anew(url):
+    reader = write(url, values())
+    read(reader, 1, 0)
+    changed = values(1)
+    changed[0] = 0  # its chunk is shorter: all that follow lie elsewhere
+    write(url, changed)
+    np.testing.assert_array_equal(read(reader, 1, 0), changed[1, 0])
+
+
+def test_no_flipped_byte_of_a_shard_is_read(tmp_path):
+    url = str(tmp_path / "a.zarr")
+    reader = write(url, values())
+    path = tmp_path / "a.zarr" / SPEC.shard_key(0)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        os.utime(path, ns=(place, place))
+        wrong = 0
+        for row in range(4):
+            try:
+                np.testing.assert_array_equal(read(reader, row, 0), values()[row, 0])
+            except (ValueError, RuntimeError, OSError):
+                wrong += 1
+        assert wrong, place
+
+
+def test_cut_and_missing_shards_are_errors(tmp_path):
+    reader = write(str(tmp_path / "a.zarr"), values())
+    with pytest.raises(ValueError, match="never written"):
+        read(reader, 7, 0)
+    path = tmp_path / "a.zarr" / SPEC.shard_key(0)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="checksum"):
+        read(reader, 0, 0)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="checksum"):
+        read(reader, 0, 0)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read(reader, 0, 0)
+
+
+def settled(arch: str, heads: int) -> torch.nn.Module:
+    """A network whose batch norms have seen something, so that folding them matters."""
+    torch.manual_seed(0)
+    network = build(arch, heads)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    return network.eval()
+
+
+@pytest.mark.parametrize("arch", PAPER_ARCHITECTURES)
+def test_the_fast_network_says_what_the_plain_one_says(arch):
+    network = settled(arch, 2)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    quick = fast(network, torch.device("cpu"))
+    for shape in ((1, 3, 64, 96), (2, 3, 60, 50)):
+        images = torch.rand(shape)
+        with torch.inference_mode():
+            plain = network(images)
+        torch.testing.assert_close(quick(images), plain, atol=1e-4 * float(plain.abs().max()), rtol=0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_mininetv2_keeps_no_batch_norm_it_can_fold():
+    quick = fast(settled("mininetv2", 2), torch.device("cpu"))
+    left = [name for name, module in quick.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert all("norm" in name for name in left)  # behind a concatenation or a transposed convolution
+    assert len(left) == 3 + 2 * 3
