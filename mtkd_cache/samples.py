@@ -81,7 +81,7 @@ class SampleStore:
         folder = Folder(url)
         manifest = read_sealed(folder, MANIFEST)
         if manifest is None:
-            what = "is not finished" if folder.exists("zarr.json") else "is no sample store"
+            what = "is not finished" if folder.exists("settings.json") else "is no sample store"
             raise MtkdError(f"{url} {what}. Run mtkd-cache ingest DATASET --store {url}.")
         if manifest.get("kind") != "sample store" or manifest["format"] > FORMAT:
             raise MtkdError(

@@ -1,5 +1,6 @@
 """Recipes: what ships, what is refused, what an override does."""
 
+import itertools
 import tomllib
 
 import pytest
@@ -27,7 +28,7 @@ def test_the_rate_falls_exponentially_from_lr_to_final_lr(stage, gamma):
     rates = [stage.learning_rate(epoch) for epoch in range(stage.epochs + 1)]
     assert rates[0] == stage.lr
     assert rates[-1] == pytest.approx(stage.final_lr)
-    for before, after in zip(rates, rates[1:], strict=False):
+    for before, after in itertools.pairwise(rates):
         assert after / before == pytest.approx(gamma, abs=5e-6)
 
 

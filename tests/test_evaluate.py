@@ -1,0 +1,41 @@
+"""Dice as Kolbinger et al. compute it."""
+
+import math
+
+import pytest
+import torch
+
+from mtkd_cache.evaluate import image_dice, split_dice, summarise
+from mtkd_cache.models import build
+
+
+def test_dice_of_images():
+    truth = torch.zeros(4, 4, 4, dtype=torch.bool)
+    predicted = truth.clone()
+    truth[0, :2], predicted[0, 1:3] = True, True  # 8 and 8 pixels, 4 shared
+    predicted[2, 0, 0] = True  # an empty truth with a prediction
+    truth[3] = True  # a truth that is not found at all
+    dice = image_dice(predicted, truth).tolist()
+    assert dice[0] == pytest.approx(0.5)
+    assert math.isnan(dice[1])
+    assert dice[2:] == [0, 0]
+
+
+def test_means_are_of_images_then_of_anatomies():
+    said = summarise([("liver", [1.0, 0.5]), ("colon", [0.25, math.nan]), ("liver", [0.0]), ("ureter", [math.nan])])
+    assert said["dice"] == {"liver": 0.5, "colon": 0.25, "ureter": None}
+    assert said["mean_dice"] == pytest.approx(0.375)
+    assert said["images_by_anatomy"] == {"liver": 3, "colon": 2, "ureter": 1}
+    assert said["images"] == 6
+
+
+def test_each_anatomy_is_judged_by_its_own_head_on_its_own_subset(organ_store, accelerator):
+    torch.manual_seed(0)
+    network = build("mininetv2", 2).eval()
+    said = split_dice({"kidney": (network, 0), "tongue": (network, 1)}, organ_store, "test", accelerator)
+    for head, organ in enumerate(organ_store.anatomies):
+        images, masks = (torch.from_numpy(values) for values in organ_store.read(organ_store.rows("test", organ)))
+        with torch.inference_mode():
+            predicted = network(images.permute(0, 3, 1, 2).float() / 255)[:, head] > 0
+        found = [float(2 * (p & t).sum() / (p.sum() + t.sum())) for p, t in zip(predicted, masks > 0, strict=True)]
+        assert said["dice"][organ] == pytest.approx(sum(found) / len(found), abs=1e-6)

@@ -1,0 +1,119 @@
+"""Both stages: finished work is left alone, interrupted work goes on bit for bit, a loss that is not finite stops."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mtkd_cache import training
+from mtkd_cache.cache import LogitCache
+from mtkd_cache.checkpoints import STATE, WEIGHTS, load_network, read_tensors, write_tensors
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.student import train_student
+from mtkd_cache.teachers import train_teachers
+
+
+def weights(folder) -> dict:
+    return read_tensors(folder / WEIGHTS)[0]
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Let the training end, as if it were killed, after the state of its first epoch is written."""
+
+    def arm() -> None:
+        whole = training.save_state
+
+        def save(*arguments) -> None:
+            whole(*arguments)
+            monkeypatch.setattr(training, "save_state", whole)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(training, "save_state", save)
+
+    return arm
+
+
+def test_a_teacher_goes_on_bit_for_bit_and_is_not_trained_twice(organ_store, recipe, accelerator, tmp_path, interrupt):
+    train_teachers(organ_store, tmp_path / "whole", recipe(), accelerator, ["kidney"])
+    interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        train_teachers(organ_store, tmp_path / "broken", recipe(), accelerator, ["kidney"])
+    assert (tmp_path / "broken" / "kidney" / STATE).exists()
+    records = train_teachers(organ_store, tmp_path / "broken", recipe(), accelerator, ["kidney"])
+    assert len(records["kidney"]["history"]) == 2
+    assert same(weights(tmp_path / "whole" / "kidney"), weights(tmp_path / "broken" / "kidney"))
+    assert not (tmp_path / "broken" / "kidney" / STATE).exists()
+    before = (tmp_path / "broken" / "kidney" / WEIGHTS).stat().st_mtime_ns
+    train_teachers(organ_store, tmp_path / "broken", recipe(), accelerator, ["kidney"])
+    assert (tmp_path / "broken" / "kidney" / WEIGHTS).stat().st_mtime_ns == before
+    with pytest.raises(MtkdError, match="another recipe"):
+        train_teachers(organ_store, tmp_path / "broken", recipe("teacher.lr=1e-3"), accelerator, ["kidney"])
+
+
+def test_an_interrupted_training_with_other_settings_is_refused(organ_store, recipe, accelerator, tmp_path, interrupt):
+    interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
+    with pytest.raises(MtkdError, match="other settings"):
+        train_teachers(organ_store, tmp_path, recipe("seed=5"), accelerator, ["kidney"])
+
+
+def test_the_students_two_arms(organ_store, organ_cache, recipe, accelerator, tmp_path, interrupt):
+    def train(name: str, cache: LogitCache | None, resident: str = "auto", *overrides: str) -> dict:
+        return train_student(organ_store, tmp_path / name, recipe(*overrides), accelerator, cache, resident)
+
+    record = train("host", organ_cache, "host")
+    assert record["cache_fingerprint"] == organ_cache.fingerprint
+    assert all({"cross_entropy", "kl", "loss", "val_dice"} <= set(row) for row in record["history"])
+    first = record["history"][0]
+    assert first["loss"] == pytest.approx(first["cross_entropy"] + 3 * first["kl"], rel=1e-4)
+    interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        train("streamed", organ_cache, "off")
+    train("streamed", organ_cache, "off")
+    assert same(weights(tmp_path / "host"), weights(tmp_path / "streamed"))
+    baseline = train("baseline", None)
+    assert baseline["cache_fingerprint"] is None
+    unweighted = train("unweighted", organ_cache, "auto", "distillation.weight=0.0")
+    assert same(weights(tmp_path / "baseline"), weights(tmp_path / "unweighted"))
+    assert unweighted["val_dice"] == baseline["val_dice"]
+    assert not same(weights(tmp_path / "baseline"), weights(tmp_path / "host"))
+
+
+def test_a_loss_that_is_not_finite_names_step_and_samples(organ_store, recipe, accelerator, tmp_path, monkeypatch):
+    def broken(logits, *rest):
+        return logits.sum() * float("nan")
+
+    monkeypatch.setattr("mtkd_cache.teachers.exclusive_cross_entropy", broken)
+    with pytest.raises(MtkdError, match=r"loss is nan at step 0 of epoch 0, samples kidney/3\d/image0"):
+        train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
+
+
+def test_checkpoints_say_what_they_are(organ_teachers, copy_of):
+    assert load_network(organ_teachers / "kidney", anatomies=["kidney"], arch="mininetv2").heads == 1
+    with pytest.raises(MtkdError, match="is a mininetv2, not a segformer-mit_b0"):
+        load_network(organ_teachers / "kidney", arch="segformer-mit_b0")
+    with pytest.raises(MtkdError, match="knows the anatomies kidney"):
+        load_network(organ_teachers / "kidney", anatomies=["tongue"])
+    broken = copy_of(organ_teachers) / "kidney" / WEIGHTS
+    broken.write_bytes(broken.read_bytes()[:1000])
+    with pytest.raises(MtkdError, match="is damaged"):
+        load_network(broken.parent)
+    tensors, about = read_tensors(organ_teachers / "kidney" / WEIGHTS)
+    write_tensors(broken, dict(list(tensors.items())[1:]), about)
+    with pytest.raises(MtkdError, match="does not fit its architecture"):
+        load_network(broken.parent)
+
+
+def test_stage_2_imports_no_teacher_code():
+    script = "import sys, json, mtkd_cache.student; print(json.dumps([m for m in sys.modules if m.startswith('mtkd_cache.')]))"
+    modules = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout)
+    assert "mtkd_cache.student" in modules
+    assert not {"mtkd_cache.teachers", "mtkd_cache.build", "mtkd_cache.units"} & set(modules)
