@@ -149,6 +149,7 @@ def _check(task: Task, epoch: int, done: tuple[int, Batch, Tensor]) -> None:
     step, batch, loss = done
     if not torch.isfinite(loss):
         raise MtkdError(
-            f"{task.label}: the loss is {float(loss.detach())} at step {step} of epoch {epoch}, samples {task.name_samples(batch.rows)}. "
+            f"{task.label}: the loss is {float(loss.detach())} at step {step} of epoch {epoch}, "
+            f"samples {task.name_samples(batch.rows)}. "
             "Lower the learning rate or train in full precision; the last whole epoch is kept."
         )

@@ -1,12 +1,14 @@
 """Recipes: what ships, what is refused, what an override does."""
 
 import itertools
-import tomllib
+from importlib import resources
 
 import pytest
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.recipe import load_recipe, recipe_from, shipped, toml_text
+from mtkd_cache.recipe import load_recipe, recipe_from, shipped
+
+PAPER = resources.files("mtkd_cache.recipes").joinpath("paper.toml").read_text()
 
 
 def test_the_paper_recipe_is_the_papers_setting():
@@ -35,7 +37,7 @@ def test_the_rate_falls_exponentially_from_lr_to_final_lr(stage, gamma):
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_recipe_loads_and_comes_back_from_its_own_text(name):
     recipe = load_recipe(name)
-    assert recipe_from(tomllib.loads(toml_text(recipe)), "again") == recipe
+    assert recipe_from(recipe.as_dict(), "again") == recipe
 
 
 def test_overrides(tmp_path):
@@ -48,8 +50,8 @@ def test_overrides(tmp_path):
         0.5,
     )
     path = tmp_path / "mine.toml"
-    path.write_text(toml_text(recipe))
-    assert load_recipe(str(path)) == recipe
+    path.write_text(PAPER)
+    assert load_recipe(str(path)) == load_recipe("paper")
     assert load_recipe(str(path), ["student.epochs=4"]).student.epochs == 4
 
 
@@ -93,9 +95,7 @@ def test_what_is_unknown_or_impossible_is_refused(override, message):
 
 def test_a_missing_key(tmp_path):
     path = tmp_path / "short.toml"
-    path.write_text(
-        "\n".join(line for line in toml_text(load_recipe("paper")).splitlines() if not line.startswith("temperature"))
-    )
+    path.write_text("\n".join(line for line in PAPER.splitlines() if not line.startswith("temperature")))
     with pytest.raises(MtkdError, match=r"short\.toml, \[distillation\]: 'temperature' is missing"):
         load_recipe(str(path))
 
