@@ -95,7 +95,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             raise MtkdError(f"recipe {name!r}: there is no such recipe. Name one of {', '.join(shipped())}, or a .toml file.")
         text = resources.files("mtkd_cache.recipes").joinpath(f"{name}.toml").read_text()
     elif path.is_file():
-        text = path.read_text()
+        text = path.read_text(errors="replace")
     else:
         raise MtkdError(f"recipe {name}: there is no such file.")
     try:
