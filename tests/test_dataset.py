@@ -193,7 +193,7 @@ def test_a_png_cut_anywhere_is_an_error_in_words(tmp_path):
             assert np.array_equal(read_image(path, (8, 8))[0], expected), length
         except MtkdError:
             continue
-        assert length > len(data) - 20, length  # what follows the pixels may be missing
+        assert length >= len(data) - 20, length  # what follows the pixels may be missing
 
 
 def test_a_mask_that_is_not_binary_says_how_it_is_and_what_helps(broken, organ_split, tmp_path):

@@ -1,9 +1,10 @@
 """A student trained by two processes descends the same loss as one process with the same global batch."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -40,13 +41,24 @@ def losses(organ_store, organ_cache, tmp_path_factory):
     script.write_text(SCRIPT)
 
     def run(processes: int) -> list[dict]:
-        launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
-        launch += ["--num_processes", str(processes), "--main_process_port", "0"] if processes > 1 else []
-        arguments = [organ_store.url, organ_cache.url, "student.batch=4", "student.weights=none"]
-        command = [sys.executable, *(launch if processes > 1 else []), str(script), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(script).parent)
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, str(script), organ_store.url, organ_cache.url, "student.batch=4", "student.weights=none"]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        started = [
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **(common if processes > 1 else {}), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(processes)
+        ]
+        printed = [process.communicate(timeout=600)[0] for process in started]
+        assert [process.returncode for process in started] == [0] * processes
+        return [json.loads(line) for text in printed for line in text.splitlines() if line.startswith("{")]
 
     return run(1), run(2)
 
