@@ -92,7 +92,7 @@ def test_cut_and_missing_shards_are_errors(tmp_path):
     with pytest.raises(ValueError, match="checksum"):
         read(reader, 0, 0)
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match="reshape|checksum"):
+    with pytest.raises(ValueError, match=r"reshape|checksum"):
         read(reader, 0, 0)
     path.unlink()
     with pytest.raises(FileNotFoundError):

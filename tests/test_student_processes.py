@@ -52,7 +52,7 @@ def losses(organ_store, organ_cache, tmp_path_factory):
                 command,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**os.environ, **(common if processes > 1 else {}), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(processes)
         ]
