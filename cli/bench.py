@@ -2,7 +2,7 @@
 
 import click
 
-from mtkd_cache.cli import common
+from mtkd_cache.cli import bench_codecs, common
 from mtkd_cache.cli.common import reports, say
 
 size = click.option("--size", default="640x512", show_default=True, help="Width x height of the pictures.")
@@ -22,6 +22,9 @@ def width_height(text: str) -> tuple[int, int]:
 @click.group("bench")
 def command() -> None:
     """Measure: inference, a step of stage 2, the cache. Everything is synthetic and made on the spot."""
+
+
+command.add_command(bench_codecs.command)
 
 
 @command.command("stage2")
