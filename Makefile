@@ -35,16 +35,30 @@ student: setup  ## stage 2: the student, from the cache
 	$(MTKD) train-student --recipe $(RECIPE)
 
 # RECIPE=smoke tries all of it on a phantom: about ten minutes on two cores and 8 GB of disk
-SMOKE := data/smoke
-paper: setup  ## the whole study: all rows of Table 1 from data/samples.zarr, and the report; RECIPE=smoke on a phantom
+STUDY := runs/$(basename $(notdir $(RECIPE)))
+STORE := data/samples.zarr
 ifeq ($(RECIPE),smoke)
-	test -e $(SMOKE)/phantom || $(BIN)/python -c "from pathlib import Path; from mtkd_cache.phantom import write_phantom; \
-	    write_phantom(Path('$(SMOKE)/phantom'), size=(64, 64), images_per_surgery=1, surgeries=(1, 4, 3, 2))"
-	$(MTKD) ingest $(SMOKE)/phantom --store $(SMOKE)/samples.zarr --size 64x64
-	$(MTKD) study --recipe smoke --store $(SMOKE)/samples.zarr
-else
-	$(MTKD) study --recipe $(RECIPE)
+STORE := data/smoke/samples.zarr
+TIMED := --size 64x64 --rounds 1
+PHANTOM := data/smoke/phantom
 endif
+
+paper: setup $(PHANTOM)  ## the study: all rows of Table 1, their times on this machine, and the report; RECIPE=smoke on a phantom
+ifdef PHANTOM
+	$(MTKD) ingest $(PHANTOM) --store $(STORE) --size 64x64
+endif
+	@$(MTKD) study --recipe $(RECIPE) --store $(STORE) --dry-run > /dev/null
+	$(MAKE) --no-print-directory $(STUDY)/bench-inference.json
+	$(MTKD) study --recipe $(RECIPE) --store $(STORE)
+
+data/smoke/phantom: | setup
+	rm -rf $@.part
+	$(MTKD) phantom $@.part --size 64x64 --images-per-surgery 1 --surgeries 1,4,3,2
+	mv $@.part $@
+
+$(STUDY)/bench-inference.json: | setup  # whoever wants it measured anew deletes it
+	mkdir -p $(@D)
+	$(MTKD) bench inference $(TIMED) --json > $@.$$$$ && mv $@.$$$$ $@ || { rm -f $@.$$$$; exit 1; }
 
 clean:  ## forget .venv; data and runs stay
 	rm -rf .venv build *.egg-info

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -67,7 +68,7 @@ def start_network(arch: str, heads: int, weights: str, seed: int) -> Network:
 
 def environment(device: torch.device) -> dict:
     """What a run was made with."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
     return {
         "mtkd_cache": mtkd_cache.__version__,
         "python": platform.python_version(),
@@ -76,6 +77,15 @@ def environment(device: torch.device) -> dict:
         "machine": platform.platform(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _cpu() -> str:
+    """The processor's name where the system tells it, else its kind."""
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def write_record(path: Path, record: dict) -> None:

@@ -5,7 +5,7 @@
       logits.zarr                  what those teachers say, one cache for all distilled rows
       ARCH-no-kd-seedN/            a shared row without distillation
       ARCH-kd-seedN/               a shared row with it
-      bench-inference.json         timings for the report, where somebody has put them there
+      bench-inference.json         times for the report: what `mtkd-cache bench inference --json` prints, which `make paper` runs
       report/
 
 A unit is one command (`mtkd_cache.rows.command_of`), and what it writes is all that says it is done: a study goes on wherever it

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from mtkd_cache.bench.machine import in_turn, ratio
 from mtkd_cache.bench.table import lines
 from mtkd_cache.cli.bench import command
+from mtkd_cache.report.collect import read_timings
 
 SMALL = ("--size", "64x64", "--rounds", "1", "--device", "cpu", "--json")
 
@@ -49,6 +50,9 @@ def test_inference(tmp_path):
     assert separate["params_m"] > shared["params_m"]
     for row in found["rows"]:
         assert row["fps"] == pytest.approx(1000 / row["ms"])
+    (timing,) = read_timings(found)["mininetv2", "shared"].values()
+    assert (timing.ms, timing.size) == (shared["ms"], (64, 64))
+    assert timing.where.startswith("cpu: ") and timing.where.endswith("64\u00d764")
     (tmp_path / "inference.json").write_text(json.dumps(found))
     assert len(list(lines(tmp_path))) == 2 + 2
 

@@ -18,9 +18,9 @@ from mtkd_cache.ingest import ingest
 from mtkd_cache.models import build
 from mtkd_cache.paper import ANATOMIES
 from mtkd_cache.report import write_report
-from mtkd_cache.report.collect import collect, find_timings, mean, read_timings, spread
+from mtkd_cache.report.collect import Row, collect, find_timings, mean, read_timings, spread
 from mtkd_cache.report.formats import DASH, display_name, signed
-from mtkd_cache.report.header import Data, remarks
+from mtkd_cache.report.header import Data, remarks, whole_study
 from mtkd_cache.report.labels import box_at, overlap, place
 from mtkd_cache.report.markup import Cell, Column, Table, html, markdown
 from mtkd_cache.report.panels import DISTILLED, TEACHER, median_sample, panels
@@ -66,6 +66,12 @@ def evaluated(folder: Path, scores: dict, **more) -> Path:
     evaluation = {"dice": scores, "mean_dice": mean_dice, "images": 126, "split": "test", "dataset": "phantom"}
     write(folder / "evaluation-test.json", {**evaluation, "store_fingerprint": "aa", **more})
     return folder
+
+
+def bench(size: list[int], ms: float, **machine) -> dict:
+    """What `mtkd-cache bench inference --json` prints of one network."""
+    row = {"arch": "mininetv2", "layout": "shared", "size": size, "ms": ms, "fps": 1000 / ms, "plain_ms": 2 * ms}
+    return {"rows": [row], "machine": {"device": "cuda: GPU", "threads": 8, **machine}}
 
 
 def level(score: float, anatomies=ANATOMIES) -> dict:
@@ -158,7 +164,7 @@ def test_what_cannot_be_reported_is_explained(tmp_path):
 def test_table1_has_hand_computed_numbers_beside_the_papers(tmp_path):
     runs = [student(tmp_path / f"{seed}", level(0.6 + 0.02 * seed), seed=seed, kd=True) for seed in (0, 1, 2)]
     runs.append(teachers(tmp_path / "t", level(0.7), params=519.46 / 11))
-    timings = read_timings([{"arch": "mininetv2", "layout": "shared", "ms": 4.25, "fps": 235.3, "device": "GPU"}])
+    timings = read_timings(bench([1280, 720], 4.25))
     found = cells(markdown(table1(collect(runs), references(), timings, comparable=True)))
     assert len(found) == 18
     ours = next(row for row in found if row["Encoder"] == "MiniNetV2 †" and row["KD"] == "yes")
@@ -174,8 +180,8 @@ def test_table1_has_hand_computed_numbers_beside_the_papers(tmp_path):
         "Mean Dice, %: seeds": "3",
         "Mean Dice, %: paper": "60.5",
         "Mean Dice, %: difference": "+1.5",
-        "GPU: ms": "4.2",
-        "GPU: FPS": "235",
+        "cuda: GPU: ms": "4.2",
+        "cuda: GPU: FPS": "235",
         "paper: RTX 3090 ‡: ms": "26",
         "paper: RTX 3090 ‡: FPS": "38",
     }
@@ -198,7 +204,7 @@ def test_other_data_get_no_difference_and_no_rows_of_the_papers(tmp_path):
 def test_table2_stands_beside_the_paper_only_where_it_is_given(tmp_path):
     rows = collect([student(tmp_path / "a", {**level(0.5), "liver": 0.6149, "ureter": None}, kd=True)])
     beside = cells(markdown(table2(rows, ANATOMIES, references())))[0]
-    assert (beside["liver"], beside["ureter"], beside["Layout"]) == ("61.5 / 72", f"{DASH} / 41", "★ shared + KD")
+    assert (beside["liver"], beside["ureter"], beside["Layout"]) == ("61.5 / 72 (\u221210.5)", f"{DASH} / 41", "★ shared + KD")
     assert cells(markdown(table2(rows, ANATOMIES, {})))[0]["liver"] == "61.5"
 
 
@@ -246,12 +252,22 @@ def test_references_are_the_papers_two_tables():
 def test_timings_beside_the_runs_are_found(tmp_path):
     run = student(tmp_path / "runs" / "a", level(0.5))
     assert find_timings([run]) == {}
-    entry = {"arch": "mininetv2", "layout": "shared", "ms": 9.0, "fps": 111.0, "device": "cpu", "size": [640, 512]}
-    write(tmp_path / "runs" / "bench-inference.json", [entry, {**entry, "size": [1280, 720], "ms": 30.0}])
+    write(tmp_path / "runs" / "bench-inference.json", bench([640, 512], 9.0, device="cpu: x86", threads=2))
     found = find_timings([run])["mininetv2", "shared"]
-    assert {where: time.ms for where, time in found.items()} == {"cpu, 640\u00d7512": 9.0, "cpu": 30.0}
-    with pytest.raises(MtkdError, match="a timing needs arch"):
-        read_timings([{"arch": "mininetv2"}])
+    assert {where: time.ms for where, time in found.items()} == {"cpu: x86, 2 threads, 640\u00d7512": 9.0}
+    for other in ([], {"rows": []}, {"rows": [{"arch": "mininetv2"}], "machine": {"device": "cuda: GPU"}}):
+        with pytest.raises(MtkdError, match="not the output of mtkd-cache bench inference --json"):
+            read_timings(other)
+
+
+def test_a_report_tells_the_times_or_how_to_take_them(tmp_path):
+    run = student(tmp_path / "runs" / "a", level(0.5))
+    notes = write_report([run], tmp_path / "out")["notes"]
+    assert any("mtkd-cache bench inference --json > bench-inference.json" in note for note in notes)
+    write(tmp_path / "runs" / "bench-inference.json", bench([1280, 720], 4.25))
+    assert not any("bench inference" in note for note in write_report([run], tmp_path / "out")["notes"])
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "cuda: GPU: ms" in text and "measured on another machine" in text
 
 
 def test_markup_escapes_and_every_row_is_as_wide_as_the_head():
@@ -293,6 +309,10 @@ def test_remarks_tell_which_data_and_which_settings(tmp_path):
     ]
     assert remarks(Data("phantom", ANATOMIES, (640, 512), "aa", 400), rows)[0].startswith("The data (phantom) are not")
     assert "not known whether" in remarks(Data("x", ANATOMIES, (640, 512), "aa"), rows)[0]
+    whole = [Row(arch, layout, kd, rows[0].results) for arch, layout, kd in references()]
+    phantom = Data("phantom", ANATOMIES, (640, 512), "aa", 400)
+    assert whole_study(phantom, whole) and not whole_study(phantom, whole[1:])
+    assert "a difference from it" in remarks(phantom, whole)[0] and "a difference" not in remarks(phantom, whole[1:])[0]
     assert "those of 11 anatomies" in remarks(Data("x", SHAPES, (640, 512), "aa"), collect([same]))[0]
 
 

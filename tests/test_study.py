@@ -299,7 +299,7 @@ def test_the_command_shows_what_is_done_and_how_to_do_the_rest(finished):
 def test_the_smoke_recipe_suits_its_phantom(tmp_path):
     """All anatomies in all splits, and two images or more in each batch of a teacher, which DeepLabV3 needs."""
     makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
-    assert f"surgeries={SMOKE_SURGERIES}" in makefile
+    assert f"--surgeries {','.join(map(str, SMOKE_SURGERIES))}" in makefile
     write_phantom(tmp_path / "phantom", size=(64, 64), images_per_surgery=1, surgeries=SMOKE_SURGERIES)
     ingest(tmp_path / "phantom", str(tmp_path / "samples.zarr"), size=(64, 64), split=Split())
     store = SampleStore.open(str(tmp_path / "samples.zarr"))

@@ -19,6 +19,7 @@ from mtkd_cache.report.formats import TIMES
 
 EVALUATION = "evaluation-test.json"
 TIMINGS = "bench-inference.json"
+BENCH = "mtkd-cache bench inference --json"
 PAPER_SIZE = (1280, 720)
 LAYOUTS = ("separate", "shared")
 
@@ -221,28 +222,24 @@ def check_same_store(results: Sequence[Result]) -> None:
 
 
 def find_timings(folders: Sequence[Path]) -> Timings:
-    """The timings in `bench-inference.json` beside the folders or in the folder above; empty where there is none."""
+    """The timings in `bench-inference.json` beside the folders; empty where there is none."""
     for place in dict.fromkeys(Path(folder).absolute().parent for folder in folders):
         if (place / TIMINGS).exists():
             return read_timings(_read(place / TIMINGS), place / TIMINGS)
     return {}
 
 
-def read_timings(entries: dict | list, where: Path | str = "timings") -> Timings:
-    """Timings by (arch, layout) and device.
-
-    entries: a list of {arch, layout, ms, fps, device}, with size: [width, height] where it is not 1280x720;
-    or {"results": that list}, or one of them alone.
-    """
-    if isinstance(entries, dict):
-        entries = entries.get("results", [entries])
-    timings: Timings = {}
+def read_timings(found: dict, where: Path | str = "timings") -> Timings:
+    """Timings by (arch, layout) and device, from what `mtkd-cache bench inference --json` prints; MtkdError for other JSON."""
     try:
-        for entry in entries:
-            timing = Timing(float(entry["ms"]), float(entry["fps"]), str(entry["device"]), tuple(entry.get("size", PAPER_SIZE)))
-            timings.setdefault((entry["arch"], entry["layout"]), {})[timing.where] = timing
-    except (KeyError, TypeError, ValueError) as error:
+        machine = found["machine"]
+        device = machine["device"] + (f", {machine['threads']} threads" if machine["device"].startswith("cpu") else "")
+        timings: Timings = {}
+        for row in found["rows"]:
+            timing = Timing(float(row["ms"]), float(row["fps"]), device, tuple(row["size"]))
+            timings.setdefault((row["arch"], row["layout"]), {})[timing.where] = timing
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MtkdError(
-            f"{where}: a timing needs arch, layout, ms, fps and device ({error!r}). Run mtkd-cache bench inference."
+            f"{where} is not the output of {BENCH} ({error!r}). Delete it, or make it with {BENCH} > {TIMINGS}."
         ) from error
     return timings

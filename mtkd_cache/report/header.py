@@ -8,6 +8,7 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.paper import ANATOMIES
 from mtkd_cache.report.collect import Result, Row
 from mtkd_cache.report.formats import TIMES, full_name, spoken
+from mtkd_cache.report.tables import references
 
 if TYPE_CHECKING:
     from mtkd_cache.samples import SampleStore
@@ -67,6 +68,11 @@ def cache_fingerprints(rows: Sequence[Row]) -> list[str]:
     return sorted({r.cache_fingerprint for row in rows for r in row.results if r.cache_fingerprint})
 
 
+def whole_study(data: Data, rows: Sequence[Row]) -> bool:
+    """Whether the rows are all of the paper's, on its eleven anatomies: a study that repeats it, be it on other images."""
+    return data.same_anatomies and {row.key for row in rows} >= references().keys()
+
+
 def short(fingerprint: str) -> str:
     """The first 16 digits of a fingerprint; the report's return value has all of them."""
     return fingerprint[:16]
@@ -92,7 +98,8 @@ def remarks(data: Data, rows: Sequence[Row]) -> list[str]:
         if data.same_anatomies and data.samples is None:
             what = f"Without a sample store it is not known whether {name} are the whole Dresden Surgical Anatomy Dataset"
         also = "" if data.same_anatomies else f", and its parameters are those of {len(ANATOMIES)} anatomies"
-        said.append(f"{what}: the paper's Dice stands here for orientation only{also}.")
+        shown = "the paper's Dice, and a difference from it, stand" if whole_study(data, rows) else "the paper's Dice stands"
+        said.append(f"{what}: {shown} here for orientation only{also}.")
     for row in rows:
         for result in row.results:
             missing = [anatomy for anatomy in data.anatomies if result.dice.get(anatomy) is None]

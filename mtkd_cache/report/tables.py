@@ -20,8 +20,9 @@ MININET_NOTE = (
     "the paper's 1.1 M matches no contiguous cut of the network."
 )
 TIME_NOTE = (
-    f"ms and FPS are for one image of 1280{TIMES}720 pixels, if no other size is named. "
-    "‡ The paper's were measured on another machine: compare the rows of a column, not the columns."
+    f"ms and FPS are for all anatomies of one image, of 1280{TIMES}720 pixels if no other size is named; ours in the network's "
+    "fast form (mtkd_cache.models.fast). ‡ The paper's were measured on another machine: compare the rows of a column, not "
+    "the columns."
 )
 NAMES = (Column("Architecture"), Column("Encoder"), Column("Layout"), Column("KD"))
 EMPTY = Cell("")
@@ -70,7 +71,7 @@ def references() -> Paper:
 def table1(rows: Sequence[Row], paper: Paper, timings: Timings, *, comparable: bool) -> Table:
     """Parameters, mean Dice and time of every row beside the paper's.
 
-    comparable: the data are the paper's; then its rows without a run are listed too, and differences shown.
+    comparable: our Dice is laid beside the paper's; then its rows without a run are listed too, and differences shown.
     """
     ours = {row.key: row for row in rows}
     keys = list(ours)
@@ -153,7 +154,7 @@ def _difference_cell(points: float | None, sd: float | None = None) -> Cell:
 
 
 def table2(rows: Sequence[Row], anatomies: Sequence[str], paper: Paper) -> Table:
-    """Dice of every row by anatomy, the mean over the seeds; the paper's below it where `paper` is not empty."""
+    """Dice of every row by anatomy, the mean over the seeds; below it the paper's and the difference, unless `paper` is empty."""
     ours = {row.key: row for row in rows}
     columns = (Column("Network"), Column("Layout"), *(Column(spoken(anatomy), number=True) for anatomy in anatomies))
     parts = []
@@ -163,13 +164,20 @@ def table2(rows: Sequence[Row], anatomies: Sequence[str], paper: Paper) -> Table
             row, said = ours[arch, layout, kd], paper.get((arch, layout, kd))
             name, mark = full_name(arch), MARKS[layout] + (" + KD" if kd else "")
             cells = [Cell(name, name), Cell(mark, mark, kind="kd" if kd else "")]
-            for anatomy in anatomies:
-                below = None if not paper else fixed(said.by_anatomy[anatomy], 0) if said else ""
-                cells.append(Cell(percent(row.dice(anatomy)), row.dice(anatomy), below))
+            cells += [_beside(row.dice(anatomy), said and said.by_anatomy[anatomy], bool(paper)) for anatomy in anatomies]
             lines.append(cells)
         parts.append(lines)
-    note = "Dice in percent, the mean over the seeds" + ("; the second figure is the paper's." if paper else ".")
+    note = "Dice in percent, the mean over the seeds"
+    note += "; below it the paper's and, in brackets, the difference." if paper else "."
     return Table("table2", "Table 2. Dice by anatomy", columns, parts, [note])
+
+
+def _beside(dice: float | None, said: float | None, compared: bool) -> Cell:
+    """Dice in percent over the paper's, with the difference in brackets where there are both."""
+    below = fixed(said, 0) if compared else None
+    if below and dice is not None:
+        below += f" ({signed(100 * dice - said)})"
+    return Cell(percent(dice), dice, below)
 
 
 def gains(rows: Sequence[Row]) -> list[Gain]:

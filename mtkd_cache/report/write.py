@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.report.collect import Result, Row, collect, find_timings, read_timings
+from mtkd_cache.report.collect import BENCH, TIMINGS, Result, Row, collect, find_timings, read_timings
 from mtkd_cache.report.formats import full_name
-from mtkd_cache.report.header import Data, cache_fingerprints, describe_data, facts, remarks
+from mtkd_cache.report.header import Data, cache_fingerprints, describe_data, facts, remarks, whole_study
 from mtkd_cache.report.markup import Table, html, markdown, plain
 from mtkd_cache.report.page import Picture, page, picture_html
 from mtkd_cache.report.qualitative import qualitative_figure
@@ -23,14 +23,15 @@ FIGURE3 = (
     "Figure 3. Truth and predictions. One test sample an anatomy: the one whose truth has the median area of its "
     "anatomy's test samples, so that no result had a say in the choice. White outline: the truth; number: Dice, %."
 )
+NO_TIMES = f"Time and FPS are left out: no {TIMINGS} lies beside the runs. {BENCH} > {TIMINGS} makes it."
 WEIGHTS = "weights.safetensors"
 
 
-def write_report(runs: Sequence[Path], out: Path, *, store: str | None = None, timings: dict | list | None = None) -> dict:
+def write_report(runs: Sequence[Path], out: Path, *, store: str | None = None, timings: dict | None = None) -> dict:
     """Write report.md, report.html, figure1 and, where networks and store are at hand, figure3 (.png, .svg) into `out`.
 
     runs: run folders and teachers folders, evaluated. store: their sample store; without it there is no figure 3.
-    timings: see `read_timings`; without them `bench-inference.json` beside the runs is read where there is one.
+    timings: what `mtkd-cache bench inference --json` prints; without it a `bench-inference.json` beside the runs is read.
     Returns {"rows": [...], "gains": [...], "files": [...], "notes": [...]}, Dice in 0..1.
     Raises MtkdError for runs that cannot be reported, see `collect`, and for a store that is not theirs.
     """
@@ -40,14 +41,14 @@ def write_report(runs: Sequence[Path], out: Path, *, store: str | None = None, t
     data = describe_data(rows, opened)
     measured = find_timings(runs) if timings is None else read_timings(timings)
     paper = references()
-    beside = paper if data.same_anatomies else {}
-    tables = [table1(rows, paper, measured, comparable=data.is_papers), table2(rows, data.anatomies, beside)]
+    compared = data.is_papers or whole_study(data, rows)
+    tables = [table1(rows, paper, measured, comparable=compared), table2(rows, data.anatomies, paper if compared else {})]
     if found := gains(rows):
-        tables.insert(0, gain_table(found, beside))
+        tables.insert(0, gain_table(found, paper if data.same_anatomies else {}))
     try:
         out.mkdir(parents=True, exist_ok=True)
         files, pictures, notes = _figures(rows, data, paper, opened, out)
-        notes = remarks(data, rows) + notes
+        notes = remarks(data, rows) + notes + ([] if measured else [NO_TIMES])
         pairs = facts(data, rows)
         (out / "report.md").write_text(_markdown(pairs, notes, tables, pictures), encoding="utf-8")
         blocks = _in_order([html(table) for table in tables], [picture_html(picture) for picture in pictures])
