@@ -52,4 +52,6 @@ def command(dataset: Path, store: str, size, threshold: int | None, validation, 
     split = Split() if validation is None else Split(validation, test, None)
     result = ingest(dataset, store, size=size, split=split, threshold=threshold, workers=workers)
     say(f"{result['samples']} samples in {store}: " + ", ".join(f"{n} {part}" for part, n in result["by_split"].items()))
+    if result["skipped"]:
+        say("left alone: " + ", ".join(f"{count} {what}" for what, count in result["skipped"].items()))
     return result

@@ -1,4 +1,4 @@
-"""A dataset folder in the Dresden layout: ``{anatomy}/{surgery, 2 digits}/imageNN.png`` beside ``maskNN.png``.
+"""A dataset folder in the Dresden layout: ``{anatomy}/{surgery}/imageNN.png`` beside ``maskNN.png``.
 
 ``multilabel/`` (the stomach images again, with masks of several anatomies), the single raters' folders ``anno_*`` and ``merged``,
 and ``weak_labels.csv`` are recognised and left alone. The anatomies are the names of the other folders, in alphabetical order.
@@ -7,6 +7,7 @@ and ``weak_labels.csv`` are recognised and left alone. The anatomies are the nam
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ REFERENCE_TEST = (2, 7, 11, 13, 14, 18, 20, 32)
 MULTILABEL = "multilabel"
 
 _IMAGE = re.compile(r"image(\d+)\.png")
-_SURGERY = re.compile(r"\d{2,}")
+_MASK = re.compile(r"mask(\d+)\.png")
+_SURGERY = re.compile(r"\d+")
 _PNG_DEPTH = 24  # the byte of a PNG file that holds the bits of a channel
 
 
@@ -56,7 +58,7 @@ class Source:
 def find_samples(root: Path) -> tuple[list[Source], dict[str, int]]:
     """All samples below a dataset folder in the order (anatomy, surgery, frame), and what was left alone, counted.
 
-    Raises MtkdError where the folder is absent, a file, or empty, or where an image has no mask.
+    Raises MtkdError where the folder is absent, a file, or empty, where an image has no mask, or two images have one number.
     """
     if not root.exists():
         raise MtkdError(f"{root}: there is no such folder. Name the dataset's folder, the one that holds a folder an anatomy.")
@@ -77,7 +79,11 @@ def find_samples(root: Path) -> tuple[list[Source], dict[str, int]]:
         raise MtkdError(
             f"{root} holds no sample. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, as liver/01/image00.png."
         )
-    return sorted(sources), dict(sorted(skipped.items()))
+    sources.sort()
+    for one, other in pairwise(sources):
+        if (one.anatomy, one.surgery, one.frame) == (other.anatomy, other.surgery, other.frame):
+            raise MtkdError(f"{one.image} and {other.image} have the same number. Keep one of them.")
+    return sources, {what: count for what, count in sorted(skipped.items()) if count}
 
 
 def _surgery_samples(anatomy: str, folder: Path, skipped: Counter[str]) -> list[Source]:
@@ -91,6 +97,7 @@ def _surgery_samples(anatomy: str, folder: Path, skipped: Counter[str]) -> list[
             if mask not in names:
                 raise MtkdError(f"{folder / name} has no mask: {mask} is missing. Restore the mask or remove the image.")
             sources.append(Source(anatomy, int(folder.name), int(match[1]), folder / name, folder / mask))
+    skipped["masks without an image"] += sum(_MASK.fullmatch(name) is not None for name in names) - len(sources)
     return sources
 
 
@@ -121,27 +128,20 @@ def read_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int
     Raises MtkdError for 16 bits a channel, for transparency, and for a file that is torn or no picture.
     """
     image = _open(path)
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[0] < 255:
-            raise MtkdError(f"{path} is partly transparent; what lies behind is unknown. Save it as RGB.")
     return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR)), image.size
 
 
 def read_mask(path: Path, size: tuple[int, int], threshold: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
     """A binary mask resized to size = (width, height), uint8 0 or 1 (height, width), and its size on disk. Nearest neighbour.
 
-    Raises MtkdError for more than the two levels 0 and another; threshold: values above it are the anatomy, whatever the levels.
+    threshold: values above it are the anatomy, whatever the levels.
+    Raises MtkdError for more than the two levels 0 and another, for colours, and as `read_image` does.
     """
     image = _open(path)
-    if image.mode == "P":
-        image = image.convert("RGB")
-    values = np.asarray(image.convert("L") if image.mode == "1" else image)
-    if values.ndim == 3:
-        colours = values[..., : 1 if image.mode == "LA" else 3]
-        if (colours != colours[..., :1]).any():
-            raise MtkdError(f"{path} is coloured; a mask has the two levels 0 and 255. Save it as greyscale.")
-        values = colours[..., 0]
+    colours = np.asarray(image.convert("RGB"))
+    values = colours[..., 0]
+    if (colours != values[..., None]).any():
+        raise MtkdError(f"{path} is coloured; a mask has the two levels 0 and 255. Save it as greyscale.")
     if threshold is None:
         levels = np.unique(values)
         if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
@@ -154,13 +154,19 @@ def read_mask(path: Path, size: tuple[int, int], threshold: int | None = None) -
 
 
 def _open(path: Path) -> Image.Image:
+    """A whole, opaque picture of 8 bits a channel; see `read_image` for the errors."""
     try:
         with path.open("rb") as file:
             head = file.read(_PNG_DEPTH + 1)
-        if head.startswith(b"\x89PNG") and len(head) > _PNG_DEPTH and head[_PNG_DEPTH] == 16:
-            raise MtkdError(f"{path} has 16 bits a channel; reading it as 8 would change it. Save it with 8 bits a channel.")
         image = Image.open(path)
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MtkdError(f"{path} cannot be read as a picture ({error}). Restore the file.") from error
+    deep = head.startswith(b"\x89PNG") and head[_PNG_DEPTH] == 16
+    if deep or image.mode[0] in "IF":
+        raise MtkdError(f"{path} has 16 bits a channel or more; as 8 it would be another. Save it with 8 bits a channel.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] < 255:
+            raise MtkdError(f"{path} is partly transparent; what lies behind is unknown. Save it without transparency.")
     return image

@@ -75,6 +75,26 @@ def test_hidden_folders_and_other_folders_are_left_alone(organ_folder, copy_of):
     assert skipped["other folders"] == 1
 
 
+def test_surgeries_may_be_written_without_the_zero(organ_folder, copy_of):
+    root = copy_of(organ_folder)
+    (root / "kidney/30").rename(root / "kidney/3")
+    sources, _ = find_samples(root)
+    assert len(sources) == len(find_samples(organ_folder)[0])
+    assert sources[0].surgery == 3
+
+
+def test_masks_without_an_image_are_counted(broken):
+    root, image, _ = broken
+    image.rename(image.with_suffix(".jpg"))
+    assert find_samples(root)[1] == {"masks without an image": 1}
+
+
+def test_two_images_of_one_number(broken, organ_split, tmp_path):
+    root, image, _ = broken
+    shutil.copytree(image.parent, root / "kidney/030")
+    assert f"{root}/kidney/030/image00.png and {image} have the same number" in refused(root, organ_split, tmp_path)
+
+
 def test_the_reference_split_is_the_public_codes():
     parts = {part: [n for n in range(1, 33) if Split().of(n) == part] for part in ("train", "validation", "test")}
     assert parts["validation"] == [3, 21, 26]
@@ -269,7 +289,29 @@ def test_transparency_is_refused(broken, organ_split, tmp_path, mode):
         see_through.save(image)
     message = refused(root, organ_split, tmp_path)
     assert f"{image} is partly transparent" in message
-    assert "Save it as RGB." in message
+    assert "Save it without transparency." in message
+
+
+def test_a_mask_drawn_in_the_alpha_channel_is_refused(tmp_path):
+    """Its colours alone would be a mask that is full."""
+    white = Image.new("RGBA", (8, 6), "white")
+    white.putalpha(Image.fromarray(np.eye(6, 8, dtype=np.uint8) * 255))
+    white.save(tmp_path / "mask00.png")
+    with pytest.raises(MtkdError, match=r"mask00\.png is partly transparent"):
+        read_mask(tmp_path / "mask00.png", (8, 6))
+
+
+def test_a_picture_too_large_for_pillow(tmp_path, monkeypatch):
+    path = save(tmp_path / "image00.png", picture())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 32 // 2 - 1)
+    with pytest.raises(MtkdError, match=r"image00\.png cannot be read as a picture \(Image size \(768 pixels\) exceeds"):
+        read_image(path, SIZE)
+
+
+def test_floating_point_pictures_are_refused(tmp_path):
+    Image.fromarray(np.eye(8, dtype=np.float32)).save(tmp_path / "mask00.png", "TIFF")
+    with pytest.raises(MtkdError, match="16 bits a channel or more"):
+        read_mask(tmp_path / "mask00.png", (8, 8))
 
 
 @pytest.mark.parametrize("what", ["image", "mask"])
@@ -278,7 +320,7 @@ def test_16_bits_are_refused(broken, organ_split, tmp_path, what):
     path = image if what == "image" else mask
     save(path, (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16))
     message = refused(root, organ_split, tmp_path)
-    assert f"{path} has 16 bits a channel" in message
+    assert f"{path} has 16 bits a channel or more" in message
     assert "Save it with 8 bits a channel." in message
 
 
