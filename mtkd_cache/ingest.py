@@ -29,7 +29,7 @@ def ingest(
     threshold: int | None = None,
     workers: int = 1,
 ) -> dict:
-    """Write the sample store of a dataset folder; what an interrupted call wrote is kept.
+    """Write the sample store of a dataset folder; what an earlier call wrote of the same files, and is whole, is kept.
 
     size: (width, height) of the store's pictures. threshold: see `read_mask`. workers: processes that read and resize.
     Returns the counts named in the `--json` contract. Raises MtkdError for every fault of the dataset.
@@ -57,9 +57,9 @@ def ingest(
 
 
 def _check_settings(folder: Folder, settings: dict) -> None:
-    if (found := read_sealed(folder, "settings.json")) is None:
+    if (found := _read_or_none(folder, "settings.json")) is None:
         if any(True for _ in folder.keys()):
-            raise MtkdError(f"{folder} is not empty and is no sample store. Name another --store.")
+            raise MtkdError(f"{folder} is not empty and is no sample store, or a damaged one. Name another --store.")
         folder.write("settings.json", sealed(settings))
     elif found != settings:
         raise MtkdError(f"{folder} was begun with other settings ({found}). Name another --store, or delete that one.")
@@ -69,14 +69,14 @@ def _write_shards(folder: Folder, work: list[list[Source]], settings: dict, work
     """Write the shards that are not there yet, and return every shard's record in order."""
     records: dict[int, dict] = {}
     todo = []
+    progress = tqdm(total=sum(map(len, work)), desc="ingest", unit="image", disable=None)
     for number, sources in enumerate(work):
         record = _kept_record(folder, number, sources)
         if record is None:
             todo.append((number, sources))
         else:
             records[number] = record
-    progress = tqdm(total=sum(map(len, work)), desc="ingest", unit="image", disable=None)
-    progress.update(sum(len(record["samples"]) for record in records.values()))
+            progress.update(len(sources))
     if todo:
         folder.delete(MANIFEST)
     write = partial(_write_shard, folder.url, tuple(settings["size"]), settings["threshold"])
@@ -104,13 +104,27 @@ def _record_key(number: int) -> str:
 
 
 def _kept_record(folder: Folder, number: int, sources: list[Source]) -> dict | None:
-    """The record of a shard that an earlier call finished from the very same files, or None."""
+    """The record of a shard that an earlier call finished from the very same files and that is whole, or None."""
+    record = _read_or_none(folder, _record_key(number))
+    if record is None or record["sources"] != _stamp(sources):
+        return None
+    return record if all(_is_whole(folder, key, entry) for key, entry in record["files"].items()) else None
+
+
+def _is_whole(folder: Folder, key: str, entry: dict) -> bool:
+    """Is every byte of a file what its entry in a record says?"""
     try:
-        record = read_sealed(folder, _record_key(number))
+        return file_entry(folder.read(key)) == entry
+    except FileNotFoundError:
+        return False
+
+
+def _read_or_none(folder: Folder, key: str) -> dict | None:
+    """The value of a sealed file, or None where it is absent or damaged."""
+    try:
+        return read_sealed(folder, key)
     except MtkdError:
         return None
-    whole = record is not None and all(folder.exists(key) for key in record["files"])
-    return record if whole and record["sources"] == _stamp(sources) else None
 
 
 def _stamp(sources: list[Source]) -> str:
@@ -180,7 +194,7 @@ def _seal(folder: Folder, name: str, records: list[dict], split: Split, settings
     files = {key: entry for record in records for key, entry in record["files"].items()}
     files |= {key: file_entry(data) for key, data in small.items()}
     manifest = {**described, "fingerprint": fingerprint, "files": files}
-    if read_sealed_or_none(folder) != manifest:
+    if _read_or_none(folder, MANIFEST) != manifest or not all(_is_whole(folder, key, files[key]) for key in small):
         for key, data in small.items():
             folder.write(key, data)
         folder.write(MANIFEST, sealed(manifest))
@@ -188,10 +202,3 @@ def _seal(folder: Folder, name: str, records: list[dict], split: Split, settings
             if not key.startswith("records/") or key >= _record_key(len(records)):
                 folder.delete(key)
     return manifest
-
-
-def read_sealed_or_none(folder: Folder) -> dict | None:
-    try:
-        return read_sealed(folder, MANIFEST)
-    except MtkdError:
-        return None

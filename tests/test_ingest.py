@@ -90,3 +90,25 @@ def test_damage_is_told_when_read(array, organ_store, copy_of):
     manifest.write_bytes(manifest.read_bytes().replace(b"64", b"65", 1))
     with pytest.raises(MtkdError, match="damaged"):
         SampleStore.open(str(store))
+
+
+@pytest.mark.parametrize(
+    "damaged", ["image/c/0/0/0/0", "mask/c/0/0/0", "anatomy/c/0", "image/zarr.json", MANIFEST, "records/00000.json"]
+)
+@pytest.mark.parametrize("how", ["a flipped bit", "cut short", "gone"])
+def test_ingest_again_mends_what_is_damaged(damaged, how, organ_folder, organ_split, tmp_path):
+    url = str(tmp_path / "s.zarr")
+    said = ingest(organ_folder, url, size=(64, 64), split=organ_split)
+    path = tmp_path / "s.zarr" / damaged
+    whole = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        middle = len(whole) // 2
+        path.write_bytes(
+            whole[:middle] if how == "cut short" else whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]
+        )
+    assert ingest(organ_folder, url, size=(64, 64), split=organ_split) == said
+    assert path.read_bytes() == whole
+    store = SampleStore.open(url)
+    store.read(np.arange(len(store)))
