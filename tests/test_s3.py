@@ -1,10 +1,13 @@
 """Sample store and logit cache behind a URL: an S3 server on this machine, and fsspec's memory."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import fsspec
 import numpy as np
 import pytest
+from moto.server import ThreadedMotoServer
 
 from mtkd_cache.build import build
 from mtkd_cache.cache import LogitCache
@@ -33,12 +36,10 @@ def local(folder, organ_split, organ_teachers, recipe, accelerator, tmp_path_fac
     return store, LogitCache.open(str(root / "logits.zarr"))
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """An S3 bucket, served on the loopback interface."""
-    server_module = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+@contextmanager
+def served_bucket() -> Iterator[str]:
+    """The URL of an S3 bucket, served on the loopback interface."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
@@ -50,6 +51,12 @@ def bucket():
         yield "s3://anatomy"
     fsspec.filesystem("s3").clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with served_bucket() as url:
+        yield url
 
 
 def round_trip(base: str, folder, split, teachers, recipe, accelerator, local) -> None:

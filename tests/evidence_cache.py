@@ -1,0 +1,254 @@
+"""Shows on a dataset what is claimed of a cache's safety; by hand, some 15 minutes on two cores, as root for the full disk:
+
+    python tests/evidence_cache.py DATASET [--out docs/measurements/cache-trust.json] [--flips 200] [--kills 50]
+
+The dataset's training samples at 64x64 with untrained MiniNetV2 teachers make a cache. Then: bits flipped, files truncated, deleted
+and swapped, of which `verify` must find every one and a reader must never get a wrong map; builds killed at random moments, a
+build on a full disk, builds by several processes and onto an S3 server, which must all end with the undisturbed build's values
+and fingerprint. Exits with 1 where anything of this does not hold.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from functools import partial
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: builds are forked
+
+import numpy as np
+import test_processes
+import torch
+from conftest import SIZE, _untrained_teacher
+from test_crash import finished_shards, same_cache
+from test_s3 import served_bucket
+
+from mtkd_cache.bench.machine import CPU, machine
+from mtkd_cache.build import build
+from mtkd_cache.cache import BLOCK, LogitCache
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.ingest import ingest
+from mtkd_cache.manifest import MANIFEST
+from mtkd_cache.recipe import load_recipe
+from mtkd_cache.runs import make_accelerator
+from mtkd_cache.samples import SampleStore
+from mtkd_cache.storage import Folder
+from mtkd_cache.verify import verify
+
+
+class Evidence:
+    """One dataset's store, teachers and undisturbed cache in a folder, and what is done to copies of it."""
+
+    def __init__(self, dataset: Path, root: Path):
+        self.root, self.teachers = root, root / "teachers"
+        self.random = np.random.default_rng(0)
+        ingest(dataset, str(root / "samples.zarr"), size=SIZE)
+        self.store = SampleStore.open(str(root / "samples.zarr"))
+        for seed, anatomy in enumerate(self.store.anatomies):
+            _untrained_teacher(self.teachers, anatomy, seed=seed)
+        self.accelerator = make_accelerator("cpu")
+        self.whole = root / "whole.zarr"
+        self.build(self.whole)
+        cache = LogitCache.open(str(self.whole))
+        self.hashes = sorted(cache.place)
+        self.truth = cache.read(self.hashes)
+        self.victim = Path(shutil.copytree(self.whole, root / "victim.zarr"))
+        self.files = [self.victim / key for key in Folder(self.victim).keys()]
+
+    def build(self, target: Path | str) -> dict:
+        return build(self.store, self.teachers, str(target), load_recipe("paper"), self.accelerator)
+
+    def equal(self, target: Path | str) -> bool:
+        """Has a cache the undisturbed one's values and fingerprint, and is every byte of it as written?"""
+        return same_cache(Path(self.whole), target) and verify(str(target))["ok"]
+
+    def read(self) -> str:
+        """What a reader of all maps of the damaged cache gets."""
+        try:
+            read = LogitCache.open(str(self.victim)).read(self.hashes)
+        except MtkdError:
+            return "refused"
+        return "right values" if np.array_equal(read, self.truth) else "WRONG VALUES"
+
+    def damages(self, count: int, files: int, change: Callable[..., None]) -> dict:
+        """Do something to random files, ask a reader and `verify`, put the files back; `count` times."""
+        found, readers, kinds = 0, Counter(), Counter()
+        for _ in range(count):
+            paths = [self.files[index] for index in self.random.choice(len(self.files), files, replace=False)]
+            kept = [path.read_bytes() for path in paths]
+            change(*paths)
+            readers[self.read()] += 1
+            kinds[str(paths[0].relative_to(self.victim)).split("/")[0]] += 1
+            told = {problem["where"] for problem in verify(str(self.victim))["problems"]}
+            hit = {str(path.relative_to(self.victim)) for path in paths}
+            found += hit <= told or MANIFEST in hit & told
+            for path, data in zip(paths, kept, strict=True):
+                path.write_bytes(data)
+        return {
+            "done": count,
+            "found": found,
+            "reader": dict(readers),
+            "in": dict(kinds),
+            "ok": self._safe(count, found, readers),
+        }
+
+    @staticmethod
+    def _safe(count: int, found: int, readers: Counter) -> bool:
+        return found == count and not readers["WRONG VALUES"]
+
+    def flip(self, path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        bit = int(self.random.integers(8 * len(data)))
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+
+    def truncate(self, path: Path) -> None:
+        os.truncate(path, int(self.random.integers(path.stat().st_size)))
+
+    @staticmethod
+    def swap(one: Path, other: Path) -> None:
+        first, second = one.read_bytes(), other.read_bytes()
+        one.write_bytes(second)
+        other.write_bytes(first)
+
+    def forked(self, target: Path) -> int:
+        """The process id of a build in a fork of this process, which has paid the imports."""
+        child = os.fork()
+        if not child:
+            try:
+                self.build(target)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        return child
+
+    def kills(self, count: int) -> dict:
+        """Builds killed after a random share of the time that an undisturbed one takes, each finished by a second build."""
+        start = time.perf_counter()
+        undisturbed = os.waitpid(self.forked(self.root / "timed.zarr"), 0)[1]
+        whole_seconds = time.perf_counter() - start
+        killed, equal, repeated, written = 0, 0, 0, []
+        for number in range(count):
+            target = self.root / f"killed-{number}.zarr"
+            child = self.forked(target)
+            time.sleep(self.random.uniform(0, whole_seconds))
+            os.kill(child, signal.SIGKILL)
+            killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+            done = finished_shards(target)
+            left = max(len(self.hashes) - BLOCK * done, 0)
+            result = self.build(target)
+            repeated += result["maps_computed"] - left * len(self.store.anatomies)
+            equal += self.equal(target)
+            written.append(done)
+            shutil.rmtree(target)
+            print(f"kill {number}: {done} shard files written, equal {equal}", flush=True)
+        return {
+            "done": count,
+            "killed_before_the_end": killed,
+            "seconds_undisturbed": round(whole_seconds, 1),
+            "shard_files_written_when_killed": sorted(written),
+            "shard_files": -(-len(self.hashes) // BLOCK),
+            "maps_computed_twice": repeated,
+            "equal": equal,
+            "ok": not undisturbed and equal == count and not repeated,
+        }
+
+    def full_disk(self) -> dict | None:
+        """A build onto a tmpfs that holds half the cache, and again when there is room; None where it cannot be mounted."""
+        disk = self.root / "disk"
+        disk.mkdir()
+        size = sum(path.stat().st_size for path in self.files)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size // 2}", "tmpfs", str(disk)]
+        if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+            return None
+        try:
+            said = "nothing"
+            try:
+                self.build(disk / "logits.zarr")
+            except MtkdError as error:
+                said = str(error).removeprefix(str(disk))
+            done = finished_shards(disk / "logits.zarr")
+            subprocess.run(["mount", "-o", f"remount,size={4 * size}", str(disk)], check=True)
+            computed = self.build(disk / "logits.zarr")["maps_computed"]
+            repeated = computed - (len(self.hashes) - BLOCK * done) * len(self.store.anatomies)
+            equal = self.equal(disk / "logits.zarr")
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+        return {
+            "said": said,
+            "shard_files_written": done,
+            "maps_computed_twice": repeated,
+            "equal": equal,
+            "ok": equal and "disk is full" in said and not repeated,
+        }
+
+    def processes(self, count: int) -> dict:
+        """A build by several processes, as torchrun starts them."""
+        target = self.root / f"by-{count}.zarr"
+        test_processes.BLOCK = BLOCK
+        printed = test_processes.launch(count, self.store, self.teachers, self.root, str(target))
+        maps = [int(line.split()[-1]) for line in printed]
+        equal = self.equal(target)
+        return {"maps_by_process": maps, "equal": equal, "ok": equal and len(maps) == count and min(maps) > 0}
+
+    def s3(self) -> dict:
+        """Build and verify against an S3 server on the loopback."""
+        with served_bucket() as bucket:
+            self.build(f"{bucket}/logits.zarr")
+            equal = self.equal(f"{bucket}/logits.zarr")
+        return {"equal": equal, "ok": equal}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--flips", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--others", type=int, default=20, help="truncations, deletions and swaps, each")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        evidence = Evidence(asked.dataset, Path(folder))
+        experiments = {
+            "flipped bits": partial(evidence.damages, asked.flips, 1, evidence.flip),
+            "truncated files": partial(evidence.damages, asked.others, 1, evidence.truncate),
+            "deleted files": partial(evidence.damages, asked.others, 1, Path.unlink),
+            "swapped files": partial(evidence.damages, asked.others, 2, evidence.swap),
+            "killed builds": partial(evidence.kills, asked.kills),
+            "full disk": evidence.full_disk,
+            "2 processes": partial(evidence.processes, 2),
+            "3 processes": partial(evidence.processes, 3),
+            "S3 server": evidence.s3,
+        }
+        results = {}
+        for name, experiment in experiments.items():
+            results[name] = experiment()
+            print(f"{name:16}{json.dumps(results[name])}", flush=True)
+        record = {
+            "what": f"the cache of the training samples of {asked.dataset.name} at {SIZE[0]}x{SIZE[1]}, untrained MiniNetV2 teachers",
+            "command": f"python tests/evidence_cache.py {asked.dataset.name}",
+            "samples": len(evidence.hashes),
+            "anatomies": len(evidence.store.anatomies),
+            "files": len(evidence.files),
+            "bytes": sum(path.stat().st_size for path in evidence.files),
+            "results": results,
+            "machine": machine(CPU),
+        }
+    if asked.out:
+        asked.out.write_text(json.dumps(record, indent=1) + "\n")
+    if not all(result["ok"] for result in results.values() if result):
+        sys.exit("something does not hold")
+
+
+if __name__ == "__main__":
+    main()
