@@ -2,10 +2,10 @@
 
     python tests/evidence_cache.py DATASET [--out docs/measurements/cache-trust.json] [--flips 200] [--kills 50]
 
-The dataset's training samples at 64x64 with untrained MiniNetV2 teachers make a cache. Then: bits flipped, files truncated, deleted
-and swapped, of which `verify` must find every one and a reader must never get a wrong map; builds killed at random moments, a
-build on a full disk, builds by several processes and onto an S3 server, which must all end with the undisturbed build's values
-and fingerprint. Exits with 1 where anything of this does not hold.
+The dataset's training samples at 32x32 with untrained MiniNetV2 teachers make a cache. Then: bits flipped, files truncated,
+deleted and swapped, of which `verify` must find every one and a reader must never get a wrong map; builds killed at random
+moments, a build on a full disk, builds by several processes and onto an S3 server, which must all end with the undisturbed
+build's values and fingerprint. Exits with 1 where anything of this does not hold.
 """
 
 import argparse
@@ -28,7 +28,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: builds are fork
 import numpy as np
 import test_processes
 import torch
-from conftest import SIZE, _untrained_teacher
+from conftest import _untrained_teacher
 from test_crash import finished_shards, same_cache
 from test_s3 import served_bucket
 
@@ -43,6 +43,8 @@ from mtkd_cache.runs import make_accelerator
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.storage import Folder
 from mtkd_cache.verify import verify
+
+SIZE = (32, 32)
 
 
 class Evidence:
@@ -93,17 +95,8 @@ class Evidence:
             found += hit <= told or MANIFEST in hit & told
             for path, data in zip(paths, kept, strict=True):
                 path.write_bytes(data)
-        return {
-            "done": count,
-            "found": found,
-            "reader": dict(readers),
-            "in": dict(kinds),
-            "ok": self._safe(count, found, readers),
-        }
-
-    @staticmethod
-    def _safe(count: int, found: int, readers: Counter) -> bool:
-        return found == count and not readers["WRONG VALUES"]
+        ok = found == count and not readers["WRONG VALUES"]
+        return {"done": count, "found": found, "reader": dict(readers), "in": dict(kinds), "ok": ok}
 
     def flip(self, path: Path) -> None:
         data = bytearray(path.read_bytes())
@@ -217,7 +210,7 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=20, help="truncations, deletions and swaps, each")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
         evidence = Evidence(asked.dataset, Path(folder))
         experiments = {
             "flipped bits": partial(evidence.damages, asked.flips, 1, evidence.flip),
@@ -235,7 +228,7 @@ def main() -> None:
             results[name] = experiment()
             print(f"{name:16}{json.dumps(results[name])}", flush=True)
         record = {
-            "what": f"the cache of the training samples of {asked.dataset.name} at {SIZE[0]}x{SIZE[1]}, untrained MiniNetV2 teachers",
+            "what": f"the cache of {asked.dataset.name}'s training samples at {SIZE[0]}x{SIZE[1]}, untrained MiniNetV2 teachers",
             "command": f"python tests/evidence_cache.py {asked.dataset.name}",
             "samples": len(evidence.hashes),
             "anatomies": len(evidence.store.anatomies),
