@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 def train_once(path: Path, identity: dict, make_task: Callable[[], Task], accelerator: Accelerator) -> dict:
-    """The record of a finished training at `path`, trained first (or gone on with) where it is not there.
+    """The record of a finished training at `path`, trained first (or gone on with) where it or its weights are not there.
 
     identity: what the record must agree with. Raises MtkdError, naming what differs, where it does not.
     """
@@ -34,7 +34,8 @@ def train_once(path: Path, identity: dict, make_task: Callable[[], Task], accele
             raise MtkdError(
                 f"{path.parent} was trained with another {', '.join(differing)}. Name another folder, or delete that one."
             )
-        return record
+        if (path.parent / WEIGHTS).exists():
+            return record
     path.parent.mkdir(parents=True, exist_ok=True)
     task = make_task()
     result = fit(task, path.parent, digest(identity), accelerator)
@@ -96,7 +97,10 @@ def write_record(path: Path, record: dict) -> None:
 def read_record(path: Path) -> dict | None:
     """A run's JSON, or None where it is absent. Raises MtkdError where it is damaged."""
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError("it is no JSON object")
+        return record
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -55,12 +55,7 @@ def fit(task: Task, folder: Path, identity: str, accelerator: Accelerator) -> di
     history: list[dict] = []
     state = folder / STATE
     if state.exists():
-        about = load_state(state, network, optimizer)
-        if about["identity"] != identity:
-            raise MtkdError(
-                f"{folder} holds an interrupted training with other settings. Name another folder, or delete {state}."
-            )
-        history = about["history"]
+        history = load_state(state, network, optimizer, identity)["history"]
     forward, optimizer = accelerator.prepare(network, optimizer)
     progress = tqdm(
         total=task.stage.epochs * task.steps,

@@ -4,13 +4,16 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mtkd_cache import training
 from mtkd_cache.cache import LogitCache
 from mtkd_cache.checkpoints import STATE, WEIGHTS, load_network, read_tensors, write_tensors
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.runs import read_record
 from mtkd_cache.student import train_student
 from mtkd_cache.teachers import train_teachers
 
@@ -53,6 +56,9 @@ def test_a_teacher_goes_on_bit_for_bit_and_is_not_trained_twice(organ_store, rec
     before = (tmp_path / "broken" / "kidney" / WEIGHTS).stat().st_mtime_ns
     train_teachers(organ_store, tmp_path / "broken", recipe(), accelerator, ["kidney"])
     assert (tmp_path / "broken" / "kidney" / WEIGHTS).stat().st_mtime_ns == before
+    (tmp_path / "broken" / "kidney" / WEIGHTS).unlink()
+    train_teachers(organ_store, tmp_path / "broken", recipe(), accelerator, ["kidney"])
+    assert same(weights(tmp_path / "whole" / "kidney"), weights(tmp_path / "broken" / "kidney"))
     with pytest.raises(MtkdError, match="another recipe"):
         train_teachers(organ_store, tmp_path / "broken", recipe("teacher.lr=1e-3"), accelerator, ["kidney"])
 
@@ -61,8 +67,13 @@ def test_an_interrupted_training_with_other_settings_is_refused(organ_store, rec
     interrupt()
     with pytest.raises(KeyboardInterrupt):
         train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
-    with pytest.raises(MtkdError, match="other settings"):
-        train_teachers(organ_store, tmp_path, recipe("seed=5"), accelerator, ["kidney"])
+    for other in ("seed=5", "teacher.arch=segformer-mit_b0"):
+        with pytest.raises(MtkdError, match="other settings"):
+            train_teachers(organ_store, tmp_path, recipe(other), accelerator, ["kidney"])
+    state = tmp_path / "kidney" / STATE
+    state.write_bytes(state.read_bytes()[:-1000])
+    with pytest.raises(MtkdError, match=f"is damaged .* delete {tmp_path}/kidney and train again"):
+        train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
 
 
 def test_the_students_two_arms(organ_store, organ_cache, recipe, accelerator, tmp_path, interrupt):
@@ -110,6 +121,41 @@ def test_checkpoints_say_what_they_are(organ_teachers, copy_of):
     write_tensors(broken, dict(list(tensors.items())[1:]), about)
     with pytest.raises(MtkdError, match="does not fit its architecture"):
         load_network(broken.parent)
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_found(organ_teachers, copy_of):
+    path = copy_of(organ_teachers) / "kidney" / WEIGHTS
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    random = np.random.default_rng(0)
+    for place in [*random.integers(header, size=40), *random.integers(header, len(whole), size=20)]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << random.integers(8))]) + whole[place + 1 :])
+        with pytest.raises(MtkdError):
+            load_network(path.parent)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int32])
+def test_weights_of_another_type_are_refused(dtype, organ_teachers, copy_of):
+    path = copy_of(organ_teachers) / "kidney" / WEIGHTS
+    tensors, about = read_tensors(path)
+    write_tensors(path, {name: tensor.to(dtype) for name, tensor in tensors.items()}, about)
+    with pytest.raises(MtkdError, match=f"is {dtype}, not torch.float32"):
+        load_network(path.parent)
+
+
+@pytest.mark.parametrize("about", [{}, {"arch": "mininetv2"}, {"identity": "", "history": []}, ["arch", "anatomies"]])
+def test_safetensors_of_something_else_are_refused(about, organ_teachers, copy_of):
+    path = copy_of(organ_teachers) / "kidney" / WEIGHTS
+    save_file(load_file(path), path, {"about": json.dumps(about)})
+    with pytest.raises(MtkdError, match="not one of this project's checkpoints"):
+        load_network(path.parent)
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", "{", '"run"'])
+def test_a_damaged_record_is_an_error_in_words(text, tmp_path):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(MtkdError, match=r"run\.json is damaged"):
+        read_record(tmp_path / "run.json")
 
 
 def test_stage_2_imports_no_teacher_code():
