@@ -180,8 +180,8 @@ def test_table1_has_hand_computed_numbers_beside_the_papers(tmp_path):
         "Mean Dice, %: seeds": "3",
         "Mean Dice, %: paper": "60.5",
         "Mean Dice, %: difference": "+1.5",
-        "cuda: GPU: ms": "4.2",
-        "cuda: GPU: FPS": "235",
+        "ours: GPU: ms": "4.2",
+        "ours: GPU: FPS": "235",
         "paper: RTX 3090 ‡: ms": "26",
         "paper: RTX 3090 ‡: FPS": "38",
     }
@@ -254,7 +254,7 @@ def test_timings_beside_the_runs_are_found(tmp_path):
     assert find_timings([run]) == {}
     write(tmp_path / "runs" / "bench-inference.json", bench([640, 512], 9.0, device="cpu: x86", threads=2))
     found = find_timings([run])["mininetv2", "shared"]
-    assert {where: time.ms for where, time in found.items()} == {"cpu: x86, 2 threads, 640\u00d7512": 9.0}
+    assert {where: time.ms for where, time in found.items()} == {"x86, 2 threads, 640\u00d7512": 9.0}
     for other in ([], {"rows": []}, {"rows": [{"arch": "mininetv2"}], "machine": {"device": "cuda: GPU"}}):
         with pytest.raises(MtkdError, match="not the output of mtkd-cache bench inference --json"):
             read_timings(other)
@@ -267,7 +267,7 @@ def test_a_report_tells_the_times_or_how_to_take_them(tmp_path):
     write(tmp_path / "runs" / "bench-inference.json", bench([1280, 720], 4.25))
     assert not any("bench inference" in note for note in write_report([run], tmp_path / "out")["notes"])
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "cuda: GPU: ms" in text and "measured on another machine" in text
+    assert "ours: GPU: ms" in text and "measured on another machine" in text
 
 
 def test_markup_escapes_and_every_row_is_as_wide_as_the_head():

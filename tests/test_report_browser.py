@@ -12,6 +12,7 @@ import pytest
 from mtkd_cache.paper import ANATOMIES
 from mtkd_cache.report import write_report
 from mtkd_cache.report.formats import DASH
+from mtkd_cache.report.tables import references
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
@@ -57,7 +58,7 @@ const contrast = (one, other) => {
 };
 const ground = getComputedStyle(document.body).backgroundColor;
 result = {light: light(ground), contrast: {}, pictures: []};
-for (const kind of ["body", "h1", "dt", ".notes", "td.paper", ".kd", ".up", ".below", "figcaption"])
+for (const kind of ["body", "h1", "dt", ".notes", "td.paper", ".kd", ".up", ".down", ".below", "figcaption"])
   result.contrast[kind] = contrast(getComputedStyle(document.querySelector(kind)).color, ground);
 const aside = getComputedStyle(document.querySelector("aside"));
 result.contrast.aside = contrast(aside.color, aside.backgroundColor);
@@ -78,22 +79,34 @@ result = {
 """
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory) -> str:
-    """The page of four rows with the paper's anatomies, one of them not in the paper."""
-    root = tmp_path_factory.mktemp("browser")
+def page_of(rows: dict[tuple[str, str, bool], float], root: Path) -> str:
+    """The report's page of evaluated folders, a row each, with the paper's anatomies."""
     runs = []
-    for (arch, kd), score in SCORES.items():
-        dice = dict.fromkeys(ANATOMIES, score)
-        run = {"kind": "student", "arch": arch, "layout": "shared", "kd": kd, "seed": 0, "anatomies": ANATOMIES}
-        folder = root / f"{arch}-{kd}"
-        folder.mkdir()
-        (folder / "run.json").write_text(json.dumps({**run, "size": [640, 512], "params_m": 1.52}))
-        evaluation = {"dice": dice, "mean_dice": score, "images": 126, "dataset": "phantom"}
-        (folder / "evaluation-test.json").write_text(json.dumps(evaluation))
-        runs.append(folder)
+    for (arch, layout, kd), score in rows.items():
+        run = {"arch": arch, "layout": layout, "kd": kd, "seed": 0, "anatomies": ANATOMIES, "size": [640, 512], "params_m": 1.52}
+        runs.append(root / f"{arch}-{layout}-{kd}")
+        records = [runs[-1] / "run.json"] if layout == "shared" else [runs[-1] / name / "teacher.json" for name in ANATOMIES]
+        for record in records:
+            record.parent.mkdir(parents=True)
+            record.write_text(json.dumps(run))
+        evaluation = {"dice": dict.fromkeys(ANATOMIES, score), "mean_dice": score, "images": 126, "dataset": "phantom"}
+        (runs[-1] / "evaluation-test.json").write_text(json.dumps(evaluation))
     write_report(runs, root / "out")
     return (root / "out" / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> str:
+    """The page of four shared rows, one of them not in the paper."""
+    rows = {(arch, "shared", kd): score for (arch, kd), score in SCORES.items()}
+    return page_of(rows, tmp_path_factory.mktemp("browser"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> str:
+    """The page of all the paper's rows, with its figures and the differences."""
+    rows = {key: said.dice / 100 - 0.01 for key, said in references().items()}
+    return page_of(rows, tmp_path_factory.mktemp("whole"))
 
 
 def run_in_browser(page: str, script: str, folder: Path, *flags: str) -> dict:
@@ -131,8 +144,8 @@ def test_columns_sort_up_down_and_back(report, tmp_path):
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [(1, False), (0, True)])
-def test_readable_in_both_colour_schemes(report, tmp_path, scheme, dark):
-    found = run_in_browser(report, LOOK, tmp_path, f"--blink-settings=preferredColorScheme={scheme}")
+def test_readable_in_both_colour_schemes(whole, tmp_path, scheme, dark):
+    found = run_in_browser(whole, LOOK, tmp_path, f"--blink-settings=preferredColorScheme={scheme}")
     assert (found["light"] < 0.05) == dark
     assert min(found["contrast"].values()) >= 4.5, found["contrast"]  # WCAG 2, AA
     assert found["pictures"]

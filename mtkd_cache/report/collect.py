@@ -233,7 +233,8 @@ def read_timings(found: dict, where: Path | str = "timings") -> Timings:
     """Timings by (arch, layout) and device, from what `mtkd-cache bench inference --json` prints; MtkdError for other JSON."""
     try:
         machine = found["machine"]
-        device = machine["device"] + (f", {machine['threads']} threads" if machine["device"].startswith("cpu") else "")
+        kind, _, device = machine["device"].partition(": ")
+        device += f", {machine['threads']} threads" if kind == "cpu" else ""
         timings: Timings = {}
         for row in found["rows"]:
             timing = Timing(float(row["ms"]), float(row["fps"]), device, tuple(row["size"]))

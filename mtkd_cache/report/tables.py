@@ -82,7 +82,7 @@ def table1(rows: Sequence[Row], paper: Paper, timings: Timings, *, comparable: b
     several = any(row.spread is not None for row in rows)
     titles = ["ours", *["± sd"] * several, "seeds", "paper", *["difference"] * comparable]
     columns += [Column(title, "Mean Dice, %", True) for title in titles]
-    for device in [*devices, PAPER_DEVICE] if devices else ():
+    for device in [*(f"ours: {device}" for device in devices), PAPER_DEVICE] if devices else ():
         columns += [Column(unit, device, True) for unit in ("ms", "FPS")]
     parts = []
     for part in _parts(keys):
