@@ -1,5 +1,6 @@
 """Options that several commands share, and how every command ends."""
 
+import errno
 import functools
 import json
 import sys
@@ -44,7 +45,7 @@ from_recipe = stack(recipe, overrides, seed)
 
 
 def reports(function: Callable[..., dict | list | None]) -> Callable:
-    """Give a command --json and --debug: it returns what it did; a failure that is explained ends with status 1.
+    """Give a command --json and --debug: it returns what it did; a failure ends in one or two lines and with status 1.
 
     A command prints for people with `say`, on standard error where --json owns standard output's last line.
     """
@@ -55,10 +56,12 @@ def reports(function: Callable[..., dict | list | None]) -> Callable:
     def run(*args, as_json: bool, debug: bool, **options) -> None:
         try:
             result = function(*args, **options)
-        except MtkdError as error:
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
             if debug:
                 traceback.print_exc()
-            click.echo(f"mtkd-cache: {error}", err=True)
+            click.echo(f"mtkd-cache: {in_words(error)}", err=True)
             sys.exit(1)
         if as_json:
             click.echo(json.dumps(result))
@@ -66,6 +69,23 @@ def reports(function: Callable[..., dict | list | None]) -> Callable:
             sys.exit(1)
 
     return run
+
+
+def in_words(error: BaseException) -> str:
+    """One or two lines for a person: what, where, what to do."""
+    if isinstance(error, MtkdError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted. What is finished is kept; the same command goes on from there."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or ''}: the disk is full. What is finished is kept; make room and run the same command again."
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}. Name another path, or change this one."
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory. Take a smaller batch or smaller pictures, or hold less in memory with --resident off."
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"unexpected {type(error).__name__}: {first_line} ({last.filename}:{last.lineno}). Report it with what --debug shows."
 
 
 def say(text: str) -> None:

@@ -109,8 +109,10 @@ def write_durably(target: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(target)
         raise
     folder = os.open(target.parent, os.O_RDONLY)
     try:

@@ -1,13 +1,18 @@
 """The command line by real commands: the whole way on a tiny phantom, the --json contract, and how failures end."""
 
+import errno
 import json
 import subprocess
 import sys
 
+import click
 import pytest
+import torch
 from click.testing import CliRunner
 
+from mtkd_cache.cli.common import in_words, reports
 from mtkd_cache.cli.main import COMMANDS, main
+from mtkd_cache.storage import write_durably
 
 SHORT = [
     *("--recipe", "demo", "--set", "teacher.epochs=1", "--set", "student.epochs=1"),
@@ -104,6 +109,8 @@ def test_finished_work_is_not_done_again(way):
         (("build", "--store", "{root}/s.zarr", "--teachers", "{root}/teachers", "--step", "0.3"), "power of two"),
         (("evaluate", "--store", "{root}/s.zarr", "--run", "{root}/teachers/kidney"), "knows the anatomies kidney"),
         (("train-student", "--store", "{root}/c.zarr", "--no-kd"), "is a logit cache"),
+        (("train-student", "--store", "{root}/s.zarr", "--no-kd", "--run", "{root}/distilled/run.json"), "Not a directory"),
+        (("train-student", "--cache", "{root}/distilled/run.json"), "Not a directory"),
     ],
 )
 def test_a_failure_is_one_or_two_lines_and_status_1(way, tmp_path, monkeypatch, arguments, says):
@@ -112,6 +119,42 @@ def test_a_failure_is_one_or_two_lines_and_status_1(way, tmp_path, monkeypatch, 
     assert says in result.stderr
     assert 1 <= len(result.stderr.strip().splitlines()) <= 2
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KeyboardInterrupt(), "interrupted. What is finished is kept; the same command goes on from there."),
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b: the disk is full. What is finished is kept; make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied. Name another path"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "a/b: Not a directory."),
+        (torch.OutOfMemoryError("Tried to allocate 2 GiB"), "out of memory. Take a smaller batch"),
+        (MemoryError(), "out of memory."),
+        (KeyError("colour"), "unexpected KeyError: 'colour' (" + __file__),
+    ],
+)
+def test_no_failure_ends_in_a_traceback_unless_asked(error, says):
+    def fail() -> dict:
+        raise error
+
+    command = click.command()(reports(fail))
+    result = CliRunner().invoke(command, [])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"mtkd-cache: {says}")
+    assert len(result.stderr.splitlines()) == 1
+    assert "Traceback" in CliRunner().invoke(command, ["--debug"]).stderr
+
+
+def test_a_disk_that_fills_names_the_file(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "state").write_bytes(b"old")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_durably(tmp_path / "state", b"new")
+    assert in_words(caught.value).startswith(f"{tmp_path}/state: the disk is full.")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
 def test_wrong_usage_is_status_2():
