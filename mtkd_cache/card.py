@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mtkd_cache.models import paper_source
 from mtkd_cache.runs import read_record
 from mtkd_cache.storage import write_durably
 
@@ -75,7 +76,7 @@ def _training(about: dict, evaluations: list[dict]) -> list[str]:
         f"Dataset: {dataset}, the training split of the sample store below, at {size} pixels",
         f"Anatomies, in the order of the heads: {', '.join(about['anatomies'])}",
         "Annotation: one anatomy an image; what else an image shows is not annotated",
-        f"Started from weights: {stage.get('weights', UNKNOWN)}",
+        f"Started from weights: {_weights(about['arch'], stage.get('weights', UNKNOWN))}",
         f"Seed: {about['seed']}",
     ]
     if about["kind"] != "student":
@@ -85,6 +86,14 @@ def _training(about: dict, evaluations: list[dict]) -> list[str]:
         best = f"epoch {about['best_epoch']} of 0 to {len(history) - 1}"
         said.append(f"Kept: {best}, the best by validation Dice ({_percent(about['val_dice'])} %)")
     return said
+
+
+def _weights(arch: str, source: str) -> str:
+    """A recipe's source of pretrained weights, and what "paper" stands for."""
+    if source != "paper":
+        return source
+    found = paper_source(arch)
+    return f"{found}, as in the paper's setting" if found != "none" else "none: what the paper may have started from is not public"
 
 
 def _size(about: dict) -> str:

@@ -25,7 +25,11 @@ class Stage:
     final_lr: float
 
     def learning_rate(self, epoch: int) -> float:
-        """The rate of an epoch counted from 0; `final_lr` is what it has fallen to after the last one."""
+        """The rate of an epoch counted from 0.
+
+        As with torch's ExponentialLR, stepped after each epoch: the first epoch has `lr`, each next one a factor
+        (final_lr / lr)^(1 / epochs) less, and after the last one the rate has fallen to `final_lr`.
+        """
         return self.lr * (self.final_lr / self.lr) ** (epoch / self.epochs)
 
 

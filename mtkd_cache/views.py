@@ -6,7 +6,9 @@ lies at pixel i * (W - 1) / (w - 1) of W fine ones, and one map moves all resolu
 positions of the fine pixels therefore upsamples and warps it in a single step.
 
 Ranges and order (affine, RGB shift, brightness and contrast; no flips) are those of Kolbinger et al. 2023's public code, which
-uses albumentations: ShiftScaleRotate, RGBShift, RandomBrightnessContrast.
+uses albumentations: ShiftScaleRotate, RGBShift, RandomBrightnessContrast. As there, each of the three is drawn with its own
+probability, contrast scales about black, and brightness is a fraction of full scale (brightness_by_max). Unlike there, what a
+warp brings in from beyond the edge is seen, mirrored, but counts in no loss.
 """
 
 import math

@@ -89,6 +89,11 @@ def test_a_baseline_names_no_cache(tmp_path):
     assert "Not evaluated yet." in text
 
 
+def test_a_card_says_what_paper_weights_are(tmp_path):
+    text = card(student(tmp_path, recipe={"student": {"weights": "paper"}})).read_text()
+    assert "Started from weights: none: what the paper may have started from is not public" in text
+
+
 def test_the_teachers_card_names_each_networks_weights(tmp_path):
     evaluation(teachers(tmp_path / "teachers"), "test", 0.9, 0.5)
     text = card(tmp_path / "teachers").read_text()
@@ -97,6 +102,7 @@ def test_the_teachers_card_names_each_networks_weights(tmp_path):
     assert f"Weights of ureter, SHA-256: `{'u' * 64}`" in text
     assert 'load_network("teachers/liver")' in text
     assert "Dataset: dsad" in text
+    assert "Started from weights: cityscapes, as in the paper's setting" in text
 
 
 def test_the_loading_code_runs(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from mtkd_cache.dataset import REFERENCE_SURGERIES, REFERENCE_TEST, REFERENCE_VALIDATION, Split
 from mtkd_cache.losses import combine
@@ -73,6 +74,17 @@ def test_rates_fall_by_one_factor_an_epoch(paper):
         rates = [stage.learning_rate(epoch) for epoch in range(stage.epochs + 1)]
         factors = [after / before for before, after in pairwise(rates)]
         assert factors == pytest.approx([gamma] * stage.epochs, abs=5e-6)
+
+
+def test_rates_are_those_of_torchs_scheduler(paper):
+    for stage in (paper.teacher, paper.student):
+        optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=stage.lr)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, (stage.final_lr / stage.lr) ** (1 / stage.epochs))
+        for epoch in range(stage.epochs):
+            assert stage.learning_rate(epoch) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
+            optimizer.step()
+            scheduler.step()
+        assert scheduler.get_last_lr()[0] == pytest.approx(stage.final_lr, rel=1e-9)
 
 
 def test_batch_and_distillation(paper):

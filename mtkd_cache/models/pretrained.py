@@ -2,8 +2,8 @@
 
 Named weights are looked for in data/weights/ of the working directory, then in the download caches, then online.
 The paper says COCO or Cityscapes for convolutional encoders and Cityscapes for SegFormer; what is public of that is
-smp-hub's SegFormer on Cityscapes and torchvision's DeepLabV3-ResNet50 on COCO. Other encoders have ImageNet weights
-(inferred).
+smp-hub's SegFormer on Cityscapes and torchvision's DeepLabV3-ResNet50 on COCO. Other encoders have ImageNet weights,
+and MiniNetV2, of which no checkpoint is public, starts from nothing (both inferred).
 """
 
 import os
