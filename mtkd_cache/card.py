@@ -93,7 +93,7 @@ def _weights(arch: str, source: str) -> str:
     if source != "paper":
         return source
     found = paper_source(arch)
-    return f"{found}, as in the paper's setting" if found != "none" else "none: what the paper may have started from is not public"
+    return f"{found}, as in the paper's setting" if found != "none" else "none: what the paper started from is not public"
 
 
 def _size(about: dict) -> str:
