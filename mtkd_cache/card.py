@@ -121,7 +121,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def _multilabel(one: dict) -> str:
     rows = [[name, _percent(dice), _percent(one["known_precision"].get(name))] for name, dice in one["dice"].items()]
     return (
-        f"{one['images']} images of the {one['split']} split. {_percent(one['claimed'])} % of the pixels are claimed by a head, "
+        f"Images of the {one['split']} split: {one['images']}. {_percent(one['claimed'])} % of the pixels are claimed by a head, "
         f"{_percent(one['claimed_twice'])} % by two or more. Precision is counted on the pixels that are annotated as some "
         f"anatomy.\n\n{_table(['Anatomy', 'Dice, %', 'Precision, %'], rows)}"
     )
