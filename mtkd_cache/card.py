@@ -81,11 +81,19 @@ def _training(about: dict, evaluations: list[dict]) -> list[str]:
     ]
     if about["kind"] != "student":
         return [*said, "Kept: each network's best epoch by validation Dice"]
-    said.append("Distilled from the teachers' cached logits" if about["kd"] else "Trained on the masks alone")
+    said.append(_supervision(about))
     if history := about.get("history"):
         best = f"epoch {about['best_epoch']} of 0 to {len(history) - 1}"
         said.append(f"Kept: {best}, the best by validation Dice ({_percent(about['val_dice'])} %)")
     return said
+
+
+def _supervision(about: dict) -> str:
+    if not about["kd"]:
+        return "Trained on the masks alone"
+    archs = sorted({teacher["arch"] for teacher in (about.get("teachers") or {}).values()})
+    named = f" ({', '.join(archs)})" if archs else ""
+    return f"Trained on the masks and distilled from the cached logits of its teachers{named}"
 
 
 def _weights(arch: str, source: str) -> str:

@@ -22,10 +22,12 @@ from mtkd_cache.training import Task, fit
 FORMAT = 1
 
 
-def train_once(path: Path, identity: dict, make_task: Callable[[], Task], accelerator: Accelerator) -> dict:
+def train_once(
+    path: Path, identity: dict, make_task: Callable[[], Task], accelerator: Accelerator, about: dict | None = None
+) -> dict:
     """The record of a finished training at `path`, trained first (or gone on with) where it or its weights are not there.
 
-    identity: what the record must agree with. Raises MtkdError, naming what differs, where it does not.
+    identity: what the record must agree with. about: what it says besides. Raises MtkdError, naming what differs from `identity`.
     """
     record = read_record(path)
     if record is not None:
@@ -42,6 +44,7 @@ def train_once(path: Path, identity: dict, make_task: Callable[[], Task], accele
     record = {
         "format": FORMAT,
         **identity,
+        **(about or {}),
         **result,
         "params_m": task.network.params_m,
         "environment": environment(accelerator.device),
@@ -113,5 +116,9 @@ def over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor] | Non
 
 
 def make_accelerator(device: str | None, precision: str = "no") -> Accelerator:
-    """device: "cpu", "cuda", or None for what is there. precision: "no", "bf16" or "fp16"."""
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    """device: "cpu", "cuda", or None for what is there. precision: "no", "bf16" or "fp16".
+
+    Without a GPU accelerate joins the processes of a launch only when it is told that the CPU is meant.
+    """
+    cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
+    return Accelerator(cpu=cpu, mixed_precision=precision)

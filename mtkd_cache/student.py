@@ -54,7 +54,7 @@ def train_student(
     if cache is not None:
         cache.check_belongs(store, store.rows("train"))
     make_task = partial(student_task, store, recipe, accelerator, cache, resident)
-    return train_once(run / RECORD, identity, make_task, accelerator)
+    return train_once(run / RECORD, identity, make_task, accelerator, {"teachers": cache.manifest["teachers"]} if cache else {})
 
 
 def student_task(store: SampleStore, recipe: Recipe, accelerator: Accelerator, cache: LogitCache | None, resident: str) -> Task:

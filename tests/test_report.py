@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from mtkd_cache.report.qualitative import Panel, dice, qualitative_figure
 from mtkd_cache.report.scatter import arrows, paper_points, points_of, scatter_figure
 from mtkd_cache.report.style import save
 from mtkd_cache.report.tables import gain_table, gains, references, table1, table2
+from mtkd_cache.report.write import teachers_shown
 from mtkd_cache.samples import SampleStore
 
 SHAPES = ("disc", "ring")
@@ -263,7 +266,7 @@ def test_timings_beside_the_runs_are_found(tmp_path):
 def test_a_report_tells_the_times_or_how_to_take_them(tmp_path):
     run = student(tmp_path / "runs" / "a", level(0.5))
     notes = write_report([run], tmp_path / "out")["notes"]
-    assert any("mtkd-cache bench inference --json > bench-inference.json" in note for note in notes)
+    assert any("what mtkd-cache bench inference --json prints" in note for note in notes)
     write(tmp_path / "runs" / "bench-inference.json", bench([1280, 720], 4.25))
     assert not any("bench inference" in note for note in write_report([run], tmp_path / "out")["notes"])
     text = (tmp_path / "out" / "report.md").read_text()
@@ -462,6 +465,22 @@ def test_panels_show_what_the_networks_say(small):
     assert (found[1].predictions[DISTILLED] == expected.numpy()).all()
     assert (found[1].predictions[TEACHER] == teacher.numpy()).all()
     assert list(panels(store, None, baseline, distilled, ["ring"])[0].predictions) == ["Student without KD", DISTILLED]
+
+
+def test_the_teachers_shown_are_those_the_student_learnt_from(small, tmp_path):
+    _, (baseline, distilled, folder) = small
+    own, others = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("own", "others"))
+    for made, arch in ((own, "mininetv2"), (others, "segformer-mit_b0")):
+        for path in made.glob("*/teacher.json"):
+            write(path, {**json.loads(path.read_text()), "arch": arch, "weights_sha256": f"{arch} {path.parent.name}"})
+    rows = collect([baseline, distilled, own, others])
+    student = rows[-1].results[0]
+    assert teachers_shown(rows, student) is None  # of two, and nothing says which
+    assert teachers_shown(collect([baseline, distilled, others]), student).path == others
+    for made, arch in ((own, "mininetv2"), (others, "segformer-mit_b0")):
+        learnt = replace(student, teachers={anatomy: f"{arch} {anatomy}" for anatomy in SHAPES})
+        assert teachers_shown(rows, learnt).path == made
+    assert teachers_shown(rows, replace(student, teachers={"disc": "0", "ring": "0"})) is None
 
 
 def test_the_whole_report(small, tmp_path):

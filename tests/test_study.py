@@ -1,5 +1,6 @@
 """The study: which units there are, each one command; shared by several processes; gone on with where it stopped."""
 
+import json
 import shlex
 import shutil
 from contextlib import ExitStack
@@ -245,6 +246,10 @@ def test_the_study_ends_with_its_report(finished):
     assert rows == {("mininetv2", "separate", False), ("mininetv2", "shared", False), ("mininetv2", "shared", True)}
     assert (study.out / "report" / "report.html").exists()
     assert (study.out / "report" / "figure3.png").exists()
+    learnt_from = json.loads((study.out / "mininetv2-kd-seed0" / "run.json").read_text())["teachers"]
+    for anatomy in study.store.anatomies:
+        record = json.loads((study.out / "teachers-mininetv2" / anatomy / "teacher.json").read_text())
+        assert learnt_from[anatomy] == {key: record[key] for key in ("arch", "weights_sha256")}
 
 
 def test_a_finished_study_trains_nothing_again(finished, accelerator, monkeypatch):

@@ -26,7 +26,11 @@ LAYOUTS = ("separate", "shared")
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluated folder. Dice are fractions 0..1, None where no test image counted; params_m: millions."""
+    """One evaluated folder.
+
+    Dice are fractions 0..1, None where no test image counted; params_m: millions. teachers: SHA-256 of the weights by anatomy, of
+    the teachers' folder itself or of those that a student was distilled from; empty where it is not recorded.
+    """
 
     path: Path
     arch: str
@@ -43,6 +47,7 @@ class Result:
     store_fingerprint: str | None
     cache_fingerprint: str | None
     recipe: dict
+    teachers: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,7 @@ def _teachers(folder: Path, teachers: list[dict]) -> Result:
     sizes = [teacher.get("params_m") for teacher in teachers]
     whole = None not in sizes and len(teachers) == len(teachers[0]["anatomies"])
     described = {**teachers[0], "layout": "separate", "kd": False}
+    described["teachers"] = {teacher["anatomy"]: teacher for teacher in teachers}
     return _result(folder, described, evaluation, sum(sizes) if whole else None)
 
 
@@ -157,6 +163,7 @@ def _result(folder: Path, described: dict, evaluation: dict, params_m: float | N
             store_fingerprint=evaluation.get("store_fingerprint") or described.get("store_fingerprint"),
             cache_fingerprint=described.get("cache_fingerprint"),
             recipe=described.get("recipe") or {},
+            teachers={name: teacher.get("weights_sha256") for name, teacher in (described.get("teachers") or {}).items()},
         )
     except KeyError as error:
         raise MtkdError(

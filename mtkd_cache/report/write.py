@@ -23,7 +23,7 @@ FIGURE3 = (
     "Figure 3. Truth and predictions. One test sample an anatomy: the one whose truth has the median area of its "
     "anatomy's test samples, so that no result had a say in the choice. White outline: the truth; number: Dice, %."
 )
-NO_TIMES = f"Time and FPS are left out: no {TIMINGS} lies beside the runs. {BENCH} > {TIMINGS} makes it."
+NO_TIMES = f"Time and FPS are left out: there is no {TIMINGS} beside the run folders. It holds what {BENCH} prints."
 WEIGHTS = "weights.safetensors"
 
 
@@ -94,7 +94,7 @@ def _figures(rows: Sequence[Row], data: Data, paper: Paper, store, out: Path) ->
         return files, pictures, [f"Figure 3 (pictures and predictions) is left out: {why}."]
     from mtkd_cache.report.panels import panels
 
-    teachers = teachers_shown(rows)
+    teachers = teachers_shown(rows, pair[1])
     drawn = panels(store, teachers and teachers.path, pair[0].path, pair[1].path)
     if not drawn:
         return files, pictures, ["Figure 3 is left out: the test split has no sample with a truth to show."]
@@ -117,11 +117,16 @@ def students_shown(rows: Sequence[Row]) -> tuple[Result, Result] | None:
     return min(pairs, key=lambda pair: pair[:3])[3:] if pairs else None
 
 
-def teachers_shown(rows: Sequence[Row]) -> Result | None:
-    """The teachers with the best mean Dice among the folders that have all weights, or None."""
+def teachers_shown(rows: Sequence[Row], student: Result) -> Result | None:
+    """The teachers a student was distilled from, if they are among the rows with all weights, or None.
+
+    Where its run does not record them, the one folder of teachers there is.
+    """
     results = [result for row in rows if row.layout == "separate" for result in row.results]
     whole = [r for r in results if all((r.path / anatomy / WEIGHTS).exists() for anatomy in r.anatomies)]
-    return max(whole, key=lambda result: result.mean_dice or 0.0, default=None)
+    if student.teachers:
+        return next((result for result in whole if result.teachers == student.teachers), None)
+    return whole[0] if len(whole) == 1 else None
 
 
 def _in_order(tables: list[str], pictures: list[str]) -> list[str]:
