@@ -31,12 +31,16 @@ _PNG_DEPTH = 24  # the byte of a PNG file that holds the bits of a channel
 class Split:
     """Which surgeries are for validation and for test; the others are for training.
 
-    surgeries: the numbers that may appear at all; None lets any appear.
+    surgeries: the numbers that may appear at all; None lets any appear. Raises MtkdError where a surgery is in both.
     """
 
     validation: tuple[int, ...] = REFERENCE_VALIDATION
     test: tuple[int, ...] = REFERENCE_TEST
     surgeries: tuple[int, ...] | None = tuple(REFERENCE_SURGERIES)
+
+    def __post_init__(self) -> None:
+        if both := sorted(set(self.validation) & set(self.test)):
+            raise MtkdError(f"Surgery {both[0]} is for validation and for test. Name it in one of --validation and --test.")
 
     def of(self, surgery: int) -> str:
         if surgery in self.validation:

@@ -1,6 +1,8 @@
 """Dataset folder -> sample store. PNG decoding and resizing happen here once, and never in an epoch."""
 
 import multiprocessing
+import os
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -91,12 +93,19 @@ def _run(write: partial, todo: list, workers: int) -> Iterable[tuple[int, dict]]
     if workers <= 1 or len(todo) <= 1:
         yield from map(write, todo)
         return
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_end_with_parent) as pool:
         try:
             yield from pool.map(write, todo)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when the process that started it is killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _record_key(number: int) -> str:

@@ -1,5 +1,6 @@
 """Recipes: every number of a training, read from TOML."""
 
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -157,28 +158,24 @@ def _read(kind: type, table: Any, where: str) -> Any:
 
 
 def _check(recipe: Recipe, where: str) -> None:
-    wrong = [
-        ("seed", recipe.seed, recipe.seed >= 0),
-        (
-            "distillation.temperature",
-            recipe.distillation.temperature,
-            0 < recipe.distillation.temperature < float("inf"),
-        ),
-        ("distillation.weight", recipe.distillation.weight, 0 <= recipe.distillation.weight < float("inf")),
-        ("distillation.combine", recipe.distillation.combine, recipe.distillation.combine in ("sum", "product")),
-        ("cache.views", recipe.cache.views, recipe.cache.views >= 1),
+    distillation = recipe.distillation
+    limits = [
+        ("seed", recipe.seed, recipe.seed >= 0, "0 or more"),
+        ("distillation.temperature", distillation.temperature, 0 < distillation.temperature < math.inf, "more than 0"),
+        ("distillation.weight", distillation.weight, 0 <= distillation.weight < math.inf, "0 or more"),
+        ("distillation.combine", distillation.combine, distillation.combine in ("sum", "product"), '"sum" or "product"'),
+        ("cache.views", recipe.cache.views, recipe.cache.views >= 1, "1 or more"),
     ]
     for name, stage in (("teacher", recipe.teacher), ("student", recipe.student)):
-        wrong += [
-            (f"{name}.epochs", stage.epochs, stage.epochs >= 1),
-            (f"{name}.batch", stage.batch, stage.batch >= 1),
-            (f"{name}.lr", stage.lr, 0 < stage.lr < float("inf")),
-            (f"{name}.final_lr", stage.final_lr, 0 < stage.final_lr <= stage.lr),
+        limits += [
+            (f"{name}.epochs", stage.epochs, stage.epochs >= 1, "1 or more"),
+            (f"{name}.batch", stage.batch, stage.batch >= 1, "1 or more"),
+            (f"{name}.lr", stage.lr, 0 < stage.lr < math.inf, "more than 0"),
+            (f"{name}.final_lr", stage.final_lr, 0 < stage.final_lr <= stage.lr, f"more than 0 and at most lr, {stage.lr}"),
         ]
-    for field in fields(Augmentation):
-        value = getattr(recipe.augmentation, field.name)
-        high = {"rotate": 180.0, "rgb_shift": 255.0}.get(field.name, 1.0)
-        wrong.append((f"augmentation.{field.name}", value, 0 <= value <= high and (field.name != "scale" or value < 1)))
-    for key, value, possible in wrong:
+    for key, value in asdict(recipe.augmentation).items():
+        high = {"scale": 0.99, "rotate": 180.0, "rgb_shift": 255.0}.get(key, 1.0)
+        limits.append((f"augmentation.{key}", value, 0 <= value <= high, f"from 0 to {high:g}"))
+    for key, value, possible, what in limits:
         if not possible:
-            raise MtkdError(f"{where}: {key} = {value!r} is impossible.")
+            raise MtkdError(f"{where}: {key} = {value!r} is impossible. Give {what}.")

@@ -33,7 +33,8 @@ def train_teachers(
     """Train the teachers that are not finished yet into out/ANATOMY/, and return each one's record.
 
     anatomies: only these. resident: see `mtkd_cache.resident.hold`.
-    Raises MtkdError for an unknown anatomy and for a teacher that was trained with other settings or samples.
+    Raises MtkdError for an unknown anatomy, for a teacher that was trained with other settings or samples, and for pictures
+    whose native logits no cache could hold.
     """
     for anatomy in anatomies:
         if anatomy not in store.anatomies:
@@ -58,6 +59,8 @@ def train_teachers(
 
 def _task(store: SampleStore, anatomy: str, recipe: Recipe, accelerator: Accelerator, resident: str) -> Task:
     seed = seed_for(recipe.seed, "teacher", anatomy)
+    network = start_network(recipe.teacher.arch, 1, recipe.teacher.weights, seed)
+    network.check_size(store.size)
     rows = store.rows("train", anatomy)
     feed = hold(Stream(store), np.concatenate([rows, store.rows("validation", anatomy)]), accelerator.device, resident)
     order = partial(
@@ -73,7 +76,7 @@ def _task(store: SampleStore, anatomy: str, recipe: Recipe, accelerator: Acceler
 
     return Task(
         label=anatomy,
-        network=start_network(recipe.teacher.arch, 1, recipe.teacher.weights, seed),
+        network=network,
         anatomies=[anatomy],
         stage=recipe.teacher,
         seed=seed,

@@ -113,8 +113,16 @@ def _epoch(
         if batch is None:
             break
         batch = batch.to(device)
-        with accelerator.autocast():
-            parts = task.losses(forward, batch, epoch)
+        try:
+            with accelerator.autocast():
+                parts = task.losses(forward, batch, epoch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise MtkdError(
+                f"{task.label}: {task.network.arch} cannot be trained on a batch of {len(batch.rows)}: a batch norm finds one value "
+                "a channel. Take a larger batch, two training samples or more, or larger pictures."
+            ) from error
         if device.type == "cpu":
             _check(task, epoch, (steps, batch, parts["loss"]))
         elif unchecked:  # a step late, so that the host never waits for the device

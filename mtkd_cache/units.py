@@ -42,10 +42,13 @@ class Teachers:
 
     @classmethod
     def load(cls, folder: Path, store: SampleStore) -> "Teachers":
-        """Raises MtkdError where one is missing, damaged, of another anatomy or of another architecture than the first."""
+        """Raises MtkdError where one is missing, damaged, of another anatomy, of another stride than the first, or has no native
+        logits of the store's pictures.
+        """
         networks, about = [], {}
         for anatomy in store.anatomies:
             network = load_network(folder / anatomy, anatomies=[anatomy])
+            network.check_size(store.size)
             if networks and network.stride != networks[0].stride:
                 raise MtkdError(
                     f"{folder / anatomy} is a {network.arch} with logits at stride {network.stride}, the others have stride "

@@ -173,6 +173,11 @@ def test_one_anatomy_may_be_without_test_surgeries(broken, organ_split):
     check_split(find_samples(root)[0], organ_split)
 
 
+def test_a_surgery_in_two_parts_of_the_split_is_refused():
+    with pytest.raises(MtkdError, match="Surgery 50 is for validation and for test"):
+        Split(validation=(40, 50), test=(50,), surgeries=None)
+
+
 # --- bad pictures
 
 

@@ -13,7 +13,9 @@ from mtkd_cache import training
 from mtkd_cache.cache import LogitCache
 from mtkd_cache.checkpoints import STATE, WEIGHTS, load_network, read_tensors, write_tensors
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.ingest import ingest
 from mtkd_cache.runs import read_record
+from mtkd_cache.samples import SampleStore
 from mtkd_cache.student import train_student
 from mtkd_cache.teachers import train_teachers
 
@@ -105,6 +107,29 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(organ_store, recipe, a
     monkeypatch.setattr("mtkd_cache.teachers.exclusive_cross_entropy", broken)
     with pytest.raises(MtkdError, match=r"loss is nan at step 0 of epoch 0, samples kidney/3\d/image0"):
         train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
+
+
+def test_a_batch_of_one_where_batch_norm_needs_two(organ_store, recipe, accelerator, tmp_path):
+    overrides = ("teacher.arch=deeplabv3-resnet18", "teacher.batch=1")
+    with pytest.raises(MtkdError, match=r"deeplabv3-resnet18 cannot be trained on a batch of 1 .* Take a larger batch"):
+        train_teachers(organ_store, tmp_path, recipe(*overrides), accelerator, ["kidney"])
+
+
+def test_a_batch_larger_than_the_subset_is_the_subset(organ_store, recipe, accelerator, tmp_path):
+    records = [
+        train_teachers(organ_store, tmp_path / str(size), recipe(f"teacher.batch={size}"), accelerator, ["kidney"])
+        for size in (6, 99)
+    ]
+    assert same(weights(tmp_path / "6" / "kidney"), weights(tmp_path / "99" / "kidney"))
+    assert records[0]["kidney"]["val_dice"] == records[1]["kidney"]["val_dice"]
+
+
+def test_pictures_that_no_cache_could_hold_are_refused_before_any_training(
+    organ_folder, organ_split, recipe, accelerator, tmp_path
+):
+    ingest(organ_folder, str(tmp_path / "s.zarr"), size=(60, 50), split=organ_split)
+    with pytest.raises(MtkdError, match="no native logits of 60x50 images: width and height must be multiples of 8"):
+        train_teachers(SampleStore.open(str(tmp_path / "s.zarr")), tmp_path / "teachers", recipe(), accelerator)
 
 
 def test_checkpoints_say_what_they_are(organ_teachers, copy_of):

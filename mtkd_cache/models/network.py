@@ -78,15 +78,19 @@ class Network(nn.Module):
         heads: run these decoders only, in this order. Raises MtkdError where H or W is not a multiple of `multiple`.
         """
         _check(images)
-        height, width = images.shape[-2:]
-        if height % self.multiple or width % self.multiple:
-            raise MtkdError(
-                f"{self.arch} has no native logits of {width}x{height} images: "
-                f"width and height must be multiples of {self.multiple}. Resize or pad the images."
-            )
+        self.check_size((images.shape[3], images.shape[2]))
         features = self.encoder((images - self.mean) / self.std)
         decoders = self.decoders if heads is None else [self.decoders[head] for head in heads]
         return torch.cat([decoder(features) for decoder in decoders], dim=1)
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises MtkdError where images of size = (width, height) have no native logits."""
+        width, height = size
+        if height % self.multiple or width % self.multiple:
+            raise MtkdError(
+                f"{self.arch} has no native logits of {width}x{height} images: "
+                f"width and height must be multiples of {self.multiple}. Resize or pad the images (mtkd-cache ingest --size)."
+            )
 
     def forward(self, images: Tensor, heads: Sequence[int] | None = None) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], of any size -> logits (B, heads, H, W), of all heads or of those named.
