@@ -120,8 +120,8 @@ def _epoch(
             if "more than 1 value per channel" not in str(error):
                 raise
             raise MtkdError(
-                f"{task.label}: {task.network.arch} cannot be trained on a batch of {len(batch.rows)}: a batch norm finds one value "
-                "a channel. Take a larger batch, two training samples or more, or larger pictures."
+                f"{task.label}: {task.network.arch} cannot be trained on a batch of {len(batch.rows)}: a batch norm finds one "
+                "value a channel. Take a larger batch, two training samples or more, or larger pictures."
             ) from error
         if device.type == "cpu":
             _check(task, epoch, (steps, batch, parts["loss"]))
