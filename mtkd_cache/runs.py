@@ -38,8 +38,8 @@ def train_once(
             )
         if (path.parent / WEIGHTS).exists():
             return record
-    path.parent.mkdir(parents=True, exist_ok=True)
     task = make_task()
+    path.parent.mkdir(parents=True, exist_ok=True)
     result = fit(task, path.parent, digest(identity), accelerator)
     record = {
         "format": FORMAT,
@@ -116,9 +116,14 @@ def over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor] | Non
 
 
 def make_accelerator(device: str | None, precision: str = "no") -> Accelerator:
-    """device: "cpu", "cuda", or None for what is there. precision: "no", "bf16" or "fp16".
+    """What trainings and teachers run on.
+
+    device: "cpu", "cuda", or None for what is there. precision: "no", "bf16" or "fp16".
 
     Without a GPU accelerate joins the processes of a launch only when it is told that the CPU is meant.
+    Raises MtkdError for "cuda" where there is none.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MtkdError("no CUDA device is there, or torch cannot use it. Leave --device out to compute on what is there.")
     cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
     return Accelerator(cpu=cpu, mixed_precision=precision)

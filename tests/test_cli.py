@@ -106,6 +106,7 @@ def test_finished_work_is_not_done_again(way):
         (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--set", "student.speed=1"), "unknown key 'speed'"),
         (("train-teachers", "--store", "{root}/s.zarr", "--anatomy", "heart"), "'heart' is not in"),
         (("build", "--store", "{root}/s.zarr", "--teachers", "{root}/none"), "is missing"),
+        (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--device", "cuda"), "no CUDA device is there"),
         (("build", "--store", "{root}/s.zarr", "--teachers", "{root}/teachers", "--step", "0.3"), "power of two"),
         (("evaluate", "--store", "{root}/s.zarr", "--run", "{root}/teachers/kidney"), "knows the anatomies kidney"),
         (("train-student", "--store", "{root}/c.zarr", "--no-kd"), "is a logit cache"),
@@ -115,6 +116,7 @@ def test_finished_work_is_not_done_again(way):
 )
 def test_a_failure_is_one_or_two_lines_and_status_1(way, tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     result = call(*(argument.format(root=way[0]) for argument in arguments), status=1)
     assert says in result.stderr
     assert 1 <= len(result.stderr.strip().splitlines()) <= 2
