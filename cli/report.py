@@ -13,7 +13,10 @@ from mtkd_cache.cli.common import reports, say
 @click.option("--store", help="The sample store, for the pictures of figure 3.")
 @reports
 def command(runs: tuple[Path, ...], out: Path, store: str | None) -> dict:
-    """Tables and figures from evaluated RUNS: students' run folders and folders of teachers."""
+    """Tables and figures from evaluated RUNS: students' run folders and folders of teachers.
+
+    Times are those of a file bench-inference.json beside the RUNS: what `mtkd-cache bench inference --json` prints.
+    """
     from mtkd_cache.report import write_report
 
     result = write_report(runs, out, store=store)

@@ -241,7 +241,7 @@ def read_timings(found: dict, where: Path | str = "timings") -> Timings:
     try:
         machine = found["machine"]
         kind, _, device = machine["device"].partition(": ")
-        device += f", {machine['threads']} threads" if kind == "cpu" else ""
+        device += f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if kind == "cpu" else ""
         timings: Timings = {}
         for row in found["rows"]:
             timing = Timing(float(row["ms"]), float(row["fps"]), device, tuple(row["size"]))

@@ -141,7 +141,8 @@ def _time_cells(measured: Mapping[str, Timing], said: Reference | None, devices:
     cells = []
     for device in devices:
         time = measured.get(device)
-        cells += [Cell(fixed(time.ms, 1), time.ms), Cell(fixed(time.fps, 0), time.fps)] if time else [EMPTY, EMPTY]
+        fps = time and fixed(time.fps, 0 if time.fps >= 10 else 1)
+        cells += [Cell(fixed(time.ms, 1), time.ms), Cell(fps, time.fps)] if time else [EMPTY, EMPTY]
     if devices and said:
         return [*cells, Cell(f"{said.ms:.0f}", said.ms, kind="paper"), Cell(f"{said.fps:.0f}", said.fps, kind="paper")]
     return [*cells, EMPTY, EMPTY] if devices else []

@@ -15,10 +15,8 @@ from mtkd_cache.report.style import save
 from mtkd_cache.report.tables import Paper, gain_table, gains, references, table1, table2
 
 TITLE = "Multi-teacher knowledge distillation: results"
-FIGURE1 = (
-    "Figure 1. Parameters against mean Dice. Squares: one network an anatomy; stars: one encoder shared by all "
-    "decoders; red: with distillation, the arrow from the same network without it."
-)
+FIGURE1 = "Figure 1. Parameters against mean Dice. Squares: one network an anatomy; stars: one encoder shared by all decoders"
+FIGURE1_KD = "; red: with distillation, the arrow from the same network without it"
 FIGURE3 = (
     "Figure 3. Truth and predictions. One test sample an anatomy: the one whose truth has the median area of its "
     "anatomy's test samples, so that no result had a say in the choice. White outline: the truth; number: Dice, %."
@@ -77,12 +75,13 @@ def _open(store: str | None):
 def _figures(rows: Sequence[Row], data: Data, paper: Paper, store, out: Path) -> tuple[list[Path], list[Picture], list[str]]:
     """Draw what can be drawn. Returns the files, the pictures for the page, and a sentence on what was left out."""
     files, pictures = [], []
+    distilled = any(row.kd for row in rows)
     if points := points_of(rows):
         behind = paper_points(paper) if data.is_papers else []
         saved = save(scatter_figure(points, behind), out / "figure1")
         files += saved
         alt = "Parameters against mean Dice; the numbers stand in Table 1."
-        caption = FIGURE1 + (" Grey: the paper's." if behind else "")
+        caption = f"{FIGURE1}{FIGURE1_KD if distilled else ''}." + (" Grey: the paper's." if behind else "")
         pictures.append(Picture("figure1", caption, alt, saved[1]))
     pair = students_shown(rows)
     if store is None or pair is None:
