@@ -1,0 +1,68 @@
+"""Stage 2's objective on stored samples: image, mask and cached logits are seen through one view, the same in both arms."""
+
+import pytest
+import torch
+
+from mtkd_cache.build import build
+from mtkd_cache.cache import LogitCache
+from mtkd_cache.feed import Stream
+from mtkd_cache.losses import channelwise_kl, exclusive_cross_entropy
+from mtkd_cache.quantise import dequantise
+from mtkd_cache.runs import seed_for
+from mtkd_cache.student import student_task
+from mtkd_cache.views import draw_views, identity_views, see, warp
+
+MOVED = "augmentation.affine_p=1.0"
+EPOCH = 3
+
+
+@pytest.mark.parametrize("recorded", [1, 2])
+def test_the_student_meets_what_the_teachers_say_of_the_picture_it_sees(
+    recorded, organ_store, organ_teachers, recipe, accelerator, tmp_path
+):
+    settings = recipe(MOVED, f"cache.views={recorded}")
+    build(organ_store, organ_teachers, str(tmp_path / "c.zarr"), settings, accelerator)
+    cache = LogitCache.open(str(tmp_path / "c.zarr"))
+    rows = organ_store.rows("train")[1:7]
+    hashes = organ_store.hashes[rows]
+    if recorded == 1:
+        views = draw_views(settings.augmentation, seed_for(settings.seed, "student"), hashes, EPOCH + 1, organ_store.size)
+        move = views.affine
+    else:  # the maps are already those of the warped pictures
+        views, move = cache.draw_views(hashes, EPOCH % recorded), identity_views(len(rows)).affine
+    batch = Stream(organ_store, cache).read(rows, EPOCH % recorded)
+    images, masks, valid = see(batch.images, batch.masks, views)
+    teacher = warp(dequantise(batch.logits, cache.step), move, (64, 64))
+    assert not valid.all()
+
+    def losses(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        def forward(given: torch.Tensor) -> torch.Tensor:
+            assert torch.equal(given, images)
+            return logits
+
+        return student_task(organ_store, settings, accelerator, cache, "off").losses(forward, batch, EPOCH)
+
+    assert losses(teacher)["kl"] == pytest.approx(0, abs=1e-6)
+    other = torch.randn_like(teacher)
+    said = losses(other)
+    assert said["cross_entropy"] == pytest.approx(float(exclusive_cross_entropy(other, masks, batch.anatomy, valid)))
+    assert said["kl"] == pytest.approx(float(channelwise_kl(other, teacher, 4.0, valid)))
+    assert said["loss"] == pytest.approx(float(said["cross_entropy"] + 3 * said["kl"]))
+
+
+def test_the_baseline_begins_sees_and_learns_the_same(organ_store, organ_cache, recipe, accelerator):
+    tasks = [student_task(organ_store, recipe(MOVED), accelerator, cache, "off") for cache in (organ_cache, None)]
+    distilled, baseline = (task.network.state_dict() for task in tasks)
+    assert all(torch.equal(distilled[name], baseline[name]) for name in distilled)
+    assert tasks[0].steps == tasks[1].steps
+    for epoch in range(2):
+        for ours, theirs in zip(*(task.batches(epoch) for task in tasks), strict=True):
+            seen = []
+
+            def forward(images: torch.Tensor, seen: list = seen) -> torch.Tensor:
+                seen.append(images)
+                return torch.zeros(len(images), 2, *images.shape[2:])
+
+            said = [task.losses(forward, batch, epoch) for task, batch in zip(tasks, (ours, theirs), strict=True)]
+            assert torch.equal(*seen)
+            assert torch.equal(said[0]["cross_entropy"], said[1]["loss"])
