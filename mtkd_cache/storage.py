@@ -17,6 +17,7 @@ from mtkd_cache.errors import MtkdError
 
 TEMPORARY = ".tmp"
 LOCK = ".lock"
+FRESH = {"use_listings_cache": False}  # other processes write to the same folder
 
 
 class Folder:
@@ -25,7 +26,7 @@ class Folder:
     def __init__(self, url: str | Path):
         self.url = str(url).rstrip("/")
         try:
-            self.fs, path = fsspec.core.url_to_fs(self.url)
+            self.fs, path = fsspec.core.url_to_fs(self.url, **FRESH)
         except ImportError as error:
             raise MtkdError(f"{self.url}: {error} (for s3:// that is pip install 'mtkd-cache[s3]').") from error
         except ValueError as error:
@@ -79,8 +80,6 @@ class Folder:
 
     def keys(self, below: str = "") -> Iterator[str]:
         """The files below a key, sorted; temporary files and the lock are not listed."""
-        if not self.local:
-            self.fs.invalidate_cache()
         root = f"{self.path}/{below}".rstrip("/")
         start = len(self.path) + 1
         for name in sorted(self.fs.find(root)):
@@ -96,7 +95,10 @@ class Folder:
 
     def zarr(self) -> zarr.Group:
         """The Zarr v3 group in this folder, read-only."""
-        store = LocalStore(self.path, read_only=True) if self.local else FsspecStore.from_url(self.url, read_only=True)
+        if self.local:
+            store = LocalStore(self.path, read_only=True)
+        else:
+            store = FsspecStore.from_url(self.url, storage_options=FRESH, read_only=True)
         return zarr.open_group(store, mode="r", zarr_format=3)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_s3 import served_bucket
 
 from mtkd_cache.build import build
 from mtkd_cache.cache import LogitCache
@@ -27,7 +28,7 @@ from mtkd_cache.runs import make_accelerator
 from mtkd_cache.samples import SampleStore
 
 cache.BLOCK = units.BLOCK = {block}
-accelerator = make_accelerator("cpu")
+accelerator = make_accelerator(None)
 store, teachers = SampleStore.open({store!r}), Path({teachers!r})
 
 def fail(*arguments):
@@ -63,6 +64,7 @@ def launch(processes: int, store: SampleStore, teachers: Path, tmp_path: Path, *
     common = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "CUDA_VISIBLE_DEVICES": "",
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
     }
@@ -100,3 +102,17 @@ def test_three_processes_build_what_one_builds(store, organ_teachers, recipe, ac
     assert [problem["kind"] for problem in verify(broken)["problems"]] == ["unfinished"]
     again = build(store, organ_teachers, broken, recipe(), accelerator)
     assert again["fingerprint"] == one.fingerprint and again["maps_computed"] == 8
+
+
+def test_two_processes_build_behind_a_url(store, organ_teachers, recipe, accelerator, tmp_path, monkeypatch):
+    """What one process wrote to the object store is seen by the others, whatever these had listed before."""
+    monkeypatch.setattr("mtkd_cache.cache.BLOCK", BLOCK)
+    monkeypatch.setattr("mtkd_cache.units.BLOCK", BLOCK)
+    alone = str(tmp_path / "alone.zarr")
+    build(store, organ_teachers, alone, recipe(), accelerator)
+    with served_bucket() as bucket:
+        lines = launch(2, store, organ_teachers, tmp_path, f"{bucket}/shared.zarr")
+        one, shared = LogitCache.open(alone), LogitCache.open(f"{bucket}/shared.zarr")
+        hashes = sorted(one.place)
+        assert lines == ["rank 0 maps 12", "rank 1 maps 12"]
+        assert one.fingerprint == shared.fingerprint and np.array_equal(one.read(hashes), shared.read(hashes))

@@ -38,7 +38,7 @@ def local(folder, organ_split, organ_teachers, recipe, accelerator, tmp_path_fac
 
 @contextmanager
 def served_bucket() -> Iterator[str]:
-    """The URL of an S3 bucket, served on the loopback interface."""
+    """The URL of a new S3 bucket, served on the loopback interface."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -47,8 +47,8 @@ def served_bucket() -> Iterator[str]:
         patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").mkdir("anatomy")
-        yield "s3://anatomy"
+        fsspec.filesystem("s3").mkdir(f"anatomy-{port}")  # moto's servers share what one process holds
+        yield f"s3://anatomy-{port}"
     fsspec.filesystem("s3").clear_instance_cache()
     server.stop()
 
