@@ -3,20 +3,12 @@
 import click
 
 from mtkd_cache.cli import bench_codecs, common
-from mtkd_cache.cli.common import reports, say
+from mtkd_cache.cli.common import SIZE, reports, say
 
-size = click.option("--size", default="640x512", show_default=True, help="Width x height of the pictures.")
+size = click.option("--size", type=SIZE, default="640x512", show_default=True, help="Width x height of the pictures.")
 rounds = click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns each form is given.")
 batch = click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Samples in a step.")
 arch = click.option("--arch", default="mininetv2", show_default=True, help="The student's architecture.")
-
-
-def width_height(text: str) -> tuple[int, int]:
-    """ "640x512" -> (640, 512). Raises a usage error for anything else."""
-    width, x, height = text.partition("x")
-    if not (x and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise click.BadParameter(f"{text!r}: write WIDTHxHEIGHT, as 640x512.", param_hint="--size")
-    return int(width), int(height)
 
 
 @click.group("bench")
@@ -44,7 +36,7 @@ def stage2(arch, teacher, size, batch, rounds, device, precision, resident) -> d
 
     overrides = [f"student.arch={arch}", f"teacher.arch={teacher}", f"student.batch={batch}", "student.weights=none"]
     recipe = load_recipe("paper", overrides)
-    result = bench_stage2(recipe, width_height(size), rounds, make_accelerator(device, precision), resident)
+    result = bench_stage2(recipe, size, rounds, make_accelerator(device, precision), resident)
     say(
         f"a step: no KD {result['none_s']:.3f} s, cached {result['cached_s']:.3f} s ({result['kd_overhead']:.3f} x), "
         f"online {result['online_s']:.2f} s ({result['online_over_cached']:.1f} x cached); "
@@ -67,7 +59,7 @@ def cache(teacher, size, batch, rounds, device, precision) -> dict:
     from mtkd_cache.runs import make_accelerator
 
     recipe = load_recipe("paper", [f"teacher.arch={teacher}"])
-    result = bench_cache(recipe, width_height(size), batch, rounds, make_accelerator(device, precision))
+    result = bench_cache(recipe, size, batch, rounds, make_accelerator(device, precision))
     say(
         f"a batch of {batch}: read {result['read_ms']:.2f} ms (decoding alone {result['decode_limit_ms']:.2f}), "
         f"resident {result['resident_ms']:.2f} ms (a copy {result['copy_ms']:.2f}); "
@@ -80,7 +72,7 @@ def cache(teacher, size, batch, rounds, device, precision) -> dict:
 
 @command.command("inference")
 @click.option("--arch", "archs", multiple=True, help="Only these architectures.  [default: the paper's]")
-@click.option("--size", default="1280x720", show_default=True, help="Width x height of the pictures.")
+@click.option("--size", type=SIZE, default="1280x720", show_default=True, help="Width x height of the pictures.")
 @click.option("--heads", type=click.IntRange(1), default=11, show_default=True, help="Anatomies.")
 @rounds
 @click.option("--compile", "compiled", is_flag=True, default=None, help="Compile on the CPU too.")
@@ -94,7 +86,7 @@ def inference(archs, size, heads, rounds, compiled, device) -> dict:
 
     where = make_accelerator(device).device
     rows = []
-    for row in bench_inference(archs or PAPER_ARCHITECTURES, width_height(size), heads, rounds, where, compiled):
+    for row in bench_inference(archs or PAPER_ARCHITECTURES, size, heads, rounds, where, compiled):
         say(
             f"{row['arch']:28}{row['layout']:10}{row['params_m']:8.2f} M   plain {row['plain_ms']:9.1f} ms   "
             f"fast {row['ms']:9.1f} ms ({row['fps']:.2f} a second)   {row['plain_over_fast']:.2f} x"

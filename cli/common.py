@@ -12,6 +12,29 @@ import click
 
 from mtkd_cache.errors import MtkdError
 
+
+class Size(click.ParamType):
+    name = "WxH"
+
+    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
+        width, _, height = value.lower().partition("x")
+        if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+            self.fail(f"{value!r} is no size; write WIDTHxHEIGHT as 640x512.", param, context)
+        return int(width), int(height)
+
+
+class Numbers(click.ParamType):
+    name = "N,N,..."
+
+    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
+        numbers = value.split(",")
+        if not all(number.strip().isdigit() for number in numbers):
+            self.fail(f"{value!r} is no list of numbers as 3,21,26.", param, context)
+        return tuple(map(int, numbers))
+
+
+SIZE, NUMBERS = Size(), Numbers()
+
 store = click.option("--store", default="data/samples.zarr", show_default=True, help="Sample store: a folder or an fsspec URL.")
 cache = click.option("--cache", default="data/logits.zarr", show_default=True, help="Logit cache: a folder or an fsspec URL.")
 teachers = click.option(

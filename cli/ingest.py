@@ -5,30 +5,7 @@ from pathlib import Path
 import click
 
 from mtkd_cache.cli import common
-from mtkd_cache.cli.common import reports, say
-
-
-class Size(click.ParamType):
-    name = "WxH"
-
-    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
-        width, _, height = value.lower().partition("x")
-        if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-            self.fail(f"{value!r} is no size; write WIDTHxHEIGHT as 640x512.", param, context)
-        return int(width), int(height)
-
-
-class Numbers(click.ParamType):
-    name = "N,N,..."
-
-    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
-        try:
-            return tuple(int(number) for number in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is no list of surgery numbers as 3,21,26.", param, context)
-
-
-SIZE = Size()
+from mtkd_cache.cli.common import NUMBERS, SIZE, reports, say
 
 
 @click.command("ingest")
@@ -38,8 +15,8 @@ SIZE = Size()
 @click.option(
     "--threshold", type=click.IntRange(0, 254), help="Mask values above it are the anatomy; without it masks must be binary."
 )
-@click.option("--validation", type=Numbers(), help="Surgeries for validation, instead of the reference split.")
-@click.option("--test", type=Numbers(), help="Surgeries for test, instead of the reference split.")
+@click.option("--validation", type=NUMBERS, help="Surgeries for validation, instead of the reference split.")
+@click.option("--test", type=NUMBERS, help="Surgeries for test, instead of the reference split.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
 @reports
 def command(dataset: Path, store: str, size, threshold: int | None, validation, test, workers: int) -> dict:

@@ -4,15 +4,14 @@ from pathlib import Path
 
 import click
 
-from mtkd_cache.cli.common import reports, say
-from mtkd_cache.cli.ingest import SIZE, Numbers
+from mtkd_cache.cli.common import NUMBERS, SIZE, reports, say
 
 
 @click.command("phantom")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--size", type=SIZE, default="320x256", show_default=True, help="Width x height of the images.")
 @click.option("--images-per-surgery", type=int, default=4, show_default=True, help="About how many images a surgery folder.")
-@click.option("--surgeries", type=Numbers(), help="These for every anatomy.  [default: 20 to 23 of the 32 for each]")
+@click.option("--surgeries", type=NUMBERS, help="These for every anatomy.  [default: 20 to 23 of the 32 for each]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--workers", type=int, default=2, show_default=True, help="Processes.")
 @reports

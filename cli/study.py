@@ -6,17 +6,7 @@ from pathlib import Path
 import click
 
 from mtkd_cache.cli import common
-from mtkd_cache.cli.common import load, reports, say
-
-
-class Seeds(click.ParamType):
-    name = "N,N,..."
-
-    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
-        try:
-            return tuple(int(number) for number in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is no list of seeds as 0,1,2.", param, context)
+from mtkd_cache.cli.common import NUMBERS, load, reports, say
 
 
 @click.command("study")
@@ -31,7 +21,7 @@ class Seeds(click.ParamType):
     metavar="PATTERN",
     help="Only these rows (repeatable), as mininetv2, mininetv2/kd or '*/separate'; the arms are separate, no-kd and kd.",
 )
-@click.option("--seeds", type=Seeds(), help="Seeds of the students.  [default: the recipe's]")
+@click.option("--seeds", type=NUMBERS, help="Seeds of the students.  [default: the recipe's]")
 @click.option("--dry-run", is_flag=True, help="Show every unit of work, and the commands of those that are to do.")
 @common.compute
 @common.resident
