@@ -15,9 +15,7 @@ from mtkd_cache.cli.common import load, reports, say
 @common.from_recipe
 @click.option("--step", type=float, help="Override the recipe's step of the quantiser (a power of two).")
 @click.option("--views", type=int, help="Override the recipe's number of recorded views.")
-@click.option(
-    "--split", "splits", multiple=True, type=click.Choice(["train", "validation", "test"]), default=["train"], show_default=True
-)
+@common.splits
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images in one forward pass.")
 @common.compute
 @reports

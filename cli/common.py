@@ -34,15 +34,25 @@ class Numbers(click.ParamType):
 
 
 SIZE, NUMBERS = Size(), Numbers()
+SPLIT = click.Choice(["train", "validation", "test"])
 
 store = click.option("--store", default="data/samples.zarr", show_default=True, help="Sample store: a folder or an fsspec URL.")
 cache = click.option("--cache", default="data/logits.zarr", show_default=True, help="Logit cache: a folder or an fsspec URL.")
 teachers = click.option(
     "--teachers", type=click.Path(path_type=Path), default="data/teachers", show_default=True, help="Teachers' folder."
 )
+splits = click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    type=SPLIT,
+    default=["train"],
+    show_default=True,
+    help="Parts of the samples (repeatable).",
+)
 recipe = click.option("--recipe", default="paper", show_default=True, help="A shipped recipe, or a TOML file.")
 overrides = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override the recipe, as student.epochs=30."
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override the recipe (repeatable), as student.epochs=30."
 )
 seed = click.option("--seed", type=int, help="Override the recipe's seed.")
 device = click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute.  [default: what is there]")
@@ -54,7 +64,7 @@ resident = click.option(
     type=click.Choice(["auto", "device", "host", "off"]),
     default="auto",
     show_default=True,
-    help="Hold the samples in memory.",
+    help="Hold the samples in the memory of the device or the host, or read them from the disk; auto holds them where they fit.",
 )
 
 

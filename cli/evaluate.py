@@ -5,14 +5,14 @@ from pathlib import Path
 import click
 
 from mtkd_cache.cli import common
-from mtkd_cache.cli.common import reports, say
+from mtkd_cache.cli.common import SPLIT, reports, say
 
 
 @click.command("evaluate")
 @click.option("--run", type=click.Path(path_type=Path), help="A student's run.")
 @click.option("--teachers", type=click.Path(path_type=Path), help="A folder of teachers, instead of a run.")
 @common.store
-@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
+@click.option("--split", type=SPLIT, default="test", show_default=True, help="Part of the samples.")
 @click.option(
     "--multilabel",
     type=click.Path(path_type=Path),

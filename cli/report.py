@@ -9,7 +9,7 @@ from mtkd_cache.cli.common import reports, say
 
 @click.command("report")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default="runs/report", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="runs/report", show_default=True, help="The report's folder.")
 @click.option("--store", help="The sample store, for the pictures of figure 3.")
 @reports
 def command(runs: tuple[Path, ...], out: Path, store: str | None) -> dict:

@@ -12,9 +12,7 @@ from mtkd_cache.cli.common import reports, say
 @common.cache
 @click.option("--store", help="Sample store: are its samples the cache's?")
 @click.option("--teachers", type=click.Path(path_type=Path), help="Teachers' folder: are they the ones that spoke?")
-@click.option(
-    "--split", "splits", multiple=True, type=click.Choice(["train", "validation", "test"]), default=["train"], show_default=True
-)
+@common.splits
 @click.option("--live", type=click.IntRange(0), default=0, help="Run the teachers again on that many random samples.")
 @click.option("--repair", is_flag=True, help="Make again what is broken, and nothing else.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the samples of --live.")
