@@ -93,7 +93,10 @@ def together(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
         result = action()
     except Exception as error:
         failure = error
-    failures = gather_object([failure and str(failure)])
+    try:
+        failures = gather_object([failure and str(failure)])
+    except RuntimeError as error:
+        raise failure or MtkdError("another process is gone. Run the same command again, which goes on from here.") from error
     if failure:
         raise failure
     for text in filter(None, failures):
@@ -199,6 +202,11 @@ class Builder:
                 integers = self._quantise(int(anatomy), logits)
                 kept = dequantise(integers, self.settings["step"])
                 errors = (kept - logits).abs().amax((1, 2)).tolist()
+                if not max(errors) <= self.settings["step"] / 2:
+                    raise MtkdError(
+                        f"teacher of {self.store.anatomies[anatomy]}: a logit is stored {max(errors):.4g} off, more than half of "
+                        f"the step {self.settings['step']}. The device miscalculates; try another --device."
+                    )
                 kls = map_kl(kept[:, None], logits[:, None], self.temperature)[:, 0].tolist()
                 maps = integers.cpu().numpy()
                 for place, one, error, kl in zip(part[chosen], maps, errors, kls, strict=True):

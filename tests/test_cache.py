@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from mtkd_cache.build import build
 from mtkd_cache.cache import LogitCache
@@ -13,9 +14,11 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.ingest import ingest
 from mtkd_cache.lock import locked
 from mtkd_cache.models import upsample
-from mtkd_cache.quantise import dequantise
+from mtkd_cache.quantise import dequantise, quantise
+from mtkd_cache.runs import make_accelerator
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.storage import Folder
+from mtkd_cache.verify import verify
 from mtkd_cache.views import see
 
 
@@ -100,6 +103,43 @@ def test_recorded_views_are_what_teachers_say_of_the_warped_picture(organ_store,
     kept = dequantise(torch.from_numpy(cache.read(hashes, 1)[:, 0]), cache.step)
     assert (kept - live).abs().max() <= cache.step / 2 + 1e-3
     assert not np.array_equal(cache.read(hashes, 0), cache.read(hashes, 1))
+
+
+@pytest.fixture
+def bf16(accelerator):
+    """An accelerator in bfloat16; accelerate keeps one precision a process, which is given back."""
+    AcceleratorState._reset_state(True)
+    yield make_accelerator("cpu", "bf16")
+    AcceleratorState._reset_state(True)
+    make_accelerator("cpu")
+
+
+def test_the_bound_is_against_what_a_bfloat16_teacher_says(organ_store, organ_teachers, recipe, bf16, tmp_path):
+    url = str(tmp_path / "c.zarr")
+    said = build(organ_store, organ_teachers, url, recipe(), bf16)
+    assert said["max_abs_error"] <= 0.125
+    assert verify(url, store=organ_store, teachers=organ_teachers, live=4)["ok"]
+    rows = organ_store.rows("train")
+    cache = LogitCache.open(url)
+    assert cache.settings["precision"] == "bf16"
+    kept = dequantise(torch.from_numpy(cache.read(organ_store.hashes[rows])), cache.step)
+    for index, organ in enumerate(organ_store.anatomies):
+        native = load_network(organ_teachers / organ).native
+        with torch.inference_mode():
+            with bf16.autocast():
+                own = torch.cat([native(pictures(organ_store, part))[:, 0] for part in (rows[:8], rows[8:])])
+            exact = native(pictures(organ_store, rows))[:, 0]
+        assert own.dtype == torch.bfloat16
+        assert (kept[:, index] - own.float()).abs().max() <= cache.step / 2
+        assert (kept[:, index] - exact).abs().max() > cache.step / 2
+
+
+def test_a_logit_that_is_stored_wrongly_stops_the_build(organ_store, organ_teachers, recipe, accelerator, tmp_path, monkeypatch):
+    monkeypatch.setattr("mtkd_cache.units.quantise", lambda logits, step: quantise(logits, step) + 1)
+    with pytest.raises(MtkdError, match=r"teacher of kidney: a logit is stored 0\.\d+ off, more than half of the step 0\.25"):
+        build(organ_store, organ_teachers, str(tmp_path / "c.zarr"), recipe(), accelerator)
+    with pytest.raises(MtkdError, match="is not finished"):
+        LogitCache.open(str(tmp_path / "c.zarr"))
 
 
 def test_other_settings_are_refused_and_named(organ_store, organ_teachers, organ_cache, recipe, accelerator):

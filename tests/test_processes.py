@@ -1,6 +1,7 @@
 """A build shared by several processes gives what one process gives; where one of them fails, all end."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from mtkd_cache.verify import verify
 
 BLOCK = 2
 SCRIPT = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from mtkd_cache import cache, units
 from mtkd_cache.build import build
@@ -34,10 +35,13 @@ store, teachers = SampleStore.open({store!r}), Path({teachers!r})
 def fail(*arguments):
     raise MtkdError("the second process cannot go on")
 
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
 for target in sys.argv[1:]:
     write = units.Builder._write
-    if "broken" in target and accelerator.process_index == 1:
-        units.Builder._write = fail
+    if accelerator.process_index == 1:
+        units.Builder._write = fail if "broken" in target else die if "killed" in target else write
     try:
         result = build(store, teachers, target, load_recipe("paper"), accelerator)
         print("rank", accelerator.process_index, "maps", result["maps_computed"], flush=True)
@@ -54,8 +58,11 @@ def store(write_organs, organ_split, tmp_path_factory) -> SampleStore:
     return SampleStore.open(str(root / "samples.zarr"))
 
 
-def launch(processes: int, store: SampleStore, teachers: Path, tmp_path: Path, *targets: str) -> list[str]:
-    """Run a build in several processes, as torchrun would start them; the lines that they printed, sorted."""
+def launch(processes: int, store: SampleStore, teachers: Path, tmp_path: Path, *targets: str, killed: int = 0) -> list[str]:
+    """Run a build in several processes, of which so many do not survive, as torchrun would start them.
+
+    Returns the lines that they printed, sorted.
+    """
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(block=BLOCK, store=store.url, teachers=str(teachers)))
     with socket.socket() as free:
@@ -82,7 +89,7 @@ def launch(processes: int, store: SampleStore, teachers: Path, tmp_path: Path, *
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * processes
+    assert sorted(process.returncode for process in started) == [-signal.SIGKILL] * killed + [0] * (processes - killed)
     return sorted(line for text in printed for line in text.splitlines() if line.startswith("rank"))
 
 
@@ -102,6 +109,22 @@ def test_three_processes_build_what_one_builds(store, organ_teachers, recipe, ac
     assert [problem["kind"] for problem in verify(broken)["problems"]] == ["unfinished"]
     again = build(store, organ_teachers, broken, recipe(), accelerator)
     assert again["fingerprint"] == one.fingerprint and again["maps_computed"] == 8
+
+
+def test_one_of_three_processes_is_killed(store, organ_teachers, recipe, accelerator, tmp_path, monkeypatch):
+    monkeypatch.setattr("mtkd_cache.cache.BLOCK", BLOCK)
+    monkeypatch.setattr("mtkd_cache.units.BLOCK", BLOCK)
+    alone, killed = str(tmp_path / "alone.zarr"), str(tmp_path / "killed.zarr")
+    build(store, organ_teachers, alone, recipe(), accelerator)
+    lines = launch(3, store, organ_teachers, tmp_path, killed, killed=1)
+    error = "another process is gone. Run the same command again, which goes on from here."
+    assert lines == [f"rank {rank} error {error}" for rank in (0, 2)]
+    assert [problem["kind"] for problem in verify(killed)["problems"]] == ["unfinished"]
+    again = build(store, organ_teachers, killed, recipe(), accelerator)
+    one, several = LogitCache.open(alone), LogitCache.open(killed)
+    hashes = sorted(one.place)
+    assert again["fingerprint"] == one.fingerprint and again["maps_computed"] == 8
+    assert np.array_equal(one.read(hashes), several.read(hashes))
 
 
 def test_two_processes_build_behind_a_url(store, organ_teachers, recipe, accelerator, tmp_path, monkeypatch):
