@@ -1,8 +1,10 @@
 """Samples held in the memory of the device or the host, so that an epoch touches no file."""
 
-import os
+import re
+from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -66,5 +68,12 @@ def hold(stream: Stream, rows: np.ndarray, device: torch.device, mode: str = "au
     return Resident(stream, rows, device if mode == "device" else torch.device("cpu"))
 
 
-def _free_host() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _free_host(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes of memory that are available, and no more than a job's or a container's limit (control groups, version 2)."""
+    free = psutil.virtual_memory().available
+    group = re.search(r"^0::/(.*)$", mine.read_text() if mine.exists() else "", re.MULTILINE)
+    for folder in (groups / group[1], *(groups / group[1]).parents) if group else ():
+        limit = folder / "memory.max"
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+            free = min(free, int(text))
+    return free

@@ -1,0 +1,49 @@
+"""Samples in memory: the same batches as from the disk, held where they fit."""
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from mtkd_cache import resident
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.feed import Stream
+from mtkd_cache.resident import Resident, hold
+
+CPU = torch.device("cpu")
+
+
+def test_batches_from_memory_are_those_from_the_disk(organ_store, organ_cache):
+    stream = Stream(organ_store, organ_cache)
+    rows = organ_store.rows("train")
+    held = hold(stream, rows, CPU, "host")
+    chosen = rows[[4, 0, 4, 7]]
+    ours, theirs = held.read(chosen), stream.read(chosen)
+    assert np.array_equal(ours.rows, theirs.rows)
+    for name in ("images", "masks", "anatomy", "logits"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_auto_holds_what_takes_half_the_free_memory_at_most(organ_store, monkeypatch):
+    stream, rows = Stream(organ_store), organ_store.rows("train")
+    needed = len(rows) * 4 * 64 * 64
+    monkeypatch.setattr(resident, "_free_host", lambda: 2 * needed)
+    assert isinstance(hold(stream, rows, CPU, "auto"), Resident)
+    monkeypatch.setattr(resident, "_free_host", lambda: 2 * needed - 2)
+    assert hold(stream, rows, CPU, "auto") is stream
+    assert hold(stream, rows, CPU, "off") is stream
+    with pytest.raises(MtkdError, match="resident 'everywhere': choose one of auto, device, host, off"):
+        hold(stream, rows, CPU, "everywhere")
+
+
+def test_a_jobs_limit_is_no_more_than_what_is_free(tmp_path):
+    job = tmp_path / "groups" / "slurm" / "job7"
+    (job / "step0").mkdir(parents=True)
+    mine = tmp_path / "cgroup"
+    mine.write_text("4:memory:/other\n0::/slurm/job7/step0\n")
+    (job / "step0" / "memory.max").write_text("max\n")
+    free = psutil.virtual_memory().available
+    assert abs(resident._free_host(tmp_path / "groups", mine) - free) < 0.5 * free
+    (job / "memory.max").write_text("123456789\n")
+    assert resident._free_host(tmp_path / "groups", mine) == 123456789
+    assert resident._free_host(tmp_path / "groups", tmp_path / "absent") > 123456789
