@@ -73,6 +73,14 @@ def recorded_views(settings: dict, hashes: Sequence[str], view: int) -> Views:
     return draw_views(Augmentation(**about["augmentation"]), about["seed"], hashes, view, tuple(settings["size"]))
 
 
+class DamagedMap(MtkdError):
+    """A map that is not the one that was written; sha256: its sample's content hash."""
+
+    def __init__(self, sha256: str, text: str):
+        super().__init__(text)
+        self.sha256 = sha256
+
+
 @dataclass(frozen=True)
 class LogitCache:
     """A finished logit cache, open for reading."""
@@ -148,7 +156,8 @@ class LogitCache:
     def read(self, hashes: Sequence[str], view: int = 0) -> np.ndarray:
         """Quantised maps int16 (n, A, h, w) of samples named by content hash.
 
-        Raises MtkdError, naming sample and anatomy, where a map is not the one that was written.
+        Raises DamagedMap, naming sample and anatomy, where a map is not the one that was written, and MtkdError where the cache
+        was written again since it was opened.
         """
         maps = np.empty((len(hashes), *self.reader.item[1:]), np.int16)
         list(readers().map(self._read, hashes, repeat(view), maps))
@@ -160,15 +169,23 @@ class LogitCache:
         try:
             self.reader.read(row, maps, view)
         except UNREADABLE as error:
-            raise self._damaged(sha256, view, f"all anatomies ({error})") from error
+            raise self._bad(sha256, view, f"all anatomies ({error})") from error
         for anatomy, name in enumerate(self.anatomies):
             if row_checksum(maps[anatomy]) != self.crc32c[row, view, anatomy]:
-                raise self._damaged(sha256, view, name)
+                raise self._bad(sha256, view, name)
 
-    def _damaged(self, sha256: str, view: int, anatomy: str) -> MtkdError:
-        return MtkdError(
+    def _bad(self, sha256: str, view: int, anatomy: str) -> MtkdError:
+        """What to raise for a map that is not as this cache's manifest has it."""
+        try:
+            now = read_sealed(Folder(self.url), MANIFEST)
+        except MtkdError:
+            now = self.manifest
+        if now != self.manifest:
+            return MtkdError(f"{self.url} was written again since it was opened. Run the same command once that has finished.")
+        return DamagedMap(
+            sha256,
             f"{self.url}: the map of sample {sha256[:12]}, view {view}, {anatomy}, is damaged or missing. "
-            f"Run mtkd-cache verify --repair --cache {self.url}."
+            f"Run mtkd-cache verify --repair --cache {self.url}.",
         )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtkd_cache.cache import LogitCache
+from mtkd_cache.cache import DamagedMap, LogitCache
+from mtkd_cache.errors import MtkdError
 from mtkd_cache.samples import SampleStore
 
 AHEAD = 3  # batches read before they are asked for
@@ -54,9 +55,16 @@ class Stream:
 
     def read(self, rows: np.ndarray, view: int = 0) -> Batch:
         images, masks = self.store.read(rows)
-        logits = None if self.cache is None else torch.from_numpy(self.cache.read(self.store.hashes[rows], view))
+        logits = None if self.cache is None else torch.from_numpy(self._maps(rows, view))
         anatomy = torch.from_numpy(self.store.anatomy[rows].astype(np.int64))
         return Batch(rows, torch.from_numpy(images), torch.from_numpy(masks), anatomy, logits)
+
+    def _maps(self, rows: np.ndarray, view: int) -> np.ndarray:
+        hashes = self.store.hashes[rows]
+        try:
+            return self.cache.read(hashes, view)
+        except DamagedMap as error:
+            raise MtkdError(f"{self.store.describe(rows[list(hashes).index(error.sha256)])}: {error}") from error
 
 
 def epoch_batches(rows: np.ndarray, batch: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mtkd_cache.errors import MtkdError
@@ -68,7 +68,8 @@ def _locked_object(folder: Folder) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT):
-            sign()
+            with suppress(MtkdError):  # a network that is away for a moment
+                sign()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

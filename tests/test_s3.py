@@ -1,6 +1,7 @@
 """Sample store and logit cache behind a URL: an S3 server on this machine, and fsspec's memory."""
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -105,6 +106,24 @@ def test_one_writer_behind_a_url():
         with pytest.raises(MtkdError, match=r"is being written by .*process \d+"), locked(held):
             pass
     assert not held.exists(LOCK)
+
+
+def test_a_writer_lives_through_a_network_that_is_away_for_a_moment(monkeypatch):
+    held, written = Folder("memory://away"), []
+
+    def write(folder: Folder, key: str, data: bytes) -> None:
+        written.append(key)
+        if len(written) == 2:
+            raise MtkdError("no network")
+        folder.fs.pipe_file(f"{folder.path}/{key}", data)
+
+    monkeypatch.setattr("mtkd_cache.lock.HEARTBEAT", 0.01)
+    monkeypatch.setattr(Folder, "write", write)
+    with locked(held):
+        deadline = time.monotonic() + 10
+        while len(written) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(written) >= 4 and not held.exists(LOCK)
 
 
 def test_no_bucket(bucket, local, organ_teachers, recipe, accelerator):

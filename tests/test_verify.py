@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mtkd_cache import cache as cache_module
 from mtkd_cache import units as units_module
 from mtkd_cache.build import build
 from mtkd_cache.cache import LogitCache
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.feed import Stream
 from mtkd_cache.ingest import ingest
 from mtkd_cache.lock import locked
 from mtkd_cache.manifest import MANIFEST, unsealed
+from mtkd_cache.resident import hold
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.storage import Folder
 from mtkd_cache.verify import verify
@@ -277,6 +280,37 @@ def test_a_grown_store_is_told_and_repaired(cache, store, organ_teachers):
     result = verify(str(cache), store=store, teachers=organ_teachers, splits=splits, repair=True)
     assert result["ok"] and len(unsealed((cache / MANIFEST).read_bytes())["files"]) == result["files"]
     assert result["maps_computed"] == 2 * 2 * len(store.rows("validation"))
+
+
+@pytest.mark.parametrize("mode", ["off", "host"])
+def test_a_training_is_told_which_sample_is_damaged(cache, store, mode):
+    """Streamed, or loaded into memory first."""
+    opened = LogitCache.open(str(cache))
+    rows = store.rows("train")
+    shard = cache / "logits/c/1/0/0/0/0"
+    data = bytearray(shard.read_bytes())
+    data[40] ^= 1
+    shard.write_bytes(data)
+    place = {row: sha256 for sha256, row in opened.place.items()}
+    name = store.describe(list(store.hashes).index(place[BLOCK]))
+    with pytest.raises(MtkdError, match=rf"^{name}: .*view 0, all anatomies .* is damaged or missing\. Run mtkd-cache verify"):
+        hold(Stream(store, opened), rows, torch.device("cpu"), mode).read(rows)
+
+
+def test_a_reader_of_a_cache_that_is_written_again(
+    cache, store, organ_teachers, untrained_teacher, tmp_path, recipe, accelerator
+):
+    """It never mixes maps of two teachers: it is stopped, and told why. What did not change it may read on."""
+    teachers = Path(shutil.copytree(organ_teachers, tmp_path / "teachers"))
+    hashes = store.hashes[store.rows("train")]
+    opened = LogitCache.open(str(cache))
+    before = opened.read(hashes)
+    build(store, teachers, str(cache), recipe("cache.views=2"), accelerator, splits=("train", "validation"))
+    assert np.array_equal(opened.read(hashes), before)
+    untrained_teacher(teachers, "tongue", seed=9)
+    build(store, teachers, str(cache), recipe("cache.views=2"), accelerator, splits=("train", "validation"))
+    with pytest.raises(MtkdError, match=r"was written again since it was opened\. Run the same command"):
+        opened.read(hashes)
 
 
 def test_what_cannot_be_done_is_told(cache, store, organ_teachers, tmp_path):
