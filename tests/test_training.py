@@ -109,6 +109,18 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(organ_store, recipe, a
         train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
 
 
+def test_the_weights_kept_are_those_of_the_first_best_validation(organ_store, recipe, accelerator, tmp_path, monkeypatch):
+    dice, kept = iter((0.2, 0.5, 0.5, 0.3)), []
+    monkeypatch.setattr("mtkd_cache.teachers.split_dice", lambda *_: {"mean_dice": next(dice)})
+    whole = training.save_network
+    monkeypatch.setattr(
+        training, "save_network", lambda path, network, names: (whole(path, network, names), kept.append(weights(path.parent)))
+    )
+    record = train_teachers(organ_store, tmp_path, recipe("teacher.epochs=4"), accelerator, ["kidney"])["kidney"]
+    assert (record["best_epoch"], record["val_dice"], len(kept)) == (1, 0.5, 2)
+    assert same(weights(tmp_path / "kidney"), kept[1])
+
+
 def test_a_batch_of_one_where_batch_norm_needs_two(organ_store, recipe, accelerator, tmp_path):
     overrides = ("teacher.arch=deeplabv3-resnet18", "teacher.batch=1")
     with pytest.raises(MtkdError, match=r"deeplabv3-resnet18 cannot be trained on a batch of 1: .* Take a larger batch"):

@@ -108,6 +108,14 @@ def test_a_shift_moves_right_and_down_by_fractions_of_the_picture():
     torch.testing.assert_close(seen, lit(9, 5, size))
 
 
+def test_a_mask_is_picked_and_not_blended():
+    """Two fifths of a pixel right and down: a blend would leave the lone pixel 36 % of itself."""
+    size = (21, 11)
+    view = Views(affine((0.4 / 20, 0.4 / 10), size=size).float(), torch.zeros(1, 3), torch.ones(1, 1), torch.zeros(1, 1))
+    mask = lit(4, 3, size)[:, 0].to(torch.uint8)
+    assert torch.equal(see(torch.zeros(1, 11, 21, 3, dtype=torch.uint8), mask, view)[1], mask > 0)
+
+
 def test_a_scale_enlarges_about_the_centre():
     size = (21, 11)
     assert warp(lit(13, 6, size), affine(scale=2, size=size), (11, 21))[0, 0, 7, 16] == pytest.approx(1)
