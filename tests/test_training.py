@@ -121,6 +121,19 @@ def test_the_weights_kept_are_those_of_the_first_best_validation(organ_store, re
     assert same(weights(tmp_path / "kidney"), kept[1])
 
 
+def test_every_step_of_an_epoch_has_the_epochs_learning_rate(organ_store, recipe, accelerator, tmp_path, monkeypatch):
+    rates, whole = [], torch.optim.Adam.step
+
+    def step(optimizer, *arguments):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return whole(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    settings = recipe("teacher.epochs=3", "teacher.batch=3")
+    train_teachers(organ_store, tmp_path, settings, accelerator, ["kidney"])
+    assert rates == [settings.teacher.learning_rate(epoch) for epoch in (0, 0, 1, 1, 2, 2)]
+
+
 def test_a_batch_of_one_where_batch_norm_needs_two(organ_store, recipe, accelerator, tmp_path):
     overrides = ("teacher.arch=deeplabv3-resnet18", "teacher.batch=1")
     with pytest.raises(MtkdError, match=r"deeplabv3-resnet18 cannot be trained on a batch of 1: .* Take a larger batch"):
