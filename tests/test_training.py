@@ -13,11 +13,14 @@ from mtkd_cache import training
 from mtkd_cache.cache import LogitCache
 from mtkd_cache.checkpoints import STATE, WEIGHTS, load_network, read_tensors, write_tensors
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.feed import epoch_batches
 from mtkd_cache.ingest import ingest
-from mtkd_cache.runs import read_record
+from mtkd_cache.losses import exclusive_cross_entropy
+from mtkd_cache.runs import read_record, seed_for
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.student import train_student
 from mtkd_cache.teachers import train_teachers
+from mtkd_cache.views import draw_views, see
 
 
 def weights(folder) -> dict:
@@ -132,6 +135,28 @@ def test_every_step_of_an_epoch_has_the_epochs_learning_rate(organ_store, recipe
     settings = recipe("teacher.epochs=3", "teacher.batch=3")
     train_teachers(organ_store, tmp_path, settings, accelerator, ["kidney"])
     assert rates == [settings.teacher.learning_rate(epoch) for epoch in (0, 0, 1, 1, 2, 2)]
+
+
+def test_a_teacher_learns_from_warped_pictures_and_counts_no_pixel_from_outside(
+    organ_store, recipe, accelerator, tmp_path, monkeypatch
+):
+    met = []
+
+    def loss(logits, *rest):
+        met.append(rest)
+        return exclusive_cross_entropy(logits, *rest)
+
+    monkeypatch.setattr("mtkd_cache.teachers.exclusive_cross_entropy", loss)
+    settings = recipe("augmentation.affine_p=1.0", "teacher.epochs=1", "teacher.batch=6")
+    train_teachers(organ_store, tmp_path, settings, accelerator, ["tongue"])
+    seed = seed_for(settings.seed, "teacher", "tongue")
+    (rows,) = epoch_batches(organ_store.rows("train", "tongue"), 6, seed, 0)
+    views = draw_views(settings.augmentation, seed, organ_store.hashes[rows], 1, organ_store.size)
+    _, masks, valid = see(*map(torch.from_numpy, organ_store.read(rows)), views)
+    ((their_masks, anatomy, their_valid, _),) = met
+    assert torch.equal(their_masks, masks)
+    assert torch.equal(their_valid, valid) and not valid.all()
+    assert anatomy.tolist() == [0] * 6
 
 
 def test_a_batch_of_one_where_batch_norm_needs_two(organ_store, recipe, accelerator, tmp_path):
