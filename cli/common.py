@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -96,7 +97,7 @@ def reports(function: Callable[..., dict | list | None]) -> Callable:
                 traceback.print_exc()
             click.echo(f"mtkd-cache: {in_words(error)}", err=True)
             sys.exit(1)
-        if as_json:
+        if as_json and _speaks():
             click.echo(json.dumps(result))
         if isinstance(result, dict) and result.get("ok") is False:
             sys.exit(1)
@@ -123,7 +124,13 @@ def in_words(error: BaseException) -> str:
 
 def say(text: str) -> None:
     """A message for a person."""
-    click.echo(text, err=True)
+    if _speaks():
+        click.echo(text, err=True)
+
+
+def _speaks() -> bool:
+    """Of the processes of a launch (torchrun, accelerate) the first one reports; errors come from each."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def load(recipe: str, overrides: tuple[str, ...], seed: int | None):

@@ -182,3 +182,12 @@ def test_models_lists_both_layouts():
     rows = as_json("models")
     assert {row["layout"] for row in rows} == {"separate", "shared"}
     assert {"arch", "encoder", "layout", "params_m", "paper_params_m"} <= set(rows[0])
+
+
+def test_the_first_process_of_a_launch_reports(organ_cache, monkeypatch):
+    arguments = ["verify", "--cache", organ_cache.url, "--json"]
+    monkeypatch.setenv("RANK", "1")
+    other = CliRunner().invoke(main, arguments)
+    assert other.exit_code == 0 and "whole" not in other.output and "ok" not in other.output
+    monkeypatch.setenv("RANK", "0")
+    assert json.loads(CliRunner().invoke(main, arguments).stdout.splitlines()[-1])["ok"]
