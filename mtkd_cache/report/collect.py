@@ -218,6 +218,17 @@ def order(row: Row) -> tuple:
     return LAYOUTS.index(row.layout), row.kd, place, row.params_m or 0.0, row.arch
 
 
+def teachers_of(rows: Sequence[Row], student: Result) -> Result | None:
+    """The teachers a student was distilled from, if they are among the rows, or None.
+
+    Where its run does not record them, the one folder of teachers there is.
+    """
+    folders = [result for row in rows if row.layout == "separate" for result in row.results]
+    if student.teachers:
+        return next((result for result in folders if result.teachers == student.teachers), None)
+    return folders[0] if len(folders) == 1 else None
+
+
 def check_same_store(results: Sequence[Result]) -> None:
     """Raises MtkdError where two results were evaluated on different sample stores, hence on other images."""
     known = [result for result in results if result.store_fingerprint]

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.paper import ANATOMIES
-from mtkd_cache.report.collect import Result, Row
-from mtkd_cache.report.formats import TIMES, full_name, spoken
+from mtkd_cache.report.collect import Result, Row, teachers_of
+from mtkd_cache.report.formats import TIMES, full_name, percent, spoken
 from mtkd_cache.report.tables import references
 
 if TYPE_CHECKING:
     from mtkd_cache.samples import SampleStore
 
 DRESDEN_SAMPLES = 13_195
+TEACHER = "segformer-mit_b3"  # the paper's
 SECTIONS = {"separate": ("teacher", "augmentation"), "shared": ("student", "augmentation")}
 
 
@@ -58,6 +59,8 @@ def facts(data: Data, rows: Sequence[Row]) -> list[tuple[str, str]]:
     pairs.append(("Test split", f"{_some(images)} images, split by surgery; Dice is the mean over an anatomy's images"))
     pairs.append((f"{len(data.anatomies)} anatomies", ", ".join(map(spoken, data.anatomies))))
     pairs.append(("Seeds", _some(sorted({result.seed for result in results}))))
+    if teachers := dict.fromkeys(_teachers(teachers_of(rows, result)) for result in results if result.kd):
+        pairs.append(("Teachers", "; ".join(teachers)))
     if caches := cache_fingerprints(rows):
         pairs.append(("Logit cache", ", ".join(f"fingerprint {short(fingerprint)}" for fingerprint in caches)))
     return pairs
@@ -83,6 +86,13 @@ def _data(data: Data) -> str:
     parts += [f"{data.size[0]}{TIMES}{data.size[1]} pixels"]
     parts += [f"fingerprint {short(data.fingerprint)}" if data.fingerprint else ""]
     return ", ".join(filter(None, parts))
+
+
+def _teachers(folder: Result | None) -> str:
+    if folder is None:
+        return "not among these rows"
+    paper = "" if folder.arch == TEACHER else f"; the paper's: {full_name(TEACHER)}"
+    return f"{full_name(folder.arch)}, one an anatomy, mean Dice {percent(folder.mean_dice)} %{paper}"
 
 
 def _some(values: Sequence[int]) -> str:

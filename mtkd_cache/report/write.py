@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.report.collect import BENCH, TIMINGS, Result, Row, collect, find_timings, read_timings
+from mtkd_cache.report.collect import BENCH, TIMINGS, Result, Row, collect, find_timings, read_timings, teachers_of
 from mtkd_cache.report.formats import full_name
 from mtkd_cache.report.header import Data, cache_fingerprints, describe_data, facts, remarks, whole_study
 from mtkd_cache.report.markup import Table, html, markdown, plain
@@ -117,15 +117,10 @@ def students_shown(rows: Sequence[Row]) -> tuple[Result, Result] | None:
 
 
 def teachers_shown(rows: Sequence[Row], student: Result) -> Result | None:
-    """The teachers a student was distilled from, if they are among the rows with all weights, or None.
-
-    Where its run does not record them, the one folder of teachers there is.
-    """
-    results = [result for row in rows if row.layout == "separate" for result in row.results]
-    whole = [r for r in results if all((r.path / anatomy / WEIGHTS).exists() for anatomy in r.anatomies)]
-    if student.teachers:
-        return next((result for result in whole if result.teachers == student.teachers), None)
-    return whole[0] if len(whole) == 1 else None
+    """The teachers a student was distilled from, if they are among the rows with all weights, or None."""
+    found = teachers_of(rows, student)
+    whole = found and all((found.path / anatomy / WEIGHTS).exists() for anatomy in found.anatomies)
+    return found if whole else None
 
 
 def _in_order(tables: list[str], pictures: list[str]) -> list[str]:
