@@ -58,7 +58,7 @@ def build(
     return {
         **result,
         "seconds": time.perf_counter() - started,
-        "teacher_seconds": builder.teacher_seconds,
+        "teacher_seconds": builder.ensemble.seconds,
         "maps_computed": builder.maps,
     }
 

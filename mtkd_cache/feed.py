@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.samples import SampleStore
 
 AHEAD = 3  # batches read before they are asked for
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def epoch_batches(rows: np.ndarray, batch: int, seed: int, epoch: int, rank: int
     return [order[number * batch : (number + 1) * batch][rank::world] for number in range(count)]
 
 
-def read_ahead(items: Iterable, read: Callable[..., Batch], depth: int = AHEAD) -> Iterator[Batch]:
+def read_ahead(items: Iterable, read: Callable[..., T], depth: int = AHEAD) -> Iterator[T]:
     """read(*item) for each item, in order, with up to `depth` of them under way in a thread."""
     with ThreadPoolExecutor(1) as pool:
         waiting: deque = deque()

@@ -1,6 +1,6 @@
 """The shard files of a logit cache, one after the other: what is missing of each is computed, the rest kept."""
 
-import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mtkd_cache.cache import BLOCK, logits_spec, recorded_views
 from mtkd_cache.checkpoints import WEIGHTS, file_sha256, load_network
+from mtkd_cache.ensemble import Ensemble
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.feed import Batch, Stream, read_ahead
 from mtkd_cache.losses import map_kl
@@ -104,8 +105,28 @@ def together(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
     return result
 
 
+@dataclass
+class Work:
+    """A unit as far as it is prepared: what is kept, and the batches of pictures for what is missing.
+
+    missing: bool (samples, anatomies). values: int16 (samples, 1, A, h, w). rows: the figures of each sample. parts: which
+    samples each batch is of.
+    """
+
+    unit: Unit
+    missing: np.ndarray
+    values: np.ndarray
+    rows: list[dict]
+    parts: list[np.ndarray]
+    batches: list[Batch]
+
+
 class Builder:
-    """Runs teachers for what is missing of each unit, while the unit before is compressed and written."""
+    """Runs teachers for what is missing of each unit.
+
+    Reading, quantising with its figures, and compressing with writing have a thread each beside the forward passes, so that the
+    device need not wait for them; a few units are in memory at a time.
+    """
 
     def __init__(
         self,
@@ -119,10 +140,10 @@ class Builder:
     ):
         self.folder, self.store, self.teachers, self.settings = folder, store, teachers, settings
         self.temperature, self.accelerator, self.batch = temperature, accelerator, batch
+        self.ensemble = Ensemble(teachers.networks, accelerator)
         self.spec = logits_spec(settings["views"]["count"], len(store.anatomies), tuple(settings["grid"]), settings["step"])
         self.row_of = {str(sha256): row for row, sha256 in enumerate(store.hashes)}
         self.stream = Stream(store)
-        self.teacher_seconds = 0.0
         self.maps = 0
 
     def run(self, wanted: list[Unit]) -> None:
@@ -140,15 +161,13 @@ class Builder:
         )
         if todo:
             reopen(self.folder)
-            for network in self.teachers.networks:
-                network.to(self.accelerator.device).eval()
-        with ThreadPoolExecutor(1) as writer:
+        with ThreadPoolExecutor(1, "figures") as figures, ThreadPoolExecutor(1, "write") as writer:
             writing: Future | None = None
-            for unit, old, missing in todo:
-                values, rows = self._compute(unit, old, missing, progress)
+            for work in read_ahead(todo, self._prepare, depth=1):
+                recorded = self._speak(work, figures, progress)
                 if writing:
                     writing.result()
-                writing = writer.submit(self._write, unit, values, rows)
+                writing = writer.submit(self._finish, work, recorded)
             if writing:
                 writing.result()
         progress.close()
@@ -185,43 +204,58 @@ class Builder:
                     missing[index] = stale
         return missing
 
-    def _compute(self, unit: Unit, old: dict | None, missing: np.ndarray, progress: tqdm) -> tuple[np.ndarray, list[dict]]:
-        """Quantised maps int16 (samples, 1, A, h, w) of a unit and a row of figures for each sample."""
+    def _prepare(self, unit: Unit, old: dict | None, missing: np.ndarray) -> Work:
+        """Take over what is there of a unit, and read the pictures for the rest."""
         values = np.empty((len(unit.hashes), *self.spec.chunk_item), np.int16)
         rows = [{"sha256": sha256, **{key: [0] * missing.shape[1] for key in FIGURES}} for sha256 in unit.hashes]
         if old and not missing.all():
             self._keep(old, missing, values, rows)
         needed = np.flatnonzero(missing.any(1))
         parts = [needed[start : start + self.batch] for start in range(0, len(needed), self.batch)]
-        reads = ((np.array([self.row_of[unit.hashes[index]] for index in part]),) for part in parts)
-        for part, batch in zip(parts, read_ahead(reads, self.stream.read), strict=True):
-            images = self.images(unit.view, batch)
-            for anatomy in np.flatnonzero(missing[part].any(0)):
-                chosen = np.flatnonzero(missing[part, anatomy])
-                logits = self.native(int(anatomy), images[torch.from_numpy(chosen).to(images.device)])
-                integers = self._quantise(int(anatomy), logits)
-                kept = dequantise(integers, self.settings["step"])
-                errors = (kept - logits).abs().amax((1, 2)).tolist()
-                if not max(errors) <= self.settings["step"] / 2:
-                    raise MtkdError(
-                        f"teacher of {self.store.anatomies[anatomy]}: a logit is stored {max(errors):.4g} off, more than half of "
-                        f"the step {self.settings['step']}. The device miscalculates; try another --device."
-                    )
-                kls = map_kl(kept[:, None], logits[:, None], self.temperature)[:, 0].tolist()
-                maps = integers.cpu().numpy()
-                for place, one, error, kl in zip(part[chosen], maps, errors, kls, strict=True):
-                    values[place, 0, anatomy] = one
-                    found = {
-                        "crc32c": row_checksum(one),
-                        "max_error": error,
-                        "kl": max(kl, 0.0),
-                        "bits": 8 * len(ALONE.encode(one)),
-                    }
-                    for key, value in found.items():
-                        rows[place][key][anatomy] = value
-                self.maps += len(chosen)
-                progress.update(len(chosen))
-        return values, rows
+        batches = [self.stream.read(np.array([self.row_of[unit.hashes[index]] for index in part])) for part in parts]
+        return Work(unit, missing, values, rows, parts, batches)
+
+    def _speak(self, work: Work, figures: ThreadPoolExecutor, progress: tqdm) -> list[Future]:
+        """Run one teacher after the other over a unit's pictures. The futures are done when all maps are recorded."""
+        pictures = [self.images(work.unit.view, batch) for batch in work.batches]
+        recorded: deque[Future] = deque()
+        for anatomy in map(int, np.flatnonzero(work.missing.any(0))):
+            for part, images in zip(work.parts, pictures, strict=True):
+                chosen = np.flatnonzero(work.missing[part, anatomy])
+                if len(chosen):
+                    logits = self.ensemble.native(anatomy, images[torch.from_numpy(chosen).to(images.device)])
+                    recorded.append(figures.submit(self._record, work, anatomy, part[chosen], logits, progress))
+                while recorded and recorded[0].done():
+                    recorded.popleft().result()
+        return list(recorded)
+
+    def _record(self, work: Work, anatomy: int, places: np.ndarray, logits: Tensor, progress: tqdm) -> None:
+        """Quantise what a teacher said of a unit's samples at some places, float (n, h, w), and note its figures."""
+        name, step = self.store.anatomies[anatomy], self.settings["step"]
+        try:
+            integers = quantise(logits, step)
+        except MtkdError as error:
+            raise MtkdError(f"teacher of {name}: {error}") from error
+        kept = dequantise(integers, step)
+        errors = (kept - logits).abs().amax((1, 2)).tolist()
+        if not max(errors) <= step / 2:
+            raise MtkdError(
+                f"teacher of {name}: a logit is stored {max(errors):.4g} off, more than half of the step {step}. "
+                "The device miscalculates; try another --device."
+            )
+        kls = map_kl(kept[:, None], logits[:, None], self.temperature)[:, 0].tolist()
+        for place, one, error, kl in zip(places, integers.cpu().numpy(), errors, kls, strict=True):
+            work.values[place, 0, anatomy] = one
+            found = {"crc32c": row_checksum(one), "max_error": error, "kl": max(kl, 0.0), "bits": 8 * len(ALONE.encode(one))}
+            for key, value in found.items():
+                work.rows[place][key][anatomy] = value
+        self.maps += len(places)
+        progress.update(len(places))
+
+    def _finish(self, work: Work, recorded: list[Future]) -> None:
+        for one in recorded:
+            one.result()
+        self._write(work.unit, work.values, work.rows)
 
     def _keep(self, old: dict, missing: np.ndarray, values: np.ndarray, rows: list[dict]) -> None:
         """Take over the maps that are there; those that turn out damaged are marked missing."""
@@ -248,22 +282,6 @@ class Builder:
             return batch.images.permute(0, 3, 1, 2).float() / 255
         views = recorded_views(self.settings, self.store.hashes[batch.rows], view).to(self.accelerator.device)
         return see(batch.images, batch.masks, views)[0]
-
-    def native(self, anatomy: int, images: Tensor) -> Tensor:
-        """Native logits float32 (B, h, w) of one teacher."""
-        before = time.perf_counter()
-        with torch.inference_mode(), self.accelerator.autocast():
-            logits = self.teachers.networks[anatomy].native(images)[:, 0].float()
-        if logits.device.type == "cuda":
-            torch.cuda.synchronize(logits.device)
-        self.teacher_seconds += time.perf_counter() - before
-        return logits
-
-    def _quantise(self, anatomy: int, logits: Tensor) -> Tensor:
-        try:
-            return quantise(logits, self.settings["step"])
-        except MtkdError as error:
-            raise MtkdError(f"teacher of {self.store.anatomies[anatomy]}: {error}") from error
 
     def _write(self, unit: Unit, values: np.ndarray, rows: list[dict]) -> None:
         data = self.spec.encode_shard(values)

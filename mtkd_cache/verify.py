@@ -174,14 +174,12 @@ def _hear(
     known = sorted(set(cache.place) & set(builder.row_of))
     chosen = random.choice(known, min(count, len(known)), replace=False) if known else []
     largest = 0.0
-    for network in teachers.networks:
-        network.to(accelerator.device).eval()
     for sha256 in map(str, chosen):
         row, view = builder.row_of[sha256], int(random.integers(cache.views))
         images = builder.images(view, builder.stream.read(np.array([row])))
         kept = dequantise(torch.from_numpy(cache.read([sha256], view)[0]), cache.step)
         for index, anatomy in enumerate(cache.anatomies):
-            said = builder.native(index, images)[0].cpu()
+            said = builder.ensemble.native(index, images)[0].cpu()
             difference = float((said - kept[index]).abs().max())
             largest = max(largest, difference)
             if not difference <= cache.step / 2 + rounding * float(said.abs().max()):
