@@ -59,7 +59,8 @@ def facts(data: Data, rows: Sequence[Row]) -> list[tuple[str, str]]:
     pairs.append(("Test split", f"{_some(images)} images, split by surgery; Dice is the mean over an anatomy's images"))
     pairs.append((f"{len(data.anatomies)} anatomies", ", ".join(map(spoken, data.anatomies))))
     pairs.append(("Seeds", _some(sorted({result.seed for result in results}))))
-    if teachers := dict.fromkeys(_teachers(teachers_of(rows, result)) for result in results if result.kd):
+    taught = [(result, teachers_of(rows, result)) for result in results if result.kd]
+    if teachers := dict.fromkeys(_teachers(folder) for result, folder in taught if folder or result.teachers):
         pairs.append(("Teachers", "; ".join(teachers)))
     if caches := cache_fingerprints(rows):
         pairs.append(("Logit cache", ", ".join(f"fingerprint {short(fingerprint)}" for fingerprint in caches)))
