@@ -88,7 +88,7 @@ def page_of(rows: dict[tuple[str, str, bool], float], root: Path) -> str:
         records = [runs[-1] / "run.json"] if layout == "shared" else [runs[-1] / name / "teacher.json" for name in ANATOMIES]
         for record in records:
             record.parent.mkdir(parents=True)
-            record.write_text(json.dumps(run))
+            record.write_text(json.dumps({**run, "anatomy": record.parent.name}))
         evaluation = {"dice": dict.fromkeys(ANATOMIES, score), "mean_dice": score, "images": 126, "dataset": "phantom"}
         (runs[-1] / "evaluation-test.json").write_text(json.dumps(evaluation))
     write_report(runs, root / "out")
