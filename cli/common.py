@@ -67,6 +67,9 @@ resident = click.option(
     show_default=True,
     help="Hold the samples in the memory of the device or the host, or read them from the disk; auto holds them where they fit.",
 )
+compiled = click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the network: the first step takes a minute or two, the others less."
+)
 
 
 def stack(*options: Callable) -> Callable:

@@ -17,8 +17,9 @@ from mtkd_cache.cli.common import load, reports, say
 @click.option("--no-kd", is_flag=True, help="The paper's baseline: the masks alone, everything else equal.")
 @common.compute
 @common.resident
+@common.compiled
 @reports
-def command(store, cache, run: Path | None, recipe, overrides, seed, arch, no_kd, device, precision, resident) -> dict:
+def command(store, cache, run: Path | None, recipe, overrides, seed, arch, no_kd, device, precision, resident, compiled) -> dict:
     """Train the student on image, mask and cached logits. No teacher is run."""
     from mtkd_cache.cache import LogitCache
     from mtkd_cache.runs import make_accelerator
@@ -29,7 +30,10 @@ def command(store, cache, run: Path | None, recipe, overrides, seed, arch, no_kd
     settings = load(recipe, overrides, seed)
     run = run or Path("runs", f"{settings.student.arch}-{'no-kd' if no_kd else 'kd'}")
     opened = None if no_kd else LogitCache.open(cache)
-    record = train_student(SampleStore.open(store), run, settings, make_accelerator(device, precision), opened, resident)
+    accelerator = make_accelerator(device, precision)
+    record = train_student(SampleStore.open(store), run, settings, accelerator, opened, resident, compiled)
     say(f"{run}: validation Dice {100 * record['val_dice']:.1f} in epoch {record['best_epoch']}")
-    keys = ("best_epoch", "val_dice", "seconds_per_epoch", "cache_fingerprint", "seed")
+    if compiled:
+        say(f"the first step, with its compilation, took {record['warm_up_seconds']:.0f} s")
+    keys = ("best_epoch", "val_dice", "seconds_per_epoch", "warm_up_seconds", "cache_fingerprint", "seed")
     return {"run": str(run), **{key: record[key] for key in keys}}

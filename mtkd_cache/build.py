@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from mtkd_cache.cache import CODEC_NAME, FORMAT, KIND, UPSAMPLING, LogitCache, fingerprint, logits_spec
 from mtkd_cache.errors import MtkdError
@@ -42,8 +43,8 @@ def build(
     """Bring a logit cache up to date with its samples and teachers; where it is, nothing is computed.
 
     splits: whose samples it holds. Several processes (accelerate launch) share the shard files.
-    Returns what the `--json` contract names. Raises MtkdError for a step or teachers that do not fit, and for a cache that was
-    begun with other settings.
+    Returns what the `--json` contract names; teacher_seconds and maps_computed are summed over the processes.
+    Raises MtkdError for a step or teachers that do not fit, and for a cache that was begun with other settings.
     """
     check_step(recipe.cache.step)
     started = time.perf_counter()
@@ -54,12 +55,12 @@ def build(
     with ExitStack() as stack:
         together(accelerator, lambda: stack.enter_context(locked(folder)) if accelerator.is_main_process else None)
         builder = update(folder, store, loaded, settings, recipe.distillation.temperature, wanted, accelerator, batch)
-    result = summary(LogitCache.open(cache))
+    shares = gather_object([(builder.ensemble.seconds, builder.maps)])
     return {
-        **result,
+        **summary(LogitCache.open(cache)),
         "seconds": time.perf_counter() - started,
-        "teacher_seconds": builder.ensemble.seconds,
-        "maps_computed": builder.maps,
+        "teacher_seconds": sum(seconds for seconds, _ in shares),
+        "maps_computed": sum(maps for _, maps in shares),
     }
 
 

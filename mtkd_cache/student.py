@@ -31,13 +31,19 @@ def train_student(
     accelerator: Accelerator,
     cache: LogitCache | None,
     resident: str = "auto",
+    compiled: bool = False,
 ) -> dict:
     """Train a student into the folder `run` and return its record; without a cache it is the paper's baseline, all else equal.
 
-    resident: see `mtkd_cache.resident.hold`. Raises MtkdError where the cache does not belong to the store, and where the folder
-    holds a run with other settings.
+    resident: see `mtkd_cache.resident.hold`; compiled: see `mtkd_cache.training.Task`. Raises MtkdError where the cache does not
+    belong to the store, and where the folder holds a run with other settings.
     """
     settings = recipe.as_dict()
+    sections = ["student", "augmentation"]
+    if cache is not None:
+        sections.append("distillation")
+    elif recipe.cache.views > 1:
+        sections.append("cache")
     identity = {
         "kind": "student",
         "arch": recipe.student.arch,
@@ -46,18 +52,25 @@ def train_student(
         "anatomies": list(store.anatomies),
         "size": list(store.size),
         "seed": recipe.seed,
-        "recipe": {key: settings[key] for key in ("student", "distillation", "augmentation") if cache or key != "distillation"},
+        "recipe": {key: settings[key] for key in sections},
         "dataset": store.name,
         "store_fingerprint": store.fingerprint,
         "cache_fingerprint": cache.fingerprint if cache else None,
     }
     if cache is not None:
         cache.check_belongs(store, store.rows("train"))
-    make_task = partial(student_task, store, recipe, accelerator, cache, resident)
+    make_task = partial(student_task, store, recipe, accelerator, cache, resident, compiled)
     return train_once(run / RECORD, identity, make_task, accelerator, {"teachers": cache.manifest["teachers"]} if cache else {})
 
 
-def student_task(store: SampleStore, recipe: Recipe, accelerator: Accelerator, cache: LogitCache | None, resident: str) -> Task:
+def student_task(
+    store: SampleStore,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    cache: LogitCache | None,
+    resident: str,
+    compiled: bool = False,
+) -> Task:
     """What `fit` trains: the student on the store's training samples, distilled from the cache where there is one."""
     seed = seed_for(recipe.seed, "student")
     rows = store.rows("train")
@@ -66,12 +79,14 @@ def student_task(store: SampleStore, recipe: Recipe, accelerator: Accelerator, c
     order = partial(
         epoch_batches, rows, recipe.student.batch, seed, rank=accelerator.process_index, world=accelerator.num_processes
     )
-    recorded = cache.views if cache else 1
+    recorded = cache.views if cache else recipe.cache.views
 
     def losses(forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
         hashes = store.hashes[batch.rows]
-        if recorded > 1:
+        if recorded > 1 and cache:
             views = cache.draw_views(hashes, epoch % recorded)
+        elif recorded > 1:  # the baseline sees what a cache of this recipe records
+            views = draw_views(recipe.augmentation, seed_for(recipe.seed, "views"), hashes, epoch % recorded, store.size)
         else:
             views = draw_views(recipe.augmentation, seed, hashes, epoch + 1, store.size)
         views = views.to(batch.images.device)
@@ -96,9 +111,10 @@ def student_task(store: SampleStore, recipe: Recipe, accelerator: Accelerator, c
         anatomies=store.anatomies,
         stage=recipe.student,
         seed=seed,
-        batches=lambda epoch: read_ahead(((rows, epoch % recorded) for rows in order(epoch)), feed.read),
+        batches=lambda epoch: read_ahead(((rows, epoch % recorded if cache else 0) for rows in order(epoch)), feed.read),
         steps=len(order(0)),
         losses=losses,
         validate=validate,
         name_samples=store.describe_all,
+        compiled=compiled,
     )

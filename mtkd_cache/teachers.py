@@ -29,10 +29,11 @@ def train_teachers(
     accelerator: Accelerator,
     anatomies: Sequence[str] = (),
     resident: str = "auto",
+    compiled: bool = False,
 ) -> dict:
     """Train the teachers that are not finished yet into out/ANATOMY/, and return each one's record.
 
-    anatomies: only these. resident: see `mtkd_cache.resident.hold`.
+    anatomies: only these. resident: see `mtkd_cache.resident.hold`; compiled: see `mtkd_cache.training.Task`.
     Raises MtkdError for an unknown anatomy, for a teacher that was trained with other settings or samples, and for pictures
     whose native logits no cache could hold.
     """
@@ -52,12 +53,15 @@ def train_teachers(
             "recipe": {"teacher": settings["teacher"], "augmentation": settings["augmentation"]},
             "store_fingerprint": store.fingerprint,
         }
-        make_task = partial(_task, store, anatomy, recipe, accelerator, resident)
+        make_task = partial(teacher_task, store, anatomy, recipe, accelerator, resident, compiled)
         records[anatomy] = train_once(out / anatomy / RECORD, identity, make_task, accelerator)
     return records
 
 
-def _task(store: SampleStore, anatomy: str, recipe: Recipe, accelerator: Accelerator, resident: str) -> Task:
+def teacher_task(
+    store: SampleStore, anatomy: str, recipe: Recipe, accelerator: Accelerator, resident: str, compiled: bool = False
+) -> Task:
+    """What `fit` trains: one anatomy's network on that anatomy's own training samples."""
     seed = seed_for(recipe.seed, "teacher", anatomy)
     network = start_network(recipe.teacher.arch, 1, recipe.teacher.weights, seed)
     network.check_size(store.size)
@@ -85,4 +89,5 @@ def _task(store: SampleStore, anatomy: str, recipe: Recipe, accelerator: Acceler
         losses=losses,
         validate=lambda network: split_dice({anatomy: (network, 0)}, store, "validation", accelerator, feed)["mean_dice"],
         name_samples=store.describe_all,
+        compiled=compiled,
     )

@@ -20,6 +20,7 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.feed import Batch
 from mtkd_cache.manifest import digest
 from mtkd_cache.models import Network
+from mtkd_cache.models.fast import compile_parts
 from mtkd_cache.recipe import Stage
 
 
@@ -28,7 +29,8 @@ class Task:
     """What `fit` trains and how.
 
     batches(epoch): the batches of an epoch. losses(forward, batch, epoch): the loss's parts by name, "loss" the one to descend.
-    validate(network): mean Dice in [0, 1]. name_samples(rows): the samples of a batch in words.
+    validate(network): mean Dice in [0, 1]. name_samples(rows): the samples of a batch in words. compiled: compile encoder and
+    decoders, which makes the first step long, the others shorter, and the weights others in the last digits.
     """
 
     label: str
@@ -41,17 +43,24 @@ class Task:
     losses: Callable[[Callable, Batch, int], dict[str, Tensor]]
     validate: Callable[[Network], float]
     name_samples: Callable[[np.ndarray], str]
+    compiled: bool = False
+
+    def start(self, device: torch.device) -> tuple[Network, torch.optim.Optimizer]:
+        """The network on a device, as it is trained there, and its optimiser."""
+        network = self.network.to(device, memory_format=torch.channels_last)
+        if self.compiled:
+            compile_parts(network)
+        return network, torch.optim.Adam(network.parameters(), lr=self.stage.lr, fused=device.type == "cuda")
 
 
 def fit(task: Task, folder: Path, identity: str, accelerator: Accelerator) -> dict:
     """Train; keep the weights of the best validation Dice in folder/weights.safetensors.
 
     identity: a hash of what must be equal for an interrupted training to be gone on with.
-    Returns history, best_epoch, val_dice, seconds_per_epoch. Raises MtkdError for a loss that is not finite, and where the folder
-    holds the state of a training with another identity.
+    Returns history, best_epoch, val_dice, seconds_per_epoch, warm_up_seconds (of the first step, with its compilation).
+    Raises MtkdError for a loss that is not finite, and where the folder holds the state of a training with another identity.
     """
-    network = task.network.to(accelerator.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(network.parameters(), lr=task.stage.lr, fused=accelerator.device.type == "cuda")
+    network, optimizer = task.start(accelerator.device)
     history: list[dict] = []
     state = folder / STATE
     if state.exists():
@@ -89,6 +98,7 @@ def fit(task: Task, folder: Path, identity: str, accelerator: Accelerator) -> di
         "best_epoch": top["epoch"],
         "val_dice": top["val_dice"],
         "seconds_per_epoch": seconds[len(seconds) // 2],
+        "warm_up_seconds": history[0].get("first_step"),
     }
 
 
@@ -100,7 +110,11 @@ def _epoch(
     accelerator: Accelerator,
     progress: tqdm,
 ) -> dict:
-    """One epoch's steps. Returns the mean of each part of the loss, the seconds, and the share of them spent waiting for data."""
+    """One epoch's steps.
+
+    Returns the mean of each part of the loss, the learning rate, the seconds in all and of the first step, and the share of them
+    spent waiting for data.
+    """
     device = accelerator.device
     sums: dict[str, Tensor] = {}
     unchecked: tuple[int, Batch, Tensor] | None = None
@@ -134,6 +148,8 @@ def _epoch(
         for name, value in parts.items():
             sums[name] = sums.get(name, 0) + value.detach()
         steps += 1
+        if steps == 1:
+            first_step = time.perf_counter() - start
         progress.update()
     if unchecked:
         _check(task, epoch, unchecked)
@@ -144,6 +160,7 @@ def _epoch(
         **means,
         "lr": task.stage.learning_rate(epoch),
         "seconds": seconds,
+        "first_step": first_step,
         "waiting": waited / seconds,
     }
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mtkd_cache.bench.build import spread_out
 from mtkd_cache.build import build as build_cache
 from mtkd_cache.cache import LogitCache
 from mtkd_cache.checkpoints import WEIGHTS, save_network
@@ -110,14 +111,7 @@ def organ_split() -> Split:
 
 def _untrained_teacher(folder: Path, anatomy: str, arch: str = "mininetv2", seed: int = 0) -> None:
     torch.manual_seed(seed)
-    network = build(arch, 1).eval()
-    with torch.no_grad():
-        native = network.native(torch.rand(4, 3, 64, 64))
-        convolutions = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
-        last = [module for module in network.decoders[0].modules() if isinstance(module, convolutions)][-1]
-        scale = 5 / native.std()
-        last.weight *= scale
-        last.bias.sub_(native.mean()).mul_(scale)
+    network = spread_out(build(arch, 1))
     save_network(folder / anatomy / WEIGHTS, network, [anatomy])
 
 

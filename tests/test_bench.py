@@ -5,11 +5,15 @@ import math
 import re
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from mtkd_cache.bench.build import spread_out, stacked
 from mtkd_cache.bench.machine import in_turn, ratio
 from mtkd_cache.bench.table import lines
 from mtkd_cache.cli.bench import command
+from mtkd_cache.ensemble import Ensemble
+from mtkd_cache.models import build
 from mtkd_cache.report.collect import read_timings
 
 SMALL = ("--size", "64x64", "--rounds", "1", "--device", "cpu", "--json")
@@ -45,7 +49,7 @@ def test_cache(tmp_path):
 
 
 def test_inference(tmp_path):
-    found = bench("inference", "--arch", "mininetv2", "--heads", "2")
+    found = bench("inference", "--arch", "mininetv2", "--heads", "2", "--form", "folded")
     separate, shared = found["rows"]
     assert (separate["layout"], shared["layout"]) == ("separate", "shared")
     assert separate["params_m"] > shared["params_m"]
@@ -56,6 +60,55 @@ def test_inference(tmp_path):
     assert re.search(r", \d+ threads?, 64\u00d764$", timing.where)
     (tmp_path / "inference.json").write_text(json.dumps(found))
     assert len(list(lines(tmp_path))) == 2 + 2
+
+
+def test_build(tmp_path):
+    found = bench("build", "--teacher", "mininetv2", "--stacked")
+    assert found["samples"] == 11 and found["teachers"] == 11
+    for key in ("build_s", "bare_s", "stacked_s", "throughput", "loop_over_stacked"):
+        assert math.isfinite(found[key]) and found[key] > 0, key
+    (tmp_path / "build.json").write_text(json.dumps(found))
+    assert "a build of 11 samples" in "\n".join(lines(tmp_path))
+
+
+def test_one_batched_call_says_what_the_loop_says(accelerator):
+    """All teachers stacked are the teachers one by one."""
+    networks = [spread_out(build("mininetv2", 1)) for _ in range(3)]
+    pictures = [torch.rand(2, 3, 32, 32)]
+    ensemble = Ensemble(networks, accelerator)
+    one_by_one = torch.stack([ensemble.native(number, pictures[0]) for number in range(3)])
+    together = stacked(networks, pictures, accelerator)()[0][:, :, 0]
+    torch.testing.assert_close(together, one_by_one, atol=1e-3, rtol=1e-4)
+
+
+def test_stage1(tmp_path):
+    found = bench("stage1", "--arch", "mininetv2", "--batch", "2")
+    assert 0 <= found["loader_share"] <= 1 and found["step_s"] > 0
+    (tmp_path / "stage1.json").write_text(json.dumps(found))
+    assert "a teacher's step, mininetv2, 64x64, batch 2" in "\n".join(lines(tmp_path))
+
+
+def test_ingest(tmp_path):
+    arguments = ["ingest", "--source", "96x64", "--size", "64x64", "--samples", "11", "--rounds", "1", "--json"]
+    found = json.loads(CliRunner().invoke(command, arguments, catch_exceptions=False).stdout.splitlines()[-1])
+    assert found["images"] == 33 and found["ingest_over_bare"] > 0
+    (tmp_path / "ingest.json").write_text(json.dumps(found))
+    assert "ingest, one process, 96x64 to 64x64" in "\n".join(lines(tmp_path))
+
+
+def test_scale(tmp_path):
+    arguments = ["scale", "--samples", "11,33", "--size", "32x32", "--json"]
+    found = json.loads(CliRunner().invoke(command, arguments, catch_exceptions=False).stdout.splitlines()[-1])
+    assert [row["samples"] for row in found["rows"]] == [11, 33]
+    assert set(found["rows"][0]["peak_mb"]) == {"ingest", "build", "verify", "epoch"}
+    assert found["growth"]["cache_bytes"] < 1.1
+    (tmp_path / "scale.json").write_text(json.dumps(found))
+    assert len(list(lines(tmp_path))) == 2 + 2
+
+
+def test_other_files_have_no_row(tmp_path):
+    (tmp_path / "photographs.json").write_text(json.dumps({"data": "675 samples", "rows": []}))
+    assert len(list(lines(tmp_path))) == 2
 
 
 def test_a_size_that_is_none_is_wrong_usage():

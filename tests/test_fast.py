@@ -1,6 +1,8 @@
 """Every fast form says what the plain one says: the shard reader what zarr reads, the folded network what the network does."""
 
+import copy
 import os
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 import zarr
 
 from mtkd_cache.models import PAPER_ARCHITECTURES, build
-from mtkd_cache.models.fast import fast
+from mtkd_cache.models.fast import FORMS, Fast, compile_parts, fastest, folded
 from mtkd_cache.shard_reader import ShardReader
 from mtkd_cache.shards import ArraySpec
 from mtkd_cache.storage import Folder
@@ -116,7 +118,7 @@ def settled(arch: str, heads: int) -> torch.nn.Module:
 def test_the_fast_network_says_what_the_plain_one_says(arch):
     network = settled(arch, 2)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    quick = fast(network, torch.device("cpu"))
+    quick = folded(network, torch.device("cpu"))
     for shape in ((1, 3, 64, 96), (2, 3, 60, 50)):
         images = torch.rand(shape)
         with torch.inference_mode():
@@ -126,7 +128,63 @@ def test_the_fast_network_says_what_the_plain_one_says(arch):
 
 
 def test_mininetv2_keeps_no_batch_norm_it_can_fold():
-    quick = fast(settled("mininetv2", 2), torch.device("cpu"))
+    quick = folded(settled("mininetv2", 2), torch.device("cpu"))
     left = [name for name, module in quick.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert all("norm" in name for name in left)  # behind a concatenation or a transposed convolution
     assert len(left) == 3 + 2 * 3
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=0)
+
+
+def test_the_compiled_network_says_and_learns_what_the_plain_one_does():
+    """One small compilation each for evaluation and for training, forward and backward."""
+    network, images = settled("mininetv2", 2), torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        plain = network(images)
+    same(FORMS["compiled"](network, images.device)(images), plain)
+    left, right = copy.deepcopy(network), copy.deepcopy(network)
+    compile_parts(right)
+    assert list(right.state_dict()) == list(left.state_dict())
+    for one in (left, right):
+        one(images).square().mean().backward()
+    for one, other in zip(right.parameters(), left.parameters(), strict=True):
+        same(one.grad, other.grad)
+
+
+def test_the_fastest_form_is_chosen_and_one_that_cannot_be_made_takes_no_part(monkeypatch):
+    """Of two forms the slow one and the one that fails are left."""
+
+    class Slow(torch.nn.Module):
+        def forward(self, images):
+            time.sleep(0.05)
+            return images
+
+    class Broken(torch.nn.Module):
+        def forward(self, images):
+            raise RuntimeError("no compiler")
+
+    network, images = settled("mininetv2", 1), torch.rand(1, 3, 16, 16)
+    monkeypatch.setattr(
+        "mtkd_cache.models.fast.FORMS", {"slow": lambda *_: Slow(), "broken": lambda *_: Broken(), "folded": folded}
+    )
+    assert isinstance(fastest(network, images), Fast)
+
+
+def test_mininetv2_in_place_learns_what_out_of_place_does():
+    """Its activations overwrite what nobody needs any more; the gradients are those of the layers written out of place."""
+    network, images = settled("mininetv2", 2).train(), torch.rand(2, 3, 32, 32)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout2d):
+            module.p = 0.0
+    twin = copy.deepcopy(network)
+    network(images).square().mean().backward()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "relu_", torch.nn.functional.relu)
+        for module in twin.modules():
+            if isinstance(module, torch.nn.ReLU):
+                module.inplace = False
+        twin(images).square().mean().backward()
+    for one, other in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)

@@ -101,7 +101,7 @@ def test_three_processes_build_what_one_builds(store, organ_teachers, recipe, ac
     lines = launch(3, store, organ_teachers, tmp_path, shared, broken)
     error = "the second process cannot go on"
     others = [f"rank {rank} error another process failed: {error}" for rank in (0, 2)]
-    assert lines == sorted([f"rank 1 error {error}", *others, *(f"rank {rank} maps 8" for rank in range(3))])
+    assert lines == sorted([f"rank 1 error {error}", *others, *(f"rank {rank} maps 24" for rank in range(3))])
     one, several = LogitCache.open(alone), LogitCache.open(shared)
     hashes = sorted(one.place)
     assert one.fingerprint == several.fingerprint and one.manifest["files"] == several.manifest["files"]
@@ -137,5 +137,5 @@ def test_two_processes_build_behind_a_url(store, organ_teachers, recipe, acceler
         lines = launch(2, store, organ_teachers, tmp_path, f"{bucket}/shared.zarr")
         one, shared = LogitCache.open(alone), LogitCache.open(f"{bucket}/shared.zarr")
         hashes = sorted(one.place)
-        assert lines == ["rank 0 maps 12", "rank 1 maps 12"]
+        assert lines == ["rank 0 maps 24", "rank 1 maps 24"]
         assert one.fingerprint == shared.fingerprint and np.array_equal(one.read(hashes), shared.read(hashes))

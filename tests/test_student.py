@@ -50,8 +50,12 @@ def test_the_student_meets_what_the_teachers_say_of_the_picture_it_sees(
     assert said["loss"] == pytest.approx(float(said["cross_entropy"] + 3 * said["kl"]))
 
 
-def test_the_baseline_begins_sees_and_learns_the_same(organ_store, organ_cache, recipe, accelerator):
-    tasks = [student_task(organ_store, recipe(MOVED), accelerator, cache, "off") for cache in (organ_cache, None)]
+@pytest.mark.parametrize("recorded", [1, 2])
+def test_the_baseline_begins_sees_and_learns_the_same(recorded, organ_store, organ_teachers, recipe, accelerator, tmp_path):
+    settings = recipe(MOVED, f"cache.views={recorded}")
+    build(organ_store, organ_teachers, str(tmp_path / "c.zarr"), settings, accelerator)
+    both = (LogitCache.open(str(tmp_path / "c.zarr")), None)
+    tasks = [student_task(organ_store, settings, accelerator, cache, "off") for cache in both]
     distilled, baseline = (task.network.state_dict() for task in tasks)
     assert all(torch.equal(distilled[name], baseline[name]) for name in distilled)
     assert tasks[0].steps == tasks[1].steps

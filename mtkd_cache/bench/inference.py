@@ -1,48 +1,56 @@
-"""One picture, all anatomies: the plain loop over the decoders beside the fast form, separate networks one after the other."""
+"""One picture, all anatomies: the plain loop over the decoders beside its fast forms, separate networks one after the other."""
 
 import statistics
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from mtkd_cache.bench.machine import in_turn, ratio, spread
+from mtkd_cache.bench.machine import in_turn, ratio, seconds, spread
 from mtkd_cache.models import build
-from mtkd_cache.models.fast import fast
+from mtkd_cache.models.fast import FORMS
 
 
 def bench_inference(
-    archs: Sequence[str], size: tuple[int, int], heads: int, rounds: int, device: torch.device, compiled: bool | None = None
+    archs: Sequence[str],
+    size: tuple[int, int],
+    heads: int,
+    rounds: int,
+    device: torch.device,
+    forms: Sequence[str] = tuple(FORMS),
 ) -> Iterator[dict]:
-    """A row for each architecture and layout: medians in milliseconds a picture of batch 1, in eval mode, plain and fast in turn.
+    """A row for each architecture and layout: medians in milliseconds a picture of batch 1, in eval mode, all forms in turn.
 
-    size: (width, height). Separate networks have the weights of one, run `heads` times, which takes the same time.
+    size: (width, height). Separate networks have the weights of one, run `heads` times, which takes the same time. ms is that of
+    the fastest, named by `form` ("plain" where no other is faster); warm_up_s: the first call of each, compilation included.
     """
     torch.manual_seed(0)
     images = torch.rand(1, 3, size[1], size[0], device=device)
     for arch in archs:
         for layout, outputs, calls in (("separate", 1, heads), ("shared", heads, 1)):
             network = build(arch, outputs).eval().to(device)
-            quick = fast(network, device, compiled)
+            ways = {"plain": network, **{name: FORMS[name](network, device) for name in forms}}
 
-            @torch.inference_mode()
-            def plain_pass(network=network, calls=calls) -> None:
-                for _ in range(calls):
-                    network(images)
+            def passes(way: torch.nn.Module, calls: int = calls) -> None:
+                with torch.inference_mode():
+                    for _ in range(calls):
+                        way(images)
 
-            def fast_pass(quick=quick, calls=calls) -> None:
-                for _ in range(calls):
-                    quick(images)
-
-            times = in_turn({"plain": plain_pass, "fast": fast_pass}, rounds, device)
+            warm_up = {name: seconds(lambda way=way: passes(way, 1), device) for name, way in ways.items()}
+            actions = {name: lambda way=way, passes=passes: passes(way) for name, way in ways.items()}
+            times = in_turn(actions, rounds, device)
             milliseconds = {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
+            best = min(milliseconds, key=milliseconds.get)
             yield {
                 "arch": arch,
                 "layout": layout,
                 "size": list(size),
                 "params_m": calls * network.params_m,
-                "ms": milliseconds["fast"],
-                "fps": 1e3 / milliseconds["fast"],
+                "ms": milliseconds[best],
+                "fps": 1e3 / milliseconds[best],
+                "form": best,
                 "plain_ms": milliseconds["plain"],
-                "plain_over_fast": ratio(times, "plain", "fast"),
+                "plain_over_fast": ratio(times, "plain", best),
+                "forms_ms": milliseconds,
+                "warm_up_s": warm_up,
                 "spread_ms": {name: [1e3 * one for one in spread(taken)] for name, taken in times.items()},
             }

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtkd_cache.bench.machine import machine, peak_mb, ratio, spread, start_peak, wait
 from mtkd_cache.bench.synthetic import make_cache, make_store
+from mtkd_cache.ensemble import Ensemble
 from mtkd_cache.feed import Batch
 from mtkd_cache.losses import channelwise_kl, combine, exclusive_cross_entropy
 from mtkd_cache.models import build, upsample
@@ -23,25 +24,30 @@ from mtkd_cache.training import Task
 from mtkd_cache.views import draw_views, see
 
 
-def bench_stage2(recipe: Recipe, size: tuple[int, int], rounds: int, accelerator: Accelerator, resident: str = "off") -> dict:
+def bench_stage2(
+    recipe: Recipe,
+    size: tuple[int, int],
+    rounds: int,
+    accelerator: Accelerator,
+    resident: str = "off",
+    compiled: bool = False,
+) -> dict:
     """Medians of a step in seconds with their spread, the share of a step spent waiting for data, and peak memory.
 
     recipe: its student, its teachers' architecture, its batch. size: (width, height). The weights and the samples are synthetic.
+    compiled: all three students; warm_up_s is the first step of each.
     """
-    device = accelerator.device
     torch.manual_seed(0)
-    teachers = [build(recipe.teacher.arch, 1).eval().to(device) for _ in ANATOMIES]
+    teachers = Ensemble([build(recipe.teacher.arch, 1) for _ in ANATOMIES], accelerator)
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), size, 2 * recipe.student.batch)
-        cache = make_cache(Path(folder), store, recipe, teachers[0].stride, accelerator)
+        cache = make_cache(Path(folder), store, recipe, teachers.networks[0].stride, accelerator)
         ways = {
-            "none": Way(student_task(store, recipe, accelerator, None, resident), accelerator),
-            "cached": Way(student_task(store, recipe, accelerator, cache, resident), accelerator),
-            "online": Way(online_task(store, recipe, accelerator, teachers, resident), accelerator),
+            "none": Way(student_task(store, recipe, accelerator, None, resident, compiled), accelerator),
+            "cached": Way(student_task(store, recipe, accelerator, cache, resident, compiled), accelerator),
+            "online": Way(online_task(store, recipe, accelerator, teachers, resident, compiled), accelerator),
         }
-        for way in ways.values():
-            way.step()
-            way.forget()
+        warm_up = {name: way.warm_up() for name, way in ways.items()}
         for _ in range(rounds):
             for way in ways.values():
                 way.step()
@@ -62,8 +68,10 @@ def bench_stage2(recipe: Recipe, size: tuple[int, int], rounds: int, accelerator
         "anatomies": len(store.anatomies),
         "rounds": rounds,
         "resident": resident,
+        "compiled": compiled,
+        "warm_up_s": warm_up,
         "precision": accelerator.mixed_precision,
-        "machine": machine(device),
+        "machine": machine(accelerator.device),
     }
 
 
@@ -72,16 +80,20 @@ class Way:
 
     def __init__(self, task: Task, accelerator: Accelerator):
         self.task, self.accelerator, self.device = task, accelerator, accelerator.device
-        self.network = task.network.to(self.device, memory_format=torch.channels_last).train()
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4, fused=self.device.type == "cuda")
+        self.network, self.optimizer = task.start(self.device)
+        self.network.train()
         self.batches = self._batches()
-        self.forget()
-
-    def forget(self) -> None:
-        """Count from here on."""
         self.times: list[float] = []
         self.waited: list[float] = []
         self.peaks: list[float] = []
+
+    def warm_up(self) -> float:
+        """A step that does not count; its seconds."""
+        self.step()
+        taken = self.times.pop()
+        self.waited.clear()
+        self.peaks.clear()
+        return taken
 
     def close(self) -> None:
         self.batches.close()
@@ -113,18 +125,22 @@ class Way:
 
 
 def online_task(
-    store: SampleStore, recipe: Recipe, accelerator: Accelerator, teachers: list[nn.Module], resident: str = "off"
+    store: SampleStore,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    teachers: Ensemble,
+    resident: str = "off",
+    compiled: bool = False,
 ) -> Task:
     """The student's task with its teachers run on every view it sees, as without a cache."""
-    task = student_task(store, recipe, accelerator, None, resident)
+    task = student_task(store, recipe, accelerator, None, resident, compiled)
 
     def losses(forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
         views = draw_views(recipe.augmentation, task.seed, store.hashes[batch.rows], epoch + 1, store.size)
         images, masks, valid = see(batch.images, batch.masks, views.to(batch.images.device))
-        with torch.inference_mode():
-            native = torch.cat([teacher.native(images) for teacher in teachers], dim=1)
+        native = torch.stack([teachers.native(anatomy, images) for anatomy in range(len(ANATOMIES))], dim=1)
         logits = forward(images).float()
-        teacher = upsample(native.float(), images.shape[2:])
+        teacher = upsample(native, images.shape[2:])
         kl = channelwise_kl(logits, teacher, recipe.distillation.temperature, valid)
         cross_entropy = exclusive_cross_entropy(logits, masks, batch.anatomy, valid)
         return {"loss": combine(cross_entropy, kl, recipe.distillation.weight, recipe.distillation.combine)}

@@ -18,20 +18,23 @@ from mtkd_cache.paper import ANATOMIES
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.storage import Folder
-from mtkd_cache.units import Teachers
+from mtkd_cache.units import BATCH, Teachers
 
 GRAIN = 2.0  # of 255, the standard deviation from pixel to pixel
 
 
-def make_store(folder: Path, size: tuple[int, int], train: int) -> SampleStore:
-    """A store with at least `train` training samples of the eleven anatomies, pictures of size = (width, height)."""
+SPLIT = Split(validation=(2,), test=(3,), surgeries=None)
+
+
+def write_dataset(folder: Path, size: tuple[int, int], train: int) -> None:
+    """A dataset with at least `train` training samples of the eleven anatomies, pictures of size = (width, height)."""
     width, height = size
     random = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width]
     each = -(-train // len(ANATOMIES))
     for anatomy in ANATOMIES:
         for surgery, count in ((1, each), (2, 1), (3, 1)):
-            place = folder / "dataset" / anatomy / f"{surgery:02d}"
+            place = folder / anatomy / f"{surgery:02d}"
             place.mkdir(parents=True)
             for number in range(count):
                 coarse = Image.fromarray(random.integers(0, 255, (8, 10, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
@@ -40,7 +43,12 @@ def make_store(folder: Path, size: tuple[int, int], train: int) -> SampleStore:
                 centre = random.uniform(0.3, 0.7, 2) * (height, width)
                 mask = np.hypot(y - centre[0], x - centre[1]) < height * random.uniform(0.1, 0.3)
                 Image.fromarray(mask.astype(np.uint8) * 255).save(place / f"mask{number:02d}.png")
-    ingest(folder / "dataset", str(folder / "samples.zarr"), size=size, split=Split(validation=(2,), test=(3,), surgeries=None))
+
+
+def make_store(folder: Path, size: tuple[int, int], train: int) -> SampleStore:
+    """The sample store of such a dataset, at the pictures' own size."""
+    write_dataset(folder / "dataset", size, train)
+    ingest(folder / "dataset", str(folder / "samples.zarr"), size=size, split=SPLIT)
     return SampleStore.open(str(folder / "samples.zarr"))
 
 
@@ -61,11 +69,18 @@ class SmoothTeacher(nn.Module):
 
 def make_cache(folder: Path, store: SampleStore, recipe: Recipe, stride: int, accelerator: Accelerator) -> LogitCache:
     """A finished cache of the store's training samples with maps at a stride, written by the code that builds real ones."""
-    networks = [SmoothTeacher(stride, seed) for seed in range(len(store.anatomies))]
-    teachers = Teachers(networks, {anatomy: {"arch": "smooth", "weights_sha256": ""} for anatomy in store.anatomies})
-    settings = cache_settings(store, teachers, recipe, "no")
-    target = Folder(folder / "logits.zarr")
-    with locked(target):
+    smooth = [SmoothTeacher(stride, seed) for seed in range(len(store.anatomies))]
+    write_cache(folder / "logits.zarr", store, smooth, recipe, accelerator)
+    return LogitCache.open(str(folder / "logits.zarr"))
+
+
+def write_cache(
+    target: Path, store: SampleStore, networks: list, recipe: Recipe, accelerator: Accelerator, batch: int = BATCH
+) -> None:
+    """What `mtkd-cache build` does, with networks that need not be trained."""
+    teachers = Teachers(networks, {anatomy: {"arch": "synthetic", "weights_sha256": ""} for anatomy in store.anatomies})
+    settings = cache_settings(store, teachers, recipe, accelerator.mixed_precision)
+    folder = Folder(target)
+    with locked(folder):
         wanted = [str(sha256) for sha256 in store.hashes[store.rows("train")]]
-        update(target, store, teachers, settings, recipe.distillation.temperature, wanted, accelerator)
-    return LogitCache.open(str(target))
+        update(folder, store, teachers, settings, recipe.distillation.temperature, wanted, accelerator, batch)

@@ -1,6 +1,8 @@
 """The form of a network in which it segments fastest; its weights are the plain network's, and so are its logits, to rounding."""
 
 import copy
+import statistics
+import time
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +10,11 @@ from torch.fx.experimental.optimization import fuse
 
 from mtkd_cache.models.network import Network
 
+ROUNDS = 5  # turns each form is given before one is chosen
+
 
 class Fast(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H, W), for evaluation alone.
+    """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H, W), for evaluation alone; tensors are channels-last.
 
     replayed: the network is a CUDA graph, which writes its logits to the same memory again and again.
     """
@@ -25,27 +29,57 @@ class Fast(nn.Module):
             return logits.clone() if self.replayed else logits
 
 
-def fast(network: Network, device: torch.device, compiled: bool | None = None) -> Fast:
-    """A network for evaluation on a device; the network given stays as it is.
-
-    Tensors are channels-last, and batch norms are folded into the convolutions before them. compiled: compile the network at the
-    first call for each picture size instead, which takes minutes; on a GPU, where it is the default, its launches are then
-    replayed as a CUDA graph.
-    """
+def folded(network: Network, device: torch.device) -> Fast:
+    """A copy of a network on a device with its batch norms folded into the convolutions before them."""
     copied = copy.deepcopy(network).eval().to(device)
-    if compiled is None:
-        compiled = device.type == "cuda"
-    if compiled:
-        copied = copied.to(memory_format=torch.channels_last)
-        if device.type == "cuda":
-            copied.compile(mode="reduce-overhead")
-        else:
-            for part in (copied.encoder, *copied.decoders):  # one compilation serves all decoders
-                part.compile()
-        return Fast(copied, replayed=device.type == "cuda")
     copied.encoder = _folded(copied.encoder)
     copied.decoders = nn.ModuleList(_folded(decoder) for decoder in copied.decoders)
     return Fast(copied.to(memory_format=torch.channels_last))
+
+
+def compiled(network: Network, device: torch.device) -> Fast:
+    """The folded form, compiled by its first call for each picture size, which takes a minute or two and needs a C++ compiler.
+
+    On a GPU its launches are replayed as one CUDA graph.
+    """
+    quick = folded(network, device)
+    if device.type == "cuda":
+        quick.network.compile(mode="reduce-overhead")
+        quick.replayed = True
+    else:
+        compile_parts(quick.network)
+    return quick
+
+
+def compile_parts(network: Network) -> None:
+    """Let the encoder and each decoder be compiled at their first call; state-dict keys stay as they are."""
+    for part in (network.encoder, *network.decoders):
+        part.compile()
+
+
+FORMS = {"folded": folded, "compiled": compiled}
+
+
+def fastest(network: Network, images: Tensor) -> Fast:
+    """The form that takes the least time on these images' device for pictures of their shape, found by measuring each in turn.
+
+    A form that torch cannot make here (without a compiler, say) takes no part. The network itself stays as it is.
+    """
+    forms = {}
+    for name, make in FORMS.items():
+        form = make(network, images.device)
+        try:
+            form(images)
+        except Exception:  # torch.compile fails in many ways
+            continue
+        forms[name] = form
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(ROUNDS if len(forms) > 1 else 0):
+        for name, form in forms.items():
+            start = time.perf_counter()
+            form(images).sum().item()  # waits for the device
+            times[name].append(time.perf_counter() - start)
+    return forms[min(forms, key=lambda name: statistics.median(times[name] or [0.0]))]
 
 
 def _folded(part: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ class Down(nn.Module):
         self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(torch.cat([self.conv(x), self.pool(x)], dim=1)))
+        return F.relu_(self.norm(torch.cat([self.conv(x), self.pool(x)], dim=1)))
 
 
 def depthwise(channels: int, dilation: int = 1) -> nn.Sequential:
@@ -31,7 +31,7 @@ def depthwise(channels: int, dilation: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False),
         nn.BatchNorm2d(channels),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
     )
 
 
@@ -49,7 +49,7 @@ class Unit(nn.Module):
         self.pointwise = pointwise(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.pointwise(self.depthwise(x)))
+        return F.relu_(x + self.pointwise(self.depthwise(x)))
 
 
 class DilatedUnit(nn.Module):
@@ -63,7 +63,7 @@ class DilatedUnit(nn.Module):
         self.dropout = nn.Dropout2d(0.25)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.dropout(self.pointwise(self.near(x) + self.far(x))))
+        return F.relu_(x + self.dropout(self.pointwise(self.near(x) + self.far(x))))
 
 
 class Encoder(nn.Module):
@@ -94,4 +94,4 @@ class Decoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         images, deep = features
-        return self.out(self.units(F.relu(self.norm(self.up1(deep))) + self.refine(images)))
+        return self.out(self.units(F.relu_(self.norm(self.up1(deep))) + self.refine(images)))
