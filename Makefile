@@ -39,7 +39,7 @@ STUDY := runs/$(basename $(notdir $(RECIPE)))
 STORE := data/samples.zarr
 ifeq ($(RECIPE),smoke)
 STORE := data/smoke/samples.zarr
-TIMED := --size 64x64 --rounds 1
+TIMED := --size 64x64 --rounds 1 --form folded
 PHANTOM := data/smoke/phantom
 endif
 
