@@ -4,7 +4,7 @@ BIN := .venv/bin
 MTKD := $(BIN)/mtkd-cache
 RECIPE ?= paper
 
-.PHONY: help setup test lint demo teachers build student paper clean
+.PHONY: help setup test lint demo teachers build student paper bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,27 @@ data/smoke/phantom: | setup
 $(STUDY)/bench-inference.json: | setup  # whoever wants it measured anew deletes it
 	mkdir -p $(@D)
 	$(MTKD) bench inference $(TIMED) --json > $@.$$$$ && mv $@.$$$$ $@ || { rm -f $@.$$$$; exit 1; }
+
+# Each in turn and nothing beside it; a file that is there is not measured again. MACHINE names the files.
+MACHINE ?= cpu
+MEASURED := docs/measurements
+BENCH_stage2 := stage2 --rounds 8
+BENCH_stage2-resident := stage2 --teacher mininetv2 --resident host --rounds 8
+BENCH_stage2-compiled := stage2 --teacher mininetv2 --compile --rounds 5
+BENCH_cache := cache --rounds 10
+BENCH_build := build --teacher segformer-mit_b0 --rounds 3
+BENCH_build-stacked := build --teacher mininetv2 --stacked --rounds 3
+BENCH_stage1 := stage1 --arch segformer-mit_b0 --rounds 5
+BENCH_ingest := ingest --rounds 3
+BENCH_scale := scale
+BENCH_inference := inference --rounds 3
+BENCHES := stage2 cache build build-stacked ingest stage1 scale stage2-resident stage2-compiled inference
+
+bench: $(BENCHES:%=$(MEASURED)/$(MACHINE)-%.json)  ## measure everything on this machine, and print the README's table
+	@$(BIN)/python -m mtkd_cache.bench.table $(MEASURED)
+
+$(MEASURED)/$(MACHINE)-%.json: | setup
+	$(MTKD) bench $(BENCH_$*) --json > $@.part && mv $@.part $@
 
 clean:  ## forget .venv; data and runs stay
 	rm -rf .venv build *.egg-info

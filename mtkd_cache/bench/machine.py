@@ -59,8 +59,11 @@ def spread(times: list[float]) -> list[float]:
 
 
 def ratio(times: dict[str, list[float]], above: str, below: str) -> float:
-    """The median over rounds of the quotient of two actions' times; what slows a whole round down leaves it alone."""
-    return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
+    """The median over rounds of the quotient of two actions' times; what slows a whole round down leaves it alone.
+
+    Rounds that only one of them had do not count.
+    """
+    return statistics.median(a / b for a, b in zip(times[above], times[below], strict=False))
 
 
 def start_peak(device: torch.device) -> None:
