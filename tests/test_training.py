@@ -48,6 +48,18 @@ def interrupt(monkeypatch):
     return arm
 
 
+def test_a_compiled_training_compiles_its_network(organ_store, recipe, accelerator, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(training, "compile_parts", compiled.append)
+    train_teachers(organ_store, tmp_path, recipe("teacher.epochs=1"), accelerator, ["kidney"], compiled=True)
+    settings = recipe("student.epochs=1")
+    record = train_student(organ_store, tmp_path / "run", settings, accelerator, None, compiled=True)
+    assert [network.heads for network in compiled] == [1, 2]
+    assert 0 < record["warm_up_seconds"] <= record["seconds_per_epoch"]
+    train_student(organ_store, tmp_path / "plain", settings, accelerator, None)
+    assert len(compiled) == 2
+
+
 def test_a_teacher_goes_on_bit_for_bit_and_is_not_trained_twice(organ_store, recipe, accelerator, tmp_path, interrupt):
     train_teachers(organ_store, tmp_path / "whole", recipe(), accelerator, ["kidney"])
     interrupt()

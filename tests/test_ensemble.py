@@ -1,0 +1,50 @@
+"""Teachers that do not fit the device together take turns and say the same; the time of their passes is kept."""
+
+import pytest
+import torch
+
+from mtkd_cache.bench.build import spread_out
+from mtkd_cache.build import build as build_cache
+from mtkd_cache.cache import LogitCache
+from mtkd_cache.ensemble import Ensemble
+from mtkd_cache.models import build
+from mtkd_cache.runs import make_accelerator
+
+
+def test_one_at_a_time_says_what_all_together_say(accelerator, monkeypatch):
+    torch.manual_seed(0)
+    networks, images = [spread_out(build("mininetv2", 1)) for _ in range(3)], torch.rand(2, 3, 32, 32)
+    together, turns = Ensemble(networks, accelerator), Ensemble(networks, accelerator)
+    turns.all_fit = False
+    sent: list[tuple[int, str]] = []
+    really = torch.nn.Module.to
+
+    def to(self, *arguments, **options):
+        if self in networks:
+            sent.append((networks.index(self), str(arguments[0])))
+        return really(self, *arguments, **options)
+
+    said = [together.native(number, images) for number in (0, 1, 1, 2)]
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    for number, before in zip((0, 1, 1, 2), said, strict=True):
+        assert torch.equal(turns.native(number, images), before)
+    here = str(accelerator.device)
+    assert sent == [(0, here), (0, "cpu"), (1, here), (1, "cpu"), (2, here)]
+    assert turns.seconds > 0
+
+
+def test_a_build_by_turns_is_the_same(organ_store, organ_teachers, organ_cache, recipe, accelerator, tmp_path, monkeypatch):
+    monkeypatch.setattr(Ensemble, "all_fit", property(lambda self: False, lambda self, value: None), raising=False)
+    build_cache(organ_store, organ_teachers, str(tmp_path / "c.zarr"), recipe(), accelerator)
+    turns = LogitCache.open(str(tmp_path / "c.zarr"))
+    assert turns.fingerprint == organ_cache.fingerprint and turns.manifest["files"] == organ_cache.manifest["files"]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_native_logits_are_float32_of_the_precision_asked_for(precision):
+    network, images = spread_out(build("mininetv2", 1)), torch.rand(1, 3, 32, 32)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        expected = network.native(images)[:, 0].float()
+    said = Ensemble([network], make_accelerator("cpu", precision)).native(0, images)
+    assert said.dtype == torch.float32
+    torch.testing.assert_close(said, expected, atol=0.3 if precision == "bf16" else 1e-4, rtol=0)
