@@ -1,6 +1,7 @@
 """What every measurement says of where it was made, and how one is taken."""
 
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -43,13 +44,18 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
 
 
 def in_turn(actions: dict[str, Callable[[], object]], rounds: int, device: torch.device = CPU) -> dict[str, list[float]]:
-    """Each action's seconds over rounds in which all take their turn, after one turn that is not counted."""
+    """Each action's seconds over rounds in which all take their turn, after one turn that is not counted.
+
+    Their order changes from round to round, for an action leaves caches and threads as the next one finds them.
+    """
     for action in actions.values():
         action()
     times: dict[str, list[float]] = {name: [] for name in actions}
+    order, shuffled = list(actions), random.Random(0)
     for _ in range(rounds):
-        for name, action in actions.items():
-            times[name].append(seconds(action, device))
+        shuffled.shuffle(order)
+        for name in order:
+            times[name].append(seconds(actions[name], device))
     return times
 
 
