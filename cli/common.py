@@ -68,7 +68,10 @@ resident = click.option(
     help="Hold the samples in the memory of the device or the host, or read them from the disk; auto holds them where they fit.",
 )
 compiled = click.option(
-    "--compile", "compiled", is_flag=True, help="Compile the network: the first step takes a minute or two, the others less."
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Compile the network, which makes the first step long: pays on some devices, see mtkd-cache bench stage2 --compile.",
 )
 
 
