@@ -34,7 +34,7 @@ build: setup  ## the teachers' logits, once, into data/logits.zarr
 student: setup  ## stage 2: the student, from the cache
 	$(MTKD) train-student --recipe $(RECIPE)
 
-# RECIPE=smoke tries all of it on a phantom: some fifteen minutes on two cores and 8 GB of disk
+# RECIPE=smoke tries all of it on a phantom: some ten minutes on two cores and 8 GB of disk
 STUDY := runs/$(basename $(notdir $(RECIPE)))
 STORE := data/samples.zarr
 ifeq ($(RECIPE),smoke)
