@@ -20,6 +20,7 @@ from numcodecs.abc import Codec
 from torch import Tensor
 
 from mtkd_cache.bench.machine import CPU, in_turn, machine, seconds
+from mtkd_cache.ensemble import Ensemble
 from mtkd_cache.losses import map_kl
 from mtkd_cache.quantise import dequantise, quantise
 from mtkd_cache.samples import SampleStore
@@ -132,14 +133,11 @@ def bench_codecs(store: SampleStore, teachers: Path, samples: int, accelerator: 
 
 def _logits(store: SampleStore, teachers: Teachers, rows: np.ndarray, accelerator: Accelerator) -> Tensor:
     """Native logits float32 (n, A, h, w), one picture at a time."""
-    said = []
-    for network in teachers.networks:
-        network.to(accelerator.device).eval()
+    ensemble, said = Ensemble(teachers.networks, accelerator), []
     for row in rows:
         image = torch.from_numpy(store.read(np.array([row]))[0]).to(accelerator.device)
         image = image.permute(0, 3, 1, 2).float() / 255
-        with torch.inference_mode(), accelerator.autocast():
-            said.append(torch.cat([network.native(image) for network in teachers.networks], 1).float().cpu())
+        said.append(torch.stack([ensemble.native(number, image) for number in range(len(teachers.networks))], 1).cpu())
     return torch.cat(said)
 
 
