@@ -33,7 +33,7 @@ def command(store, cache, run: Path | None, recipe, overrides, seed, arch, no_kd
     accelerator = make_accelerator(device, precision)
     record = train_student(SampleStore.open(store), run, settings, accelerator, opened, resident, compiled)
     say(f"{run}: validation Dice {100 * record['val_dice']:.1f} in epoch {record['best_epoch']}")
-    if compiled:
+    if compiled and record.get("warm_up_seconds"):
         say(f"the first step, with its compilation, took {record['warm_up_seconds']:.0f} s")
     keys = ("best_epoch", "val_dice", "seconds_per_epoch", "warm_up_seconds", "cache_fingerprint", "seed")
-    return {"run": str(run), **{key: record[key] for key in keys}}
+    return {"run": str(run), **{key: record.get(key) for key in keys}}
