@@ -8,6 +8,7 @@ from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 from torch import nn
 
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.models.segformer import use_fused_attention
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -31,7 +32,7 @@ def make_encoder(name: str, output_stride: int = 32) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return get_encoder(name, weights=None, output_stride=output_stride)
+            return use_fused_attention(get_encoder(name, weights=None, output_stride=output_stride))
     except Exception as error:  # each encoder family refuses in its own way
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".!")
         raise MtkdError(

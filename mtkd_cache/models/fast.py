@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from mtkd_cache.models.network import Network
+from mtkd_cache.models.network import Network, SmpDecoder
+from mtkd_cache.models.segformer import Decoder, FoldedDecoder
 
 ROUNDS = 5  # turns each form is given before one is chosen
 
@@ -84,6 +85,9 @@ def fastest(network: Network, images: Tensor) -> Fast:
 
 def _folded(part: nn.Module) -> nn.Module:
     """A part with its batch norms folded, or the part itself where torch cannot trace it."""
+    if isinstance(part, SmpDecoder) and isinstance(part.decoder, Decoder):
+        part.decoder = FoldedDecoder(part.decoder)
+        return part
     try:
         return fuse(part, inplace=True)
     except Exception:  # torch.fx refuses in many ways

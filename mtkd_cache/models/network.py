@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
-from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from torch import Tensor, nn
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.models import mininetv2
+from mtkd_cache.models import mininetv2, segformer
 from mtkd_cache.models.encoders import IMAGENET, Statistics, input_statistics, make_encoder
 
 PAPER_ARCHITECTURES = (
@@ -143,7 +142,7 @@ def _decoder(decoder_name: str, encoder_name: str, channels: list[int]) -> SmpDe
         return SmpDecoder(decoder, 256)
     if decoder_name == "segformer":
         width = 768 if encoder_name in {"mit_b2", "mit_b3", "mit_b4", "mit_b5"} else 256
-        module = SmpDecoder(SegformerDecoder(channels, segmentation_channels=width), width)
+        module = SmpDecoder(segformer.Decoder(channels, segmentation_channels=width), width)
     else:
         decoder = FPNDecoder(channels)
         module = SmpDecoder(decoder, decoder.out_channels)

@@ -1,0 +1,90 @@
+"""smp's SegFormer, multiplied out: its parameters, keys and values (to rounding), for a fraction of the time and memory.
+
+Attention never holds its matrix of weights (Dao et al. 2022, as torch's scaled_dot_product_attention). The decoder projects each
+feature map linearly, upsamples, concatenates and mixes linearly again; because upsampling keeps every weighted sum of channels,
+
+    mix(concat_i(up(A_i f_i + a_i))) = sum_i up(M_i A_i f_i) + sum_i M_i a_i,    mix = (M_1 ... M_n)
+
+so the mixing is done before the upsampling, in one product with the projection.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+from segmentation_models_pytorch.encoders import mix_transformer
+from torch import Tensor, nn
+
+
+class Attention(mix_transformer.Attention):
+    """Self-attention over tokens (B, height * width, C), keys and values reduced in space."""
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        batch, tokens, channels = x.shape
+        queries = self.q(x).view(batch, tokens, self.num_heads, -1).transpose(1, 2)
+        if self.sr_ratio > 1:
+            grid = x.transpose(1, 2).reshape(batch, channels, height, width)
+            x = self.norm(self.sr(grid).flatten(2).transpose(1, 2))
+        keys, values = self.kv(x).view(batch, x.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        dropout = self.attn_drop.p if self.training else 0.0
+        seen = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=self.scale)
+        return self.proj_drop(self.proj(seen.transpose(1, 2).reshape(batch, tokens, channels)))
+
+
+def use_fused_attention(encoder: nn.Module) -> nn.Module:
+    """An encoder whose MiT blocks, if it has any, attend by `Attention`."""
+    for module in encoder.modules():
+        if type(module) is mix_transformer.Attention:
+            module.__class__ = Attention
+    return encoder
+
+
+class Decoder(SegformerDecoder):
+    """An encoder's features, the images first -> (B, width, H/4, W/4)."""
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        _, norm, activation = self.fuse_stage
+        return activation(norm(_blend(features, *self.products())))
+
+    def products(self) -> tuple[list[Tensor], Tensor]:
+        """M_i A_i (width, C_i) for each feature map, the coarsest first, and the bias (width), never in half precision."""
+        mix = self.fuse_stage[0].weight[:, :, 0, 0]
+        linears = [stage.linear for stage in self.mlp_stage]
+        with torch.autocast(mix.device.type, enabled=False):
+            parts = mix.chunk(len(linears), dim=1)
+            weights = [part @ linear.weight for part, linear in zip(parts, linears, strict=True)]
+            return weights, mix @ torch.cat([linear.bias for linear in linears])
+
+
+class FoldedDecoder(nn.Module):
+    """A decoder in evaluation mode, its products made once and its batch norm in them."""
+
+    def __init__(self, decoder: Decoder):
+        super().__init__()
+        norm = decoder.fuse_stage[1]
+        with torch.no_grad():
+            weights, bias = decoder.products()
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            self.weights = nn.ParameterList(scale[:, None] * weight for weight in weights)
+            self.bias = nn.Parameter(scale * (bias - norm.running_mean) + norm.bias)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return F.relu_(_blend(features, self.weights, self.bias))
+
+
+def _blend(features: list[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
+    """The sum over feature maps of up(weight f), plus the bias, at a quarter of the images' size."""
+    size = [length // 4 for length in features[0].shape[2:]]
+    *coarse, fine = zip(features[: -len(weights) - 1 : -1], weights, strict=True)
+    total = _project(*fine, bias, size)
+    for feature, weight in coarse:
+        total += _project(feature, weight, None, size)
+    return total
+
+
+def _project(feature: Tensor, weight: Tensor, bias: Tensor | None, size: list[int]) -> Tensor:
+    projected = F.conv2d(feature, weight[:, :, None, None], bias)
+    if list(projected.shape[2:]) == size:
+        return projected
+    return F.interpolate(projected, size=size, mode="bilinear", align_corners=False)
