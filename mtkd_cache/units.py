@@ -1,8 +1,9 @@
 """The shard files of a logit cache, one after the other: what is missing of each is computed, the rest kept."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,16 @@ def together(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
     return result
 
 
+@contextmanager
+def one_core(name: str) -> Iterator[ThreadPoolExecutor]:
+    """A thread whose torch operations take one core: with all of them, it and the caller would wait for each other."""
+    try:
+        with ThreadPoolExecutor(1, name, torch.set_num_threads, (1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(torch.get_num_threads())  # what threads made from now on take
+
+
 @dataclass
 class Work:
     """A unit as far as it is prepared: what is kept, and the batches of pictures for what is missing.
@@ -161,7 +172,7 @@ class Builder:
         )
         if todo:
             reopen(self.folder)
-        with ThreadPoolExecutor(1, "figures") as figures, ThreadPoolExecutor(1, "write") as writer:
+        with one_core("figures") as figures, ThreadPoolExecutor(1, "write") as writer:
             writing: Future | None = None
             for work in read_ahead(todo, self._prepare, depth=1):
                 recorded = self._speak(work, figures, progress)

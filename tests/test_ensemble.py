@@ -1,5 +1,7 @@
 """Teachers that do not fit the device together take turns and say the same; the time of their passes is kept."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from mtkd_cache.bench.build import spread_out
@@ -7,6 +9,7 @@ from mtkd_cache.build import build as build_cache
 from mtkd_cache.cache import LogitCache
 from mtkd_cache.ensemble import Ensemble
 from mtkd_cache.models import build
+from mtkd_cache.units import one_core
 
 
 def test_one_at_a_time_says_what_all_together_say(accelerator, monkeypatch):
@@ -45,3 +48,16 @@ def test_native_logits_are_the_networks_own(accelerator):
     said = Ensemble([network], accelerator).native(0, images)
     assert said.dtype == torch.float32 and said.shape == (1, 16, 16)
     torch.testing.assert_close(said, expected, atol=1e-4, rtol=0)
+
+
+def test_a_thread_of_one_core_leaves_the_other_threads_theirs():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with one_core("figures") as pool:
+            assert pool.submit(torch.get_num_threads).result() == 1
+            assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)

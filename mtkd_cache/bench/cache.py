@@ -45,9 +45,9 @@ def bench_cache(recipe: Recipe, size: tuple[int, int], batch: int, rounds: int, 
                 "read": lambda: stream.read(chosen.next()),
                 "decode": _decoding(store, cache, chosen),
                 "resident": lambda: resident.read(chosen.next()),
-                "copy": _copying(stream.bytes_per_sample() * batch, device),
+                "copy": _copying(stream.bytes_per_sample(), batch, len(rows), device),
             },
-            3 * rounds,
+            10 * rounds,
             device,
         )
         maps = cache.read(store.hashes[rows])
@@ -105,10 +105,16 @@ def _decoding(store: SampleStore, cache: LogitCache, chosen: _Chosen) -> Callabl
     return lambda: list(readers().map(one, chosen.next(), targets))
 
 
-def _copying(count: int, device: torch.device) -> Callable[[], torch.Tensor]:
-    """Copies a batch's bytes into new memory, as a read out of memory must."""
-    source = torch.ones(count, dtype=torch.uint8, device=device)
-    return source.clone
+def _copying(each: int, batch: int, samples: int, device: torch.device) -> Callable[[], torch.Tensor]:
+    """Copies a batch's bytes, next to each other somewhere among those of all samples, into new memory."""
+    held = torch.ones(samples * each, dtype=torch.uint8, device=device)
+    random = np.random.default_rng(0)
+
+    def copy() -> torch.Tensor:
+        start = int(random.integers((samples - batch) * each))
+        return held[start : start + batch * each].clone()
+
+    return copy
 
 
 def _write_seconds(folder: Path, cache: LogitCache, maps: np.ndarray) -> float:
