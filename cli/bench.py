@@ -77,7 +77,14 @@ def cache(teacher, size, batch, rounds, device, precision) -> dict:
 @click.option("--size", type=SIZE, default="1280x720", show_default=True, help="Width x height of the pictures.")
 @click.option("--heads", type=click.IntRange(1), default=11, show_default=True, help="Anatomies.")
 @rounds
-@click.option("--form", "forms", multiple=True, type=click.Choice(["folded", "compiled"]), help="Only these.  [default: both]")
+@click.option(
+    "--form",
+    "forms",
+    multiple=True,
+    type=click.Choice(["folded", "compiled"]),
+    default=["folded", "compiled"],
+    help="Only these beside the plain one.  [default: both]",
+)
 @common.device
 @reports
 def inference(archs, size, heads, rounds, forms, device) -> dict:
@@ -85,12 +92,11 @@ def inference(archs, size, heads, rounds, forms, device) -> dict:
     from mtkd_cache.bench.inference import bench_inference
     from mtkd_cache.bench.machine import machine
     from mtkd_cache.models import PAPER_ARCHITECTURES
-    from mtkd_cache.models.fast import FORMS
     from mtkd_cache.runs import make_accelerator
 
     where = make_accelerator(device).device
     rows = []
-    for row in bench_inference(archs or PAPER_ARCHITECTURES, size, heads, rounds, where, forms or tuple(FORMS)):
+    for row in bench_inference(archs or PAPER_ARCHITECTURES, size, heads, rounds, where, forms):
         say(
             f"{row['arch']:28}{row['layout']:10}{row['params_m']:8.2f} M   plain {row['plain_ms']:9.1f} ms   "
             f"{row['form']} {row['ms']:9.1f} ms ({row['fps']:.2f} a second)   {row['plain_over_fast']:.2f} x"

@@ -32,7 +32,7 @@ from conftest import _untrained_teacher
 from test_crash import finished_shards, same_cache
 from test_s3 import served_bucket
 
-from mtkd_cache.bench.machine import CPU, machine
+from mtkd_cache.bench.machine import machine
 from mtkd_cache.build import build
 from mtkd_cache.cache import BLOCK, LogitCache
 from mtkd_cache.errors import MtkdError
@@ -42,6 +42,7 @@ from mtkd_cache.recipe import load_recipe
 from mtkd_cache.runs import make_accelerator
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.storage import Folder
+from mtkd_cache.timing import CPU
 from mtkd_cache.verify import verify
 
 SIZE = (32, 32)

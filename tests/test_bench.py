@@ -9,12 +9,12 @@ import torch
 from click.testing import CliRunner
 
 from mtkd_cache.bench.build import spread_out, stacked
-from mtkd_cache.bench.machine import in_turn, ratio
 from mtkd_cache.bench.table import lines
 from mtkd_cache.cli.bench import command
 from mtkd_cache.ensemble import Ensemble
 from mtkd_cache.models import build
 from mtkd_cache.report.collect import read_timings
+from mtkd_cache.timing import in_turn, ratio
 
 SMALL = ("--size", "64x64", "--rounds", "1", "--device", "cpu", "--json")
 
@@ -60,6 +60,16 @@ def test_inference(tmp_path):
     assert re.search(r", \d+ threads?, 64\u00d764$", timing.where)
     (tmp_path / "inference.json").write_text(json.dumps(found))
     assert len(list(lines(tmp_path))) == 2 + 2
+
+
+def test_smps_own_segformer_is_measured_beside_ours(tmp_path):
+    found = bench("inference", "--arch", "segformer-mit_b0", "--heads", "1", "--form", "folded")
+    assert all(set(row["forms_ms"]) == {"plain", "folded", "smp"} and row["form"] != "smp" for row in found["rows"])
+    (tmp_path / "inference.json").write_text(json.dumps(found))
+    found = bench("stage2", "--teacher", "segformer-mit_b0", "--batch", "2")
+    assert found["online_smp_over_cached"] > 0
+    (tmp_path / "stage2.json").write_text(json.dumps(found))
+    assert "smp's own" in list(lines(tmp_path))[2] and "smp's own" in list(lines(tmp_path))[4]
 
 
 def test_build(tmp_path):

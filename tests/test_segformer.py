@@ -1,7 +1,5 @@
 """SegFormer multiplied out: what it says and learns is what smp's own says and learns, and it holds less meanwhile."""
 
-import copy
-
 import pytest
 import torch
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
@@ -9,7 +7,7 @@ from segmentation_models_pytorch.encoders import mix_transformer
 from torch import Tensor, nn
 
 from mtkd_cache.models import Network, build
-from mtkd_cache.models.segformer import Attention, Decoder, FoldedDecoder
+from mtkd_cache.models.segformer import Attention, Decoder, FoldedDecoder, smps_own
 
 ENCODERS = ["mit_b0", "resnet18"]  # resnet18 has a feature map finer than the decoder's own, and no attention
 
@@ -27,17 +25,6 @@ def network(encoder: str) -> Network:
     return made
 
 
-def as_smp_has_it(made: Network) -> Network:
-    """The same network with smp's own forward passes."""
-    twin = copy.deepcopy(made)
-    for module in twin.modules():
-        if type(module) is Attention:
-            module.__class__ = mix_transformer.Attention
-        if type(module) is Decoder:
-            module.__class__ = SegformerDecoder
-    return twin
-
-
 def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(one, other, atol=tolerance * float(other.detach().abs().max()), rtol=0)
 
@@ -46,7 +33,7 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_says_and_learns_what_smps_own_does(encoder, training):
     ours = network(encoder).train(training).double()
-    theirs = as_smp_has_it(ours)
+    theirs = smps_own(ours)
     images = torch.rand(2, 3, 64, 96, dtype=torch.float64)
     for one in (ours, theirs):
         torch.manual_seed(1)  # MiT drops paths
@@ -66,6 +53,9 @@ def test_every_attention_and_decoder_is_multiplied_out():
     kinds = {type(module) for module in network("mit_b0").modules()}
     assert {Attention, Decoder} <= kinds
     assert not {mix_transformer.Attention, SegformerDecoder} & kinds
+    own = {type(module) for module in smps_own(network("mit_b0")).modules()}
+    assert {mix_transformer.Attention, SegformerDecoder} <= own
+    assert not {Attention, Decoder} & own
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -87,7 +77,7 @@ def test_in_half_precision_it_errs_no_more_than_smps_own():
 
     with torch.no_grad():
         exact = ours.native(images)
-        assert error(ours, exact) < 2 * error(as_smp_has_it(ours), exact)
+        assert error(ours, exact) < 2 * error(smps_own(ours), exact)
 
 
 def test_attention_drops_as_smps_own_does():
@@ -118,4 +108,4 @@ def saved_bytes(one: Network, images: Tensor) -> int:
 
 def test_it_keeps_less_for_the_backward_pass():
     ours, images = network("mit_b0"), torch.rand(1, 3, 256, 320)
-    assert saved_bytes(ours, images) < 0.75 * saved_bytes(as_smp_has_it(ours), images)
+    assert saved_bytes(ours, images) < 0.75 * saved_bytes(smps_own(ours), images)

@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.func import functional_call, stack_module_state
 
-from mtkd_cache.bench.machine import in_turn, machine, ratio, spread
+from mtkd_cache.bench.machine import machine
 from mtkd_cache.bench.synthetic import make_store, write_cache
 from mtkd_cache.ensemble import Ensemble
 from mtkd_cache.models import Network, build
 from mtkd_cache.paper import ANATOMIES
 from mtkd_cache.recipe import Recipe
+from mtkd_cache.timing import in_turn, ratio, spread
 
 
 def bench_build(

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from numcodecs import blosc
 
-from mtkd_cache.bench.machine import in_turn, machine, ratio, seconds, spread
+from mtkd_cache.bench.machine import machine
 from mtkd_cache.bench.synthetic import make_cache, make_store
 from mtkd_cache.cache import BLOCK, LogitCache, logits_spec
 from mtkd_cache.feed import Stream
@@ -21,6 +21,7 @@ from mtkd_cache.recipe import Recipe
 from mtkd_cache.resident import Resident
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.shard_reader import ShardReader, readers
+from mtkd_cache.timing import in_turn, ratio, seconds, spread
 
 
 def bench_cache(recipe: Recipe, size: tuple[int, int], batch: int, rounds: int, accelerator: Accelerator) -> dict:

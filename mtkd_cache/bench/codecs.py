@@ -19,11 +19,12 @@ from numcodecs import Blosc, Delta, FixedScaleOffset, GZip, Shuffle, Zstd, blosc
 from numcodecs.abc import Codec
 from torch import Tensor
 
-from mtkd_cache.bench.machine import CPU, in_turn, machine, seconds
+from mtkd_cache.bench.machine import machine
 from mtkd_cache.ensemble import Ensemble
 from mtkd_cache.losses import map_kl
 from mtkd_cache.quantise import dequantise, quantise
 from mtkd_cache.samples import SampleStore
+from mtkd_cache.timing import CPU, in_turn, seconds
 from mtkd_cache.units import Teachers
 
 STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)

@@ -6,9 +6,10 @@ from functools import partial
 
 import torch
 
-from mtkd_cache.bench.machine import in_turn, ratio, seconds, spread
 from mtkd_cache.models import build
-from mtkd_cache.models.fast import FORMS
+from mtkd_cache.models.fast import FORMS, plain
+from mtkd_cache.models.segformer import smps_own
+from mtkd_cache.timing import in_turn, ratio, seconds, spread
 
 
 def bench_inference(
@@ -17,28 +18,32 @@ def bench_inference(
     heads: int,
     rounds: int,
     device: torch.device,
-    forms: Sequence[str] = tuple(FORMS),
+    forms: Sequence[str],
 ) -> Iterator[dict]:
     """A row for each architecture and layout: medians in milliseconds a picture of batch 1, in eval mode, all forms in turn.
 
-    size: (width, height). Separate networks run one after the other, as in the paper: one is timed and counted `heads` times. ms
-    is that of the fastest, named by `form` ("plain" where no other is faster); warm_up_s: the first call of each, compilation
-    included.
+    size: (width, height). forms: those of `mtkd_cache.models.fast.FORMS` to try beside the plain network. Separate networks run one
+    after the other, as in the paper: one is timed and counted `heads` times. ms is that of the fastest, named by `form` ("plain"
+    where no other is faster). forms_ms: of each, and for SegFormer of smp's own modules. warm_up_s: the first call of each,
+    compilation included.
     """
     torch.manual_seed(0)
     images = torch.rand(1, 3, size[1], size[0], device=device)
     for arch in archs:
         for layout, outputs, calls in (("separate", 1, heads), ("shared", heads, 1)):
-            network = build(arch, outputs).eval().to(device)
-            ways = {"plain": network, **{name: FORMS[name](network, device) for name in forms}}
-            actions = {name: partial(_look, way, images) for name, way in ways.items()}
+            network = build(arch, outputs)
+            ways = {name: FORMS[name](network, device) for name in ("plain", *forms)}
+            if arch.startswith("segformer"):
+                ways["smp"] = plain(smps_own(network), device)
+            actions = {name: partial(way, images) for name, way in ways.items()}
             warm_up = {name: seconds(action, device) for name, action in actions.items()}
             times = in_turn(actions, rounds, device)
             milliseconds = {name: 1e3 * calls * statistics.median(taken) for name, taken in times.items()}
-            best = min(milliseconds, key=milliseconds.get)
+            best = min(("plain", *forms), key=milliseconds.get)
             yield {
                 "arch": arch,
                 "layout": layout,
+                "heads": heads,
                 "size": list(size),
                 "params_m": calls * network.params_m,
                 "ms": milliseconds[best],
@@ -50,8 +55,3 @@ def bench_inference(
                 "warm_up_s": warm_up,
                 "spread_ms": {name: [1e3 * calls * one for one in spread(taken)] for name, taken in times.items()},
             }
-
-
-def _look(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        return network(images)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from mtkd_cache.bench.machine import CPU, machine, peak_mb, start_peak
+from mtkd_cache.bench.machine import machine, peak_mb, start_peak
 from mtkd_cache.bench.synthetic import make_cache, make_store
 from mtkd_cache.cache import LogitCache
 from mtkd_cache.feed import Stream, epoch_batches, read_ahead
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.samples import SampleStore
+from mtkd_cache.timing import CPU
 from mtkd_cache.verify import verify
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from mtkd_cache.bench.machine import in_turn, machine, ratio, spread
+from mtkd_cache.bench.machine import machine
 from mtkd_cache.bench.stage2 import Way
 from mtkd_cache.bench.synthetic import SPLIT, make_store, write_dataset
 from mtkd_cache.dataset import find_samples, read_image, read_mask
 from mtkd_cache.ingest import ingest
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.teachers import teacher_task
+from mtkd_cache.timing import in_turn, ratio, spread
 
 
 def bench_ingest(size: tuple[int, int], source: tuple[int, int], samples: int, rounds: int, accelerator: Accelerator) -> dict:

@@ -10,16 +10,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mtkd_cache.bench.machine import machine, peak_mb, ratio, spread, start_peak, wait
+from mtkd_cache.bench.machine import machine, peak_mb, start_peak
 from mtkd_cache.bench.synthetic import make_cache, make_store
 from mtkd_cache.ensemble import Ensemble
 from mtkd_cache.feed import Batch
 from mtkd_cache.losses import channelwise_kl, combine, exclusive_cross_entropy
 from mtkd_cache.models import build, upsample
+from mtkd_cache.models.segformer import smps_own
 from mtkd_cache.paper import ANATOMIES
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.student import student_task
+from mtkd_cache.timing import ratio, spread, wait
 from mtkd_cache.training import Task
 from mtkd_cache.views import draw_views, see
 
@@ -38,6 +40,7 @@ def bench_stage2(
     """Medians of a step in seconds with their spread, the share of a step spent waiting for data, and peak memory.
 
     recipe: its student, its teachers' architecture, its batch. size: (width, height). The weights and the samples are synthetic.
+    Where the teachers are SegFormers, online_smp is a step with smp's own modules for teachers.
     compiled: all three students; warm_up_s is the first step of each.
     """
     torch.manual_seed(0)
@@ -50,10 +53,13 @@ def bench_stage2(
             "cached": Way(student_task(store, recipe, accelerator, cache, resident, compiled), accelerator),
             "online": Way(online_task(store, recipe, accelerator, teachers, resident, compiled), accelerator),
         }
-        warm_up = {name: way.warm_up(1 if name == "online" else SETTLING) for name, way in ways.items()}
+        if recipe.teacher.arch.startswith("segformer"):
+            own = Ensemble([smps_own(network) for network in teachers.networks], accelerator)
+            ways["online_smp"] = Way(online_task(store, recipe, accelerator, own, resident, compiled), accelerator)
+        warm_up = {name: way.warm_up(1 if "online" in name else SETTLING) for name, way in ways.items()}
         for turn in range(rounds):
             for name, way in ways.items():
-                if name != "online" or turn < ONLINE_ROUNDS:
+                if "online" not in name or turn < ONLINE_ROUNDS:
                     way.step()
         for way in ways.values():
             way.close()
@@ -61,7 +67,7 @@ def bench_stage2(
     return {
         **{f"{name}_s": statistics.median(taken) for name, taken in times.items()},
         "kd_overhead": ratio(times, "cached", "none"),
-        "online_over_cached": ratio(times, "online", "cached"),
+        **{f"{name}_over_cached": ratio(times, name, "cached") for name in ways if "online" in name},
         "loader_share": sum(ways["cached"].waited) / sum(times["cached"]),
         "spread_s": {name: spread(taken) for name, taken in times.items()},
         "peak_mb": {name: max(way.peaks) for name, way in ways.items()},

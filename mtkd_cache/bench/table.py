@@ -36,18 +36,20 @@ def _setting(found: dict) -> str:
 
 def _inference(found: dict) -> Iterator[tuple[str, str]]:
     for row in found["rows"]:
+        smp = f", smp's own {row['forms_ms']['smp']:.0f} ms" if "smp" in row["forms_ms"] else ""
         yield (
             f"inference, {row['arch']} {row['layout']}, {'x'.join(map(str, row['size']))}",
-            f"{row['ms']:.0f} ms {row['form']}, plain {row['plain_ms']:.0f} ms ({row['plain_over_fast']:.2f} x)",
+            f"{row['ms']:.0f} ms {row['form']}, plain {row['plain_ms']:.0f} ms ({row['plain_over_fast']:.2f} x){smp}",
         )
 
 
 def _stage2(found: dict) -> Iterator[tuple[str, str]]:
     how = f"{'compiled, ' if found['compiled'] else ''}{'streamed' if found['resident'] == 'off' else 'resident'}"
+    smp = f", with smp's own teachers {found['online_smp_over_cached']:.1f} x" if "online_smp_s" in found else ""
     yield (
         f"a step of stage 2, {found['arch']} under {found['teacher']}, {_setting(found)}, {how}",
         f"no KD {found['none_s']:.2f} s, cached {found['cached_s']:.2f} s ({found['kd_overhead']:.3f} x), online "
-        f"{found['online_s']:.1f} s ({found['online_over_cached']:.1f} x cached), waiting {found['loader_share']:.1%}, peak "
+        f"{found['online_s']:.1f} s ({found['online_over_cached']:.1f} x cached{smp}), waiting {found['loader_share']:.1%}, peak "
         f"{found['peak_mb']['cached'] / found['peak_mb']['none'] - 1:+.1%} of no KD's",
     )
 

@@ -2,7 +2,7 @@
 
 import copy
 import statistics
-import time
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,32 +10,39 @@ from torch.fx.experimental.optimization import fuse
 
 from mtkd_cache.models.network import Network, SmpDecoder
 from mtkd_cache.models.segformer import Decoder, FoldedDecoder
+from mtkd_cache.timing import in_turn
 
 ROUNDS = 5  # turns each form is given before one is chosen
 
 
 class Fast(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H, W), for evaluation alone; tensors are channels-last.
+    """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H, W), for evaluation alone.
 
-    replayed: the network is a CUDA graph, which writes its logits to the same memory again and again.
+    layout: how its tensors lie in memory. replayed: the network is a CUDA graph, which writes its logits to the same memory again
+    and again.
     """
 
-    def __init__(self, network: Network, replayed: bool = False):
+    def __init__(self, network: Network, layout: torch.memory_format = torch.channels_last, replayed: bool = False):
         super().__init__()
-        self.network, self.replayed = network, replayed
+        self.network, self.layout, self.replayed = network.to(memory_format=layout), layout, replayed
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits = self.network(images.contiguous(memory_format=torch.channels_last))
+            logits = self.network(images.contiguous(memory_format=self.layout))
             return logits.clone() if self.replayed else logits
 
 
+def plain(network: Network, device: torch.device) -> Fast:
+    """A copy of a network on a device, as it is."""
+    return Fast(_copy(network, device), torch.contiguous_format)
+
+
 def folded(network: Network, device: torch.device) -> Fast:
-    """A copy of a network on a device with its batch norms folded into the convolutions before them."""
-    copied = copy.deepcopy(network).eval().to(device)
+    """A copy of a network on a device, channels-last, its batch norms folded into the convolutions before them."""
+    copied = _copy(network, device)
     copied.encoder = _folded(copied.encoder)
     copied.decoders = nn.ModuleList(_folded(decoder) for decoder in copied.decoders)
-    return Fast(copied.to(memory_format=torch.channels_last))
+    return Fast(copied)
 
 
 def compiled(network: Network, device: torch.device) -> Fast:
@@ -58,7 +65,7 @@ def compile_parts(network: Network) -> None:
         part.compile()
 
 
-FORMS = {"folded": folded, "compiled": compiled}
+FORMS = {"plain": plain, "folded": folded, "compiled": compiled}
 
 
 def fastest(network: Network, images: Tensor) -> Fast:
@@ -74,13 +81,12 @@ def fastest(network: Network, images: Tensor) -> Fast:
         except Exception:  # torch.compile fails in many ways
             continue
         forms[name] = form
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(ROUNDS if len(forms) > 1 else 0):
-        for name, form in forms.items():
-            start = time.perf_counter()
-            form(images).sum().item()  # waits for the device
-            times[name].append(time.perf_counter() - start)
-    return forms[min(forms, key=lambda name: statistics.median(times[name] or [0.0]))]
+    times = in_turn({name: partial(form, images) for name, form in forms.items()}, ROUNDS, images.device)
+    return forms[min(times, key=lambda name: statistics.median(times[name]))]
+
+
+def _copy(network: Network, device: torch.device) -> Network:
+    return copy.deepcopy(network).eval().to(device)
 
 
 def _folded(part: nn.Module) -> nn.Module:

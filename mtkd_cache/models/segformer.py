@@ -8,6 +8,7 @@ feature map linearly, upsamples, concatenates and mixes linearly again; because 
 so the mixing is done before the upsampling, in one product with the projection.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -34,10 +35,7 @@ class Attention(mix_transformer.Attention):
 
 def use_fused_attention(encoder: nn.Module) -> nn.Module:
     """An encoder whose MiT blocks, if it has any, attend by `Attention`."""
-    for module in encoder.modules():
-        if type(module) is mix_transformer.Attention:
-            module.__class__ = Attention
-    return encoder
+    return _exchange(encoder, {mix_transformer.Attention: Attention})
 
 
 class Decoder(SegformerDecoder):
@@ -71,6 +69,18 @@ class FoldedDecoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         return F.relu_(_blend(features, self.weights, self.bias))
+
+
+def smps_own(network: nn.Module) -> nn.Module:
+    """A copy of a network that computes as smp does, to compare with."""
+    return _exchange(copy.deepcopy(network), {Attention: mix_transformer.Attention, Decoder: SegformerDecoder})
+
+
+def _exchange(network: nn.Module, others: dict[type, type]) -> nn.Module:
+    """A network, with each of its modules of one class turned into one of another class of the same parameters."""
+    for module in network.modules():
+        module.__class__ = others.get(type(module), type(module))
+    return network
 
 
 def _blend(features: list[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
