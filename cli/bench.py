@@ -113,18 +113,20 @@ def inference(archs, size, heads, rounds, forms, device) -> dict:
 @click.option("--stacked", is_flag=True, help="All teachers as one batched call too.")
 @rounds
 @common.compute
+@common.compiled
 @reports
-def build(teacher, size, batch, samples, stacked, rounds, device, precision) -> dict:
+def build(teacher, size, batch, samples, stacked, rounds, device, precision, compiled) -> dict:
     """A build of eleven teachers' maps against their bare forward passes."""
     from mtkd_cache.bench.build import bench_build
     from mtkd_cache.recipe import load_recipe
     from mtkd_cache.runs import make_accelerator
 
     recipe = load_recipe("paper", [f"teacher.arch={teacher}"])
-    result = bench_build(recipe, size, samples, batch, rounds, make_accelerator(device, precision), stacked)
+    result = bench_build(recipe, size, samples, batch, rounds, make_accelerator(device, precision), compiled, stacked)
     say(
         f"{result['samples']} samples: built in {result['build_s']:.2f} s, forward passes alone {result['bare_s']:.2f} s: "
         f"{100 * result['throughput']:.1f} % of their throughput"
+        + (f"; not compiled {result['plain_s']:.2f} s" if compiled else "")
         + (f"; one batched call {result['stacked_s']:.2f} s" if stacked else "")
     )
     return result

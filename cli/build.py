@@ -18,8 +18,11 @@ from mtkd_cache.cli.common import load, reports, say
 @common.splits
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images in one forward pass.")
 @common.compute
+@common.compiled
 @reports
-def command(store, teachers: Path, cache, recipe, overrides, seed, step, views, splits, batch, device, precision) -> dict:
+def command(
+    store, teachers: Path, cache, recipe, overrides, seed, step, views, splits, batch, device, precision, compiled
+) -> dict:
     """Run the teachers once over the samples and write their logits; the same command goes on where it stopped."""
     from mtkd_cache.build import build
     from mtkd_cache.runs import make_accelerator
@@ -28,7 +31,8 @@ def command(store, teachers: Path, cache, recipe, overrides, seed, step, views, 
     overrides += (f"cache.step={step}",) if step else ()
     overrides += (f"cache.views={views}",) if views else ()
     settings = load(recipe, overrides, seed)
-    result = build(SampleStore.open(store), teachers, cache, settings, make_accelerator(device, precision), splits, batch)
+    accelerator = make_accelerator(device, precision)
+    result = build(SampleStore.open(store), teachers, cache, settings, accelerator, splits, batch, compiled)
     say(
         f"{result['samples']} samples x {result['views']} views x {len(result['anatomies'])} anatomies in {cache}: "
         f"{result['bytes'] / 1e6:.1f} MB, largest error {result['max_abs_error']:.4g} of {result['step'] / 2:g} allowed, "

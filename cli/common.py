@@ -71,7 +71,7 @@ compiled = click.option(
     "--compile",
     "compiled",
     is_flag=True,
-    help="Compile the network, which makes the first step long: pays on some devices, see mtkd-cache bench stage2 --compile.",
+    help="Compile the networks, which makes the first step long: pays on some devices, see --compile of mtkd-cache bench.",
 )
 
 

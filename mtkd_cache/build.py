@@ -39,10 +39,12 @@ def build(
     accelerator: Accelerator,
     splits: Sequence[str] = ("train",),
     batch: int = BATCH,
+    compiled: bool = False,
 ) -> dict:
     """Bring a logit cache up to date with its samples and teachers; where it is, nothing is computed.
 
-    splits: whose samples it holds. Several processes (accelerate launch) share the shard files.
+    splits: whose samples it holds. compiled: the teachers are, see `mtkd_cache.ensemble`; their logits differ in the last digits.
+    Several processes (accelerate launch) share the shard files.
     Returns what the `--json` contract names; teacher_seconds and maps_computed are summed over the processes.
     Raises MtkdError for a step or teachers that do not fit, and for a cache that was begun with other settings.
     """
@@ -54,7 +56,7 @@ def build(
     folder = Folder(cache)
     with ExitStack() as stack:
         together(accelerator, lambda: stack.enter_context(locked(folder)) if accelerator.is_main_process else None)
-        builder = update(folder, store, loaded, settings, recipe.distillation.temperature, wanted, accelerator, batch)
+        builder = update(folder, store, loaded, settings, recipe.distillation.temperature, wanted, accelerator, batch, compiled)
     shares = gather_object([(builder.ensemble.seconds, builder.maps)])
     return {
         **summary(LogitCache.open(cache)),
@@ -73,6 +75,7 @@ def update(
     wanted: list[str],
     accelerator: Accelerator,
     batch: int = BATCH,
+    compiled: bool = False,
 ) -> Builder:
     """Compute what is missing of a cache that the main process has locked, and seal it. The builder tells what it did.
 
@@ -90,7 +93,7 @@ def update(
 
     together(accelerator, begin)
     plan = read_sealed(folder, PLAN)
-    builder = Builder(folder, store, teachers, settings, plan["temperature"], accelerator, batch)
+    builder = Builder(folder, store, teachers, settings, plan["temperature"], accelerator, batch, compiled)
     together(accelerator, lambda: builder.run(units(plan["samples"], settings["views"]["count"])))
     together(accelerator, finish)
     return builder

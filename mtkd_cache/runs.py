@@ -15,6 +15,7 @@ import mtkd_cache
 from mtkd_cache.checkpoints import STATE, WEIGHTS, file_sha256
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.manifest import digest
+from mtkd_cache.memory import keep_freed_memory
 from mtkd_cache.models import Network, build, load_pretrained, paper_source
 from mtkd_cache.storage import write_durably
 from mtkd_cache.training import Task, fit
@@ -116,7 +117,7 @@ def over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor] | Non
 
 
 def make_accelerator(device: str | None, precision: str = "no") -> Accelerator:
-    """What trainings and teachers run on.
+    """What trainings and teachers run on; this process keeps its memory from now on, see `mtkd_cache.memory`.
 
     device: "cpu", "cuda", or None for what is there. precision: "no", "bf16" or "fp16".
 
@@ -125,5 +126,6 @@ def make_accelerator(device: str | None, precision: str = "no") -> Accelerator:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise MtkdError("no CUDA device is there, or torch cannot use it. Leave --device out to compute on what is there.")
+    keep_freed_memory()
     cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
     return Accelerator(cpu=cpu, mixed_precision=precision)

@@ -148,10 +148,11 @@ class Builder:
         temperature: float,
         accelerator: Accelerator,
         batch: int,
+        compiled: bool = False,
     ):
         self.folder, self.store, self.teachers, self.settings = folder, store, teachers, settings
         self.temperature, self.accelerator, self.batch = temperature, accelerator, batch
-        self.ensemble = Ensemble(teachers.networks, accelerator)
+        self.ensemble = Ensemble(teachers.networks, accelerator, compiled)
         self.spec = logits_spec(settings["views"]["count"], len(store.anatomies), tuple(settings["grid"]), settings["step"])
         self.row_of = {str(sha256): row for row, sha256 in enumerate(store.hashes)}
         self.stream = Stream(store)

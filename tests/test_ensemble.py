@@ -3,12 +3,15 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from click.testing import CliRunner
 
 from mtkd_cache.bench.build import spread_out
 from mtkd_cache.build import build as build_cache
 from mtkd_cache.cache import LogitCache
+from mtkd_cache.cli.build import command
 from mtkd_cache.ensemble import Ensemble
-from mtkd_cache.models import build
+from mtkd_cache.models import Network, build, mininetv2
+from mtkd_cache.models.encoders import IMAGENET
 from mtkd_cache.units import one_core
 
 
@@ -48,6 +51,35 @@ def test_native_logits_are_the_networks_own(accelerator):
     said = Ensemble([network], accelerator).native(0, images)
     assert said.dtype == torch.float32 and said.shape == (1, 16, 16)
     torch.testing.assert_close(said, expected, atol=1e-4, rtol=0)
+
+
+def test_compiled_teachers_say_what_they_say_uncompiled(accelerator):
+    """On networks of few layers, for each of them takes its time to compile; one compilation serves both."""
+    torch.manual_seed(0)
+
+    def teacher() -> Network:
+        return Network("mininetv2", mininetv2.Down(3, 8), [torch.nn.Conv2d(8, 1, 3, padding=1)], IMAGENET)
+
+    networks, images = [teacher() for _ in range(2)], torch.rand(2, 3, 32, 32)
+    said = [Ensemble(networks, accelerator).native(number, images) for number in range(2)]
+    torch._dynamo.utils.counters.clear()
+    compiled = Ensemble(networks, accelerator, compiled=True)
+    for number in range(2):
+        torch.testing.assert_close(compiled.native(number, images), said[number], atol=1e-5, rtol=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # an encoder's and a decoder's
+
+
+def test_build_compiles_its_teachers_where_asked(phantom_store, tmp_path, untrained_teacher, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("mtkd_cache.ensemble.compile_parts", compiled.append)
+    for anatomy in phantom_store.anatomies:
+        untrained_teacher(tmp_path / "teachers", anatomy)
+    arguments = ["--store", phantom_store.url, "--teachers", str(tmp_path / "teachers"), "--device", "cpu"]
+    for name, flags, count in (("plain.zarr", [], 0), ("compiled.zarr", ["--compile"], 11)):
+        result = CliRunner().invoke(command, [*arguments, "--cache", str(tmp_path / name), *flags], catch_exceptions=False)
+        assert result.exit_code == 0 and len(compiled) == count
+    one, other = (LogitCache.open(str(tmp_path / name)) for name in ("plain.zarr", "compiled.zarr"))
+    assert one.fingerprint == other.fingerprint
 
 
 def test_a_thread_of_one_core_leaves_the_other_threads_theirs():

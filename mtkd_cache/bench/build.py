@@ -4,6 +4,7 @@ import copy
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -28,17 +29,20 @@ def bench_build(
     batch: int,
     rounds: int,
     accelerator: Accelerator,
+    compiled: bool = False,
     also_stacked: bool = False,
 ) -> dict:
     """Medians in seconds, taken in turn: a build of new maps, reading, quantising, compressing and writing included, and the
     teachers' forward passes alone on the same pictures, already on the device.
 
-    samples: at least so many, rounded up to a multiple of the anatomies. also_stacked: also all teachers as one batched call
-    (torch.func.vmap over their stacked weights). throughput: bare_s / build_s, 1 where a build costs nothing but its passes.
+    samples: at least so many, rounded up to a multiple of the anatomies. compiled: the teachers are; plain_s is what they take as
+    they are. also_stacked: also all teachers as one batched call (torch.func.vmap over their stacked weights). throughput:
+    bare_s / build_s, 1 where a build costs nothing but its passes.
     """
     torch.manual_seed(0)
     networks = [spread_out(build(recipe.teacher.arch, 1)) for _ in ANATOMIES]
-    ensemble = Ensemble(networks, accelerator)
+    plain = Ensemble(copy.deepcopy(networks), accelerator)
+    ensemble = Ensemble(networks, accelerator, compiled)
     with tempfile.TemporaryDirectory() as name:
         folder, numbers = Path(name), count()
         store = make_store(folder, size, samples)
@@ -47,19 +51,22 @@ def bench_build(
         read = (torch.from_numpy(store.read(part)[0]).to(accelerator.device) for part in batches)
         pictures = [images.permute(0, 3, 1, 2).float() / 255 for images in read]
 
-        def bare() -> list[Tensor]:
-            return [ensemble.native(anatomy, images) for anatomy in range(len(networks)) for images in pictures]
+        def bare(teachers: Ensemble) -> list[Tensor]:
+            return [teachers.native(anatomy, images) for anatomy in range(len(networks)) for images in pictures]
 
         def built() -> None:
-            write_cache(folder / f"{next(numbers)}.zarr", store, networks, recipe, accelerator, batch)
+            write_cache(folder / f"{next(numbers)}.zarr", store, networks, recipe, accelerator, batch, compiled)
 
-        actions: dict[str, Callable[[], object]] = {"bare": bare, "build": built}
+        actions: dict[str, Callable[[], object]] = {"bare": partial(bare, ensemble), "build": built}
+        if compiled:
+            actions["plain"] = partial(bare, plain)
         if also_stacked:
             actions["stacked"] = stacked(networks, pictures, accelerator)
         times = in_turn(actions, rounds, accelerator.device)
     return {
         **{f"{way}_s": statistics.median(taken) for way, taken in times.items()},
         "throughput": ratio(times, "bare", "build"),
+        **({"plain_over_compiled": ratio(times, "plain", "bare")} if compiled else {}),
         **({"loop_over_stacked": ratio(times, "bare", "stacked")} if also_stacked else {}),
         "seconds_per_sample": statistics.median(times["build"]) / len(rows),
         "spread_s": {way: spread(taken) for way, taken in times.items()},

@@ -22,10 +22,10 @@ def bench_inference(
 ) -> Iterator[dict]:
     """A row for each architecture and layout: medians in milliseconds a picture of batch 1, in eval mode, all forms in turn.
 
-    size: (width, height). forms: those of `mtkd_cache.models.fast.FORMS` to try beside the plain network. Separate networks run one
-    after the other, as in the paper: one is timed and counted `heads` times. ms is that of the fastest, named by `form` ("plain"
-    where no other is faster). forms_ms: of each, and for SegFormer of smp's own modules. warm_up_s: the first call of each,
-    compilation included.
+    size: (width, height). forms: those of `mtkd_cache.models.fast.FORMS` to try beside the plain network. Separate networks run
+    one after the other, as in the paper: one is timed and counted `heads` times. ms is that of the fastest, named by `form`
+    ("plain" where no other is faster). forms_ms: of each, and for SegFormer of smp's own modules. warm_up_s: the first call of
+    each, compilation included.
     """
     torch.manual_seed(0)
     images = torch.rand(1, 3, size[1], size[0], device=device)

@@ -75,7 +75,13 @@ def make_cache(folder: Path, store: SampleStore, recipe: Recipe, stride: int, ac
 
 
 def write_cache(
-    target: Path, store: SampleStore, networks: list, recipe: Recipe, accelerator: Accelerator, batch: int = BATCH
+    target: Path,
+    store: SampleStore,
+    networks: list,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    batch: int = BATCH,
+    compiled: bool = False,
 ) -> None:
     """What `mtkd-cache build` does, with networks that need not be trained."""
     teachers = Teachers(networks, {anatomy: {"arch": "synthetic", "weights_sha256": ""} for anatomy in store.anatomies})
@@ -83,4 +89,4 @@ def write_cache(
     folder = Folder(target)
     with locked(folder):
         wanted = [str(sha256) for sha256 in store.hashes[store.rows("train")]]
-        update(folder, store, teachers, settings, recipe.distillation.temperature, wanted, accelerator, batch)
+        update(folder, store, teachers, settings, recipe.distillation.temperature, wanted, accelerator, batch, compiled)

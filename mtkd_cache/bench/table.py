@@ -60,8 +60,9 @@ def _stage1(found: dict) -> Iterator[tuple[str, str]]:
 
 def _build(found: dict) -> Iterator[tuple[str, str]]:
     stacked = f"; one batched call {1 / found['loop_over_stacked']:.2f} x the time" if "loop_over_stacked" in found else ""
+    compiled = f" compiled ({found['plain_over_compiled']:.2f} x)" if "plain_over_compiled" in found else ""
     yield (
-        f"a build of {found['samples']} samples, {found['teachers']} teachers {found['teacher']}, {_setting(found)}",
+        f"a build of {found['samples']} samples, {found['teachers']} teachers {found['teacher']}{compiled}, {_setting(found)}",
         f"{found['build_s']:.1f} s, {found['throughput']:.1%} of the bare forward passes' throughput{stacked}",
     )
 
