@@ -69,13 +69,14 @@ BENCH_stage2 := stage2 --batch $(BATCH) --resident off --rounds 8
 BENCH_stage2-resident := stage2 --teacher mininetv2 --size 320x256 --resident host --rounds 8
 BENCH_stage2-compiled := stage2 --teacher mininetv2 --size 320x256 --resident host --compile --rounds 5
 BENCH_cache := cache --rounds 10
-BENCH_build := build --teacher segformer-mit_b0 --rounds 2
+BENCH_build := build --teacher segformer-mit_b0 --compile --rounds 2
+BENCH_build-small := build --teacher mininetv2 --size 320x256 --samples 44 --rounds 3
 BENCH_build-stacked := build --teacher mininetv2 --size 320x256 --stacked --rounds 2
 BENCH_stage1 := stage1 --arch segformer-mit_b0 --batch $(BATCH) --resident off --rounds 5
 BENCH_ingest := ingest --rounds 3
 BENCH_scale := scale
 BENCH_inference := inference --rounds 3
-BENCHES := stage2 cache ingest build build-stacked stage1 scale stage2-resident stage2-compiled inference
+BENCHES := inference stage2 build cache build-small stage1 stage2-resident build-stacked stage2-compiled ingest scale
 
 bench: $(BENCHES:%=$(MEASURED)/$(MACHINE)-%.json)  ## measure everything on this machine, and print the README's table
 	@$(BIN)/python -m mtkd_cache.bench.table $(MEASURED)

@@ -4,6 +4,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from mtkd_cache.resident import Resident
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.shard_reader import ShardReader, readers
 from mtkd_cache.timing import in_turn, ratio, seconds, spread
+
+DRAWS = 1000  # random batches that are drawn before they are timed
 
 
 def bench_cache(recipe: Recipe, size: tuple[int, int], batch: int, rounds: int, accelerator: Accelerator) -> dict:
@@ -75,17 +78,19 @@ def bench_cache(recipe: Recipe, size: tuple[int, int], batch: int, rounds: int, 
 
 
 class _Chosen:
-    """Random batches of rows."""
+    """Random batches of rows, drawn beforehand."""
 
     def __init__(self, rows: np.ndarray, batch: int):
-        self.rows, self.batch, self.random = rows, batch, np.random.default_rng(0)
+        self.rows, self.batch = rows, batch
+        random = np.random.default_rng(0)
+        self.drawn = cycle([random.choice(len(rows), batch, replace=False) for _ in range(DRAWS)])
 
     def next(self) -> np.ndarray:
-        return self.random.choice(self.rows, self.batch, replace=False)
+        return self.rows[self.places()]
 
     def places(self) -> np.ndarray:
         """The same as places in `rows`."""
-        return self.random.choice(len(self.rows), self.batch, replace=False)
+        return next(self.drawn)
 
 
 def _decoding(store: SampleStore, cache: LogitCache, chosen: _Chosen) -> Callable[[], None]:
