@@ -7,7 +7,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -49,27 +49,34 @@ def _locked_object(folder: Folder) -> Iterator[None]:
     mine = f"{platform.node()}, process {os.getpid()}"
     token = os.urandom(8).hex()
 
-    def sign() -> None:
-        folder.write(LOCK, json.dumps({"owner": mine, "token": token, "time": time.time()}).encode())
+    def sign(write: Callable[[str, bytes], None]) -> None:
+        write(LOCK, json.dumps({"owner": mine, "token": token, "time": time.time()}).encode())
 
-    def holder() -> dict:
+    def holder() -> dict | None:
         try:
             return json.loads(folder.read(LOCK))
-        except (FileNotFoundError, ValueError):
-            return {"time": 0.0, "token": None}
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {"time": 0.0}
 
     found = holder()
-    if time.time() - found["time"] < SILENCE:
+    if found and time.time() - found["time"] < SILENCE:
         raise _held(folder, found["owner"])
-    sign()
-    if holder()["token"] != token:
+    if found:
+        folder.delete(LOCK)
+    try:
+        sign(folder.create)
+    except FileExistsError as error:
+        raise _held(folder, "another process") from error
+    if (holder() or {}).get("token") != token:  # another took the dead writer's lock for dead as well
         raise _held(folder, "another process")
     stop = threading.Event()
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT):
             with suppress(MtkdError):  # a network that is away for a moment
-                sign()
+                sign(folder.write)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""What this process keeps of the memory it is given."""
+"""What this process keeps of the memory it was given."""
 
 import ctypes
 
@@ -17,3 +17,10 @@ def keep_freed_memory() -> None:
         if not mallopt(M_MMAP_THRESHOLD, MOST):
             mallopt(M_MMAP_THRESHOLD, LARGEST_OF_OLD)
         mallopt(M_TRIM_THRESHOLD, MOST)
+
+
+def give_back_freed_memory() -> None:
+    """Give the system what malloc keeps, so that memory in use can be seen."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)

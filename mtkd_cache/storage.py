@@ -51,12 +51,7 @@ class Folder:
     def write(self, key: str, data: bytes) -> None:
         """Write one file whole or not at all. Raises MtkdError where the disk is full, or an object store refuses."""
         if not self.local:
-            try:
-                self.fs.pipe_file(f"{self.path}/{key}", data)
-            except Exception as error:
-                raise MtkdError(
-                    f"{self.url}/{key} cannot be written ({error}). Check address, credentials and network."
-                ) from error
+            self._put(key, data, "overwrite")
             return
         target = Path(self.path, key)
         try:
@@ -70,6 +65,21 @@ class Folder:
             if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EROFS):
                 raise MtkdError(f"{target}: cannot be written ({error.strerror}). Name another folder.") from error
             raise
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write one file behind a URL that is not there yet. Raises FileExistsError in all but one of the processes that try."""
+        try:
+            self._put(key, data, "create")
+        except MtkdError as error:
+            if self.exists(key):
+                raise FileExistsError(key) from error
+            raise
+
+    def _put(self, key: str, data: bytes, mode: str) -> None:
+        try:
+            self.fs.pipe_file(f"{self.path}/{key}", data, mode=mode)
+        except Exception as error:
+            raise MtkdError(f"{self.url}/{key} cannot be written ({error}). Check address, credentials and network.") from error
 
     def delete(self, key: str) -> None:
         """Delete one file; nothing happens where it is absent."""

@@ -108,6 +108,35 @@ def test_one_writer_behind_a_url():
     assert not held.exists(LOCK)
 
 
+@pytest.mark.parametrize("where", ["s3", "memory"])
+def test_of_two_writers_that_start_at_once_one_is_refused(where, bucket, monkeypatch):
+    """The second looked for a lock just before the first wrote its own."""
+    held = Folder(f"{bucket if where == 's3' else 'memory:/'}/at-once")
+    read, looked = Folder.read, []
+
+    def too_early(folder: Folder, key: str) -> bytes:
+        looked.append(key)
+        if len(looked) == 1:
+            raise FileNotFoundError(key)
+        return read(folder, key)
+
+    with locked(held):
+        before = held.read(LOCK)
+        monkeypatch.setattr(Folder, "read", too_early)
+        with pytest.raises(MtkdError, match="is being written by another process"), locked(held):
+            pass
+        assert held.read(LOCK) == before
+
+
+@pytest.mark.parametrize("content", [b'{"owner": "gone", "token": "0", "time": 0}', b"{"])
+def test_a_dead_writers_lock_is_taken_over(content):
+    held = Folder("memory://dead")
+    held.write(LOCK, content)
+    with locked(held):
+        assert b"gone" not in held.read(LOCK)
+    assert not held.exists(LOCK)
+
+
 def test_a_writer_lives_through_a_network_that_is_away_for_a_moment(monkeypatch):
     held, written = Folder("memory://away"), []
 

@@ -61,6 +61,7 @@ def bench_stage2(
             for name, way in ways.items():
                 if "online" not in name or turn < ONLINE_ROUNDS:
                     way.step()
+        peaks = {name: way.peak() for name, way in ways.items()}
         for way in ways.values():
             way.close()
     times = {name: way.times for name, way in ways.items()}
@@ -70,7 +71,7 @@ def bench_stage2(
         **{f"{name}_over_cached": ratio(times, name, "cached") for name in ways if "online" in name},
         "loader_share": sum(ways["cached"].waited) / sum(times["cached"]),
         "spread_s": {name: spread(taken) for name, taken in times.items()},
-        "peak_mb": {name: max(way.peaks) for name, way in ways.items()},
+        "peak_mb": peaks,
         "arch": recipe.student.arch,
         "teacher": recipe.teacher.arch,
         "size": list(size),
@@ -95,16 +96,23 @@ class Way:
         self.batches = self._batches()
         self.times: list[float] = []
         self.waited: list[float] = []
-        self.peaks: list[float] = []
 
     def warm_up(self, steps: int = SETTLING) -> float:
         """Steps that do not count, in which memory finds its place; the seconds of the first."""
         for _ in range(steps):
             self.step()
         taken = self.times[0]
-        for noted in (self.times, self.waited, self.peaks):
+        for noted in (self.times, self.waited):
             noted.clear()
         return taken
+
+    def peak(self) -> float:
+        """Most memory in use during one more step, MB."""
+        start_peak(self.device)
+        self.step()
+        for noted in (self.times, self.waited):
+            noted.pop()
+        return peak_mb(self.device)
 
     def close(self) -> None:
         self.batches.close()
@@ -118,7 +126,6 @@ class Way:
 
     def step(self) -> None:
         """A step as `mtkd_cache.training.fit` takes it."""
-        start_peak(self.device)
         wait(self.device)
         start = time.perf_counter()
         epoch, batch = next(self.batches)
@@ -132,7 +139,6 @@ class Way:
         wait(self.device)
         self.times.append(time.perf_counter() - start)
         self.waited.append(waited)
-        self.peaks.append(peak_mb(self.device))
 
 
 def online_task(
