@@ -79,7 +79,8 @@ def smps_own(network: nn.Module) -> nn.Module:
 def _exchange(network: nn.Module, others: dict[type, type]) -> nn.Module:
     """A network, with each of its modules of one class turned into one of another class of the same parameters."""
     for module in network.modules():
-        module.__class__ = others.get(type(module), type(module))
+        if type(module) in others:
+            module.__class__ = others[type(module)]
     return network
 
 
