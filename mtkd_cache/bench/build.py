@@ -41,7 +41,6 @@ def bench_build(
     """
     torch.manual_seed(0)
     networks = [spread_out(build(recipe.teacher.arch, 1)) for _ in ANATOMIES]
-    plain = Ensemble(copy.deepcopy(networks), accelerator)
     ensemble = Ensemble(networks, accelerator, compiled)
     with tempfile.TemporaryDirectory() as name:
         folder, numbers = Path(name), count()
@@ -59,7 +58,7 @@ def bench_build(
 
         actions: dict[str, Callable[[], object]] = {"bare": partial(bare, ensemble), "build": built}
         if compiled:
-            actions["plain"] = partial(bare, plain)
+            actions["plain"] = partial(bare, Ensemble(copy.deepcopy(networks), accelerator))  # a copy is not compiled
         if also_stacked:
             actions["stacked"] = stacked(networks, pictures, accelerator)
         times = in_turn(actions, rounds, accelerator.device)
