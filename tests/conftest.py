@@ -18,7 +18,7 @@ from mtkd_cache.cache import LogitCache
 from mtkd_cache.checkpoints import WEIGHTS, save_network
 from mtkd_cache.dataset import Split
 from mtkd_cache.ingest import ingest
-from mtkd_cache.models import build
+from mtkd_cache.models import Network, build
 from mtkd_cache.phantom import write_phantom
 from mtkd_cache.recipe import load_recipe
 from mtkd_cache.runs import make_accelerator
@@ -146,3 +146,16 @@ def copy_of(tmp_path):
         return Path(shutil.copytree(folder, tmp_path / "copies" / str(len(list(tmp_path.glob("copies/*")))) / Path(folder).name))
 
     return copy
+
+
+def settled(arch: str, heads: int) -> Network:
+    """A network whose batch norms have seen something, so that folding them matters."""
+    torch.manual_seed(0)
+    network = build(arch, heads)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    return network.eval()

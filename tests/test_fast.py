@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from conftest import settled
 
-from mtkd_cache.models import PAPER_ARCHITECTURES, Network, build, mininetv2
+from mtkd_cache.models import PAPER_ARCHITECTURES, Network, mininetv2
 from mtkd_cache.models.encoders import IMAGENET
 from mtkd_cache.models.fast import FORMS, Fast, compile_parts, fastest, folded
 from mtkd_cache.shard_reader import ShardReader
@@ -100,19 +101,6 @@ def test_cut_and_missing_shards_are_errors(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError):
         read(reader, 0, 0)
-
-
-def settled(arch: str, heads: int) -> torch.nn.Module:
-    """A network whose batch norms have seen something, so that folding them matters."""
-    torch.manual_seed(0)
-    network = build(arch, heads)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, 0, 0.1)
-    return network.eval()
 
 
 @pytest.mark.parametrize("arch", PAPER_ARCHITECTURES)
