@@ -14,8 +14,9 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
+from mtkd_cache.dataset import check_anatomies
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.manifest import MANIFEST, digest, read_sealed
+from mtkd_cache.manifest import MANIFEST, check_files, digest, read_sealed
 from mtkd_cache.quantise import FILL
 from mtkd_cache.recipe import Augmentation
 from mtkd_cache.samples import SampleStore
@@ -104,9 +105,8 @@ class LogitCache:
             what = "is not finished" if folder.exists("plan.json") else "is no logit cache"
             raise MtkdError(f"{url} {what}. Run mtkd-cache build --cache {url}.")
         check_kind(url, manifest)
-        for key, entry in manifest["files"].items():
-            if not key.startswith(("logits/c/", "records/")):
-                _check_file(folder, key, entry)
+        check_files(folder, manifest, ("logits/c/", "records/"), f"Run mtkd-cache verify --repair --cache {url}.")
+        check_anatomies(manifest["settings"]["anatomies"], url)
         group = folder.zarr()
         hashes = [row.tobytes().hex() for row in group["sha256"][:]]
         return cls(
@@ -187,12 +187,3 @@ class LogitCache:
             f"{self.url}: the map of sample {sha256[:12]}, view {view}, {anatomy}, is damaged or missing. "
             f"Run mtkd-cache verify --repair --cache {self.url}.",
         )
-
-
-def _check_file(folder: Folder, key: str, entry: dict) -> None:
-    try:
-        data = folder.read(key)
-    except FileNotFoundError:
-        data = b""
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise MtkdError(f"{folder}/{key} is damaged or missing. Run mtkd-cache verify --repair --cache {folder}.")

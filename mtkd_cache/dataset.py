@@ -6,12 +6,13 @@ and ``weak_labels.csv`` are recognised and left alone. The anatomies are the nam
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mtkd_cache.errors import MtkdError
 
@@ -25,6 +26,9 @@ _IMAGE = re.compile(r"image(\d+)\.png")
 _MASK = re.compile(r"mask(\d+)\.png")
 _SURGERY = re.compile(r"\d+")
 _PNG_DEPTH = 24  # the byte of a PNG file that holds the bits of a channel
+_LARGEST = np.iinfo(np.int32).max  # the numbers that a sample store holds
+FORMATS = ("PNG", "JPEG", "TIFF")
+MAX_PIXELS = 50_000_000  # a small file may decode to any number of them
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def find_samples(root: Path) -> tuple[list[Source], dict[str, int]]:
         raise MtkdError(
             f"{root} holds no sample. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, as liver/01/image00.png."
         )
+    check_anatomies((source.anatomy for source in sources), root)
     sources.sort()
     for one, other in pairwise(sources):
         if (one.anatomy, one.surgery, one.frame) == (other.anatomy, other.surgery, other.frame):
@@ -92,6 +97,7 @@ def find_samples(root: Path) -> tuple[list[Source], dict[str, int]]:
 
 def _surgery_samples(anatomy: str, folder: Path, skipped: Counter[str]) -> list[Source]:
     names = {path.name for path in folder.iterdir()}
+    surgery = _number(folder.name, folder)
     skipped["weak_labels.csv"] += "weak_labels.csv" in names
     skipped["single raters' folders"] += sum(name == "merged" or name.startswith("anno_") for name in names)
     sources = []
@@ -100,9 +106,25 @@ def _surgery_samples(anatomy: str, folder: Path, skipped: Counter[str]) -> list[
             mask = f"mask{match[1]}.png"
             if mask not in names:
                 raise MtkdError(f"{folder / name} has no mask: {mask} is missing. Restore the mask or remove the image.")
-            sources.append(Source(anatomy, int(folder.name), int(match[1]), folder / name, folder / mask))
+            sources.append(Source(anatomy, surgery, _number(match[1], folder / name), folder / name, folder / mask))
     skipped["masks without an image"] += sum(_MASK.fullmatch(name) is not None for name in names) - len(sources)
     return sources
+
+
+def _number(digits: str, path: Path) -> int:
+    if (number := int(digits)) > _LARGEST:
+        raise MtkdError(f"{path}: the number is larger than {_LARGEST}, which a sample store cannot hold. Rename it.")
+    return number
+
+
+def check_anatomies(names: Iterable[str], where: object) -> None:
+    """Raises MtkdError where an anatomy's name cannot be that of one folder: the teachers' folders are named so."""
+    for name in names:
+        if name in ("", ".", "..") or name != name.strip() or set(name) & {"/", "\\"} or not name.isprintable():
+            raise MtkdError(
+                f"{where}: an anatomy cannot be named {name!r}, since folders are named by it. "
+                "Use letters, digits, inner spaces, - and _ alone (in UTF-8)."
+            )
 
 
 def check_split(sources: list[Source], split: Split) -> None:
@@ -129,7 +151,8 @@ def read_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int
     """An image resized to size = (width, height), uint8 RGB (height, width, 3), and its size on disk.
 
     Bilinear with Pillow's support of the whole source area. Greyscale is repeated in three channels; opaque RGBA loses its alpha.
-    Raises MtkdError for 16 bits a channel, for transparency, and for a file that is torn or no picture.
+    Raises MtkdError for 16 bits a channel, for transparency, for a file that is torn or not one of `FORMATS`, that holds several
+    pictures or more than `MAX_PIXELS`, and for an EXIF orientation: whether a mask was drawn on the turned picture is unknown.
     """
     image = _open(path)
     return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR)), image.size
@@ -162,10 +185,13 @@ def _open(path: Path) -> Image.Image:
     try:
         with path.open("rb") as file:
             head = file.read(_PNG_DEPTH + 1)
-        image = Image.open(path)
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MtkdError(f"{path} cannot be read as a picture ({error}). Restore the file.") from error
+        with Image.open(path, formats=FORMATS) as image:
+            _check_header(path, image)
+            image.load()
+    except MtkdError:
+        raise
+    except Exception as error:  # of damaged bytes Pillow raises nearly any
+        raise MtkdError(f"{path} cannot be read as a picture ({error}). Restore the file, as PNG, JPEG or TIFF.") from error
     deep = head.startswith(b"\x89PNG") and head[_PNG_DEPTH] == 16
     if deep or image.mode[0] in "IF":
         raise MtkdError(f"{path} has 16 bits a channel or more; as 8 it would be another. Save it with 8 bits a channel.")
@@ -174,3 +200,13 @@ def _open(path: Path) -> Image.Image:
         if image.getchannel("A").getextrema()[0] < 255:
             raise MtkdError(f"{path} is partly transparent; what lies behind is unknown. Save it without transparency.")
     return image
+
+
+def _check_header(path: Path, image: Image.Image) -> None:
+    """Raises MtkdError for what can be told without decoding; see `read_image`."""
+    if image.width * image.height > MAX_PIXELS:
+        raise MtkdError(f"{path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read. Save it smaller.")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise MtkdError(f"{path} holds {frames} pictures; which of them is meant is unknown. Save the one.")
+    if (turned := image.getexif().get(ExifTags.Base.Orientation, 1)) != 1:
+        raise MtkdError(f"{path} has the EXIF orientation {turned}, which its mask may lack. Save both upright, without it.")

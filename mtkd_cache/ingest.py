@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from mtkd_cache.dataset import SPLITS, Source, Split, check_split, find_samples, read_image, read_mask
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.lock import locked
-from mtkd_cache.manifest import MANIFEST, digest, file_entry, read_sealed, sealed
+from mtkd_cache.manifest import MANIFEST, digest, file_entry, is_whole, read_sealed, reopen, sealed
 from mtkd_cache.samples import COORDINATES, FORMAT, PREPROCESSING, SHARD, content_hash, picture_specs
 from mtkd_cache.shards import ArraySpec, group_metadata, row_checksum
 from mtkd_cache.storage import Folder
@@ -42,8 +43,8 @@ def ingest(
     folder = Folder(store)
     settings = {"size": list(size), "threshold": threshold, "preprocessing": PREPROCESSING}
     with locked(folder):
-        folder.delete_temporaries()
         _check_settings(folder, settings)
+        folder.delete_temporaries()
         work = [sources[start : start + SHARD] for start in range(0, len(sources), SHARD)]
         records = _write_shards(folder, work, settings, workers)
         manifest = _seal(folder, dataset.resolve().name, records, split, settings)
@@ -59,12 +60,15 @@ def ingest(
 
 
 def _check_settings(folder: Folder, settings: dict) -> None:
-    if (found := _read_or_none(folder, "settings.json")) is None:
-        if any(True for _ in folder.keys()):
-            raise MtkdError(f"{folder} is not empty and is no sample store, or a damaged one. Name another --store.")
+    written = _read_or_none(folder, "settings.json")
+    if found := written or _read_or_none(folder, MANIFEST, *settings):
+        found = {key: found.get(key) for key in settings}
+        if found != settings:
+            raise MtkdError(f"{folder} was begun with other settings ({found}). Name another --store, or delete that one.")
+    elif any(True for _ in folder.keys()):
+        raise MtkdError(f"{folder} is not empty and is no sample store, or a damaged one. Name another --store.")
+    if not written:
         folder.write("settings.json", sealed(settings))
-    elif found != settings:
-        raise MtkdError(f"{folder} was begun with other settings ({found}). Name another --store, or delete that one.")
 
 
 def _write_shards(folder: Folder, work: list[list[Source]], settings: dict, workers: int) -> list[dict]:
@@ -80,7 +84,7 @@ def _write_shards(folder: Folder, work: list[list[Source]], settings: dict, work
             records[number] = record
             progress.update(len(sources))
     if todo:
-        folder.delete(MANIFEST)
+        reopen(folder)
     write = partial(_write_shard, folder.url, tuple(settings["size"]), settings["threshold"])
     for number, record in _run(write, todo, workers):
         records[number] = record
@@ -117,21 +121,13 @@ def _kept_record(folder: Folder, number: int, sources: list[Source]) -> dict | N
     record = _read_or_none(folder, _record_key(number))
     if record is None or record["sources"] != _stamp(sources):
         return None
-    return record if all(_is_whole(folder, key, entry) for key, entry in record["files"].items()) else None
+    return record if all(is_whole(folder, key, entry) for key, entry in record["files"].items()) else None
 
 
-def _is_whole(folder: Folder, key: str, entry: dict) -> bool:
-    """Is every byte of a file what its entry in a record says?"""
+def _read_or_none(folder: Folder, key: str, *members: str) -> dict | None:
+    """The value of a sealed file, or None where it is absent, damaged or lacks a member."""
     try:
-        return file_entry(folder.read(key)) == entry
-    except FileNotFoundError:
-        return False
-
-
-def _read_or_none(folder: Folder, key: str) -> dict | None:
-    """The value of a sealed file, or None where it is absent or damaged."""
-    try:
-        return read_sealed(folder, key)
+        return read_sealed(folder, key, *members)
     except MtkdError:
         return None
 
@@ -144,6 +140,7 @@ def _stamp(sources: list[Source]) -> str:
 
 def _write_shard(url: str, size: tuple[int, int], threshold: int | None, work: tuple[int, list[Source]]) -> tuple[int, dict]:
     number, sources = work
+    stamp = _stamp(sources)
     folder = Folder(url)
     images = np.empty((len(sources), size[1], size[0], 3), np.uint8)
     masks = np.empty((len(sources), size[1], size[0]), np.uint8)
@@ -164,7 +161,7 @@ def _write_shard(url: str, size: tuple[int, int], threshold: int | None, work: t
         data = spec.encode_shard(values)
         folder.write(spec.shard_key(number), data)
         files[spec.shard_key(number)] = file_entry(data)
-    record = {"sources": _stamp(sources), "samples": samples, "files": files}
+    record = {"sources": stamp, "samples": samples, "files": files}
     folder.write(_record_key(number), sealed(record))
     return number, record
 
@@ -203,11 +200,21 @@ def _seal(folder: Folder, name: str, records: list[dict], split: Split, settings
     files = {key: entry for record in records for key, entry in record["files"].items()}
     files |= {key: file_entry(data) for key, data in small.items()}
     manifest = {**described, "fingerprint": fingerprint, "files": files}
-    if _read_or_none(folder, MANIFEST) != manifest or not all(_is_whole(folder, key, files[key]) for key in small):
+    if _read_or_none(folder, MANIFEST) != manifest or not all(is_whole(folder, key, files[key]) for key in small):
+        reopen(folder)
+        for key in _stale(folder, len(records), tuple(settings["size"])):
+            folder.delete(key)
         for key, data in small.items():
             folder.write(key, data)
         folder.write(MANIFEST, sealed(manifest))
-        for key in set(folder.keys()) - set(files) - {MANIFEST, "settings.json"}:
-            if not key.startswith("records/") or key >= _record_key(len(records)):
-                folder.delete(key)
     return manifest
+
+
+def _stale(folder: Folder, shards: int, size: tuple[int, int]) -> list[str]:
+    """The files of shards that the dataset no longer has. What the store would not name so belongs to somebody else."""
+    stale = []
+    for key in folder.keys():
+        number = int((re.findall("[0-9]+", key) or [-1])[0])
+        if number >= shards and key in (_record_key(number), *(spec.shard_key(number) for spec in picture_specs(size))):
+            stale.append(key)
+    return stale

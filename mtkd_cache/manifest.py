@@ -62,3 +62,20 @@ def reopen(folder: Folder) -> None:
 def file_entry(data: bytes) -> dict:
     """What the manifest holds of one file."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def is_whole(folder: Folder, key: str, entry: dict) -> bool:
+    """Is every byte of a file what its entry in a manifest or a record says?"""
+    try:
+        return file_entry(folder.read(key)) == entry
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return False
+
+
+def check_files(folder: Folder, manifest: dict, unless: tuple[str, ...], remedy: str) -> None:
+    """Raises MtkdError, saying what to do, where a file in a manifest is damaged or missing; keys that start with one of `unless`
+    are not looked at.
+    """
+    for key, entry in manifest["files"].items():
+        if not key.startswith(unless) and not is_whole(folder, key, entry):
+            raise MtkdError(f"{folder}/{key} is damaged or missing. {remedy}")

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mtkd_cache.card import card
 from mtkd_cache.checkpoints import load_network
-from mtkd_cache.dataset import MULTILABEL, read_image, read_mask
+from mtkd_cache.dataset import MULTILABEL, check_anatomies, read_image, read_mask
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluate import image_dice, summarise
 from mtkd_cache.runs import read_record, write_record
@@ -57,6 +57,7 @@ def find_scenes(dataset: Path, surgeries: set[int]) -> list[Scene]:
                 masks = {path.stem.removeprefix(start): path for path in folder.glob(f"{start}*.png")}
                 if not masks:
                     raise MtkdError(f"{image} has no mask: {start}ANATOMY.png is missing. Restore the masks or remove the image.")
+                check_anatomies(masks, folder)
                 scenes.append(Scene(int(folder.name), image, tuple(sorted(masks.items()))))
     if not scenes:
         raise MtkdError(f"{root} holds no image of the surgeries {', '.join(map(str, sorted(surgeries)))}. Choose another split.")

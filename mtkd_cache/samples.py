@@ -14,9 +14,9 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from mtkd_cache.dataset import SPLITS
+from mtkd_cache.dataset import SPLITS, check_anatomies
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.manifest import MANIFEST, read_sealed
+from mtkd_cache.manifest import MANIFEST, check_files, read_sealed
 from mtkd_cache.shard_reader import ShardReader, readers
 from mtkd_cache.shards import UNREADABLE, ArraySpec, row_checksum
 from mtkd_cache.storage import Folder
@@ -25,6 +25,7 @@ FORMAT = 1
 SHARD = 64
 PREPROCESSING = {"image": "pillow bilinear", "mask": "pillow nearest, > threshold"}
 COORDINATES = {"anatomy": "int16", "surgery": "int32", "frame": "int32", "split": "int8", "crc32c": "uint32"}
+REMEDY = "Run mtkd-cache ingest again."
 
 
 def picture_specs(size: tuple[int, int]) -> tuple[ArraySpec, ArraySpec]:
@@ -79,19 +80,18 @@ class SampleStore:
     def open(cls, url: str) -> "SampleStore":
         """Raises MtkdError where the store is absent, unfinished, damaged or of a newer format."""
         folder = Folder(url)
-        manifest = read_sealed(folder, MANIFEST)
+        manifest = read_sealed(folder, MANIFEST, "kind", "format", "files")
         if manifest is None:
             what = "is not finished" if folder.exists("settings.json") else "is no sample store"
             raise MtkdError(f"{url} {what}. Run mtkd-cache ingest DATASET --store {url}.")
-        if manifest.get("kind") != "sample store" or manifest["format"] > FORMAT:
+        if manifest["kind"] != "sample store" or manifest["format"] > FORMAT:
             raise MtkdError(
-                f"{url} is a {manifest.get('kind')} of format {manifest.get('format')}, not a sample store of format {FORMAT}."
+                f"{url} is a {manifest['kind']} of format {manifest['format']}, not a sample store of format {FORMAT}."
             )
+        check_files(folder, manifest, ("image/c/", "mask/c/"), REMEDY)
+        check_anatomies(manifest["anatomies"], url)
         group = folder.zarr()
-        try:
-            columns = {name: group[name][:] for name in (*COORDINATES, "sha256")}
-        except (KeyError, *UNREADABLE) as error:
-            raise MtkdError(f"{url}: the sample columns are damaged ({error}). Run mtkd-cache ingest again.") from error
+        columns = {name: group[name][:] for name in (*COORDINATES, "sha256")}
         hashes = np.array([row.tobytes().hex() for row in columns.pop("sha256")])
         return cls(
             url=str(url),
@@ -137,8 +137,6 @@ class SampleStore:
             self.image.read(int(row), image)
             self.mask.read(int(row), mask)
         except UNREADABLE as error:
-            raise MtkdError(
-                f"{self.url}: sample {self.describe(row)} is damaged or missing ({error}). Run mtkd-cache ingest again."
-            ) from error
+            raise MtkdError(f"{self.url}: sample {self.describe(row)} is damaged or missing ({error}). {REMEDY}") from error
         if row_checksum(image, mask) != self.crc32c[row]:
-            raise MtkdError(f"{self.url}: sample {self.describe(row)} is damaged or missing. Run mtkd-cache ingest again.")
+            raise MtkdError(f"{self.url}: sample {self.describe(row)} is damaged or missing. {REMEDY}")

@@ -1,14 +1,16 @@
 """Finding a dataset's samples, and what is said of bad ones."""
 
 import io
+import os
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, ExifTags, Image, ImageFile
 
+from mtkd_cache import dataset
 from mtkd_cache.dataset import Split, check_split, find_samples, read_image, read_mask
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.ingest import ingest
@@ -95,6 +97,27 @@ def test_two_images_of_one_number(broken, organ_split, tmp_path):
     assert f"{root}/kidney/030/image00.png and {image} have the same number" in refused(root, organ_split, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["kidney/2147483648", "kidney/30/image2147483648.png"])
+def test_numbers_that_a_store_cannot_hold_are_told_before_a_picture_is_read(broken, organ_split, tmp_path, monkeypatch, name):
+    root, image, mask = broken
+    if name.endswith("png"):
+        image.rename(root / name)
+        mask.rename(root / name.replace("image", "mask"))
+    else:
+        image.parent.rename(root / name)
+    monkeypatch.setattr("mtkd_cache.ingest.read_image", lambda *arguments: pytest.fail("a picture was read"))
+    assert f"{root / name}: the number is larger than 2147483647" in refused(root, organ_split, tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"\xff", b" kidney", b"kidney ", b"a\\b", b"a\nb", b"a\x7fb"])
+def test_folders_whose_name_no_anatomy_can_have(broken, organ_split, tmp_path, name):
+    root, *_ = broken
+    (root / "kidney").rename(root / os.fsdecode(name))
+    message = refused(root, organ_split, tmp_path)
+    assert f"{root}: an anatomy cannot be named {os.fsdecode(name)!r}" in message
+    message.encode()
+
+
 def test_the_reference_split_is_the_public_codes():
     parts = {part: [n for n in range(1, 33) if Split().of(n) == part] for part in ("train", "validation", "test")}
     assert parts["validation"] == [3, 21, 26]
@@ -167,10 +190,12 @@ def test_one_anatomy_without_a_validation_surgery_is_named(broken, organ_split, 
     assert "tongue: no surgery of its validation split" in refused(root, organ_split, tmp_path)
 
 
-def test_one_anatomy_may_be_without_test_surgeries(broken, organ_split):
+def test_one_anatomy_may_be_without_test_surgeries(broken, organ_split, tmp_path):
     root, *_ = broken
     shutil.rmtree(root / "tongue/50")
     check_split(find_samples(root)[0], organ_split)
+    said = ingest(root, str(tmp_path / "s.zarr"), size=SIZE, split=organ_split)
+    assert said["by_split"] == {"train": 12, "validation": 6, "test": 3}
 
 
 def test_a_surgery_in_two_parts_of_the_split_is_refused():
@@ -186,7 +211,7 @@ def test_a_truncated_picture(broken, organ_split, tmp_path):
     image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
     message = refused(root, organ_split, tmp_path)
     assert f"{image} cannot be read as a picture" in message
-    assert "Restore the file." in message
+    assert "Restore the file, as PNG, JPEG or TIFF." in message
 
 
 def test_a_truncated_mask(broken, organ_split, tmp_path):
@@ -306,11 +331,52 @@ def test_a_mask_drawn_in_the_alpha_channel_is_refused(tmp_path):
         read_mask(tmp_path / "mask00.png", (8, 6))
 
 
-def test_a_picture_too_large_for_pillow(tmp_path, monkeypatch):
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = save(tmp_path / "image00.png", picture())
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 32 // 2 - 1)
-    with pytest.raises(MtkdError, match=r"image00\.png cannot be read as a picture \(Image size \(768 pixels\) exceeds"):
-        read_image(path, SIZE)
+    monkeypatch.setattr(dataset, "MAX_PIXELS", 24 * 32)
+    assert read_image(path, SIZE)[1] == (32, 24)
+    monkeypatch.setattr(dataset, "MAX_PIXELS", 24 * 32 - 1)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("it was decoded"))
+    for read in (read_image, read_mask):
+        with pytest.raises(MtkdError, match=r"image00\.png has 32x24 pixels; at most 767 are read"):
+            read(path, SIZE)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_a_jpeg_or_tiff_may_have_the_name_of_a_png(tmp_path, kind):
+    Image.new("RGB", (32, 24), (9, 9, 9)).save(tmp_path / "image00.png", kind)
+    assert (read_image(tmp_path / "image00.png", (8, 8))[0] == 9).all()
+
+
+@pytest.mark.parametrize("kind", ["EPS", "GIF"])
+def test_other_formats_start_no_program_and_are_refused(tmp_path, monkeypatch, kind):
+    image = Image.fromarray(picture())
+    image.save(tmp_path / "image00.png", kind)
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments: image.im)
+    with pytest.raises(MtkdError, match=r"image00\.png cannot be read as a picture .*Restore the file, as PNG, JPEG or TIFF"):
+        read_image(tmp_path / "image00.png", SIZE)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_file_of_several_pictures_is_refused(tmp_path, kind):
+    frames = [Image.fromarray(picture()), Image.fromarray(picture()[::-1])]
+    frames[0].save(tmp_path / "image00.png", kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(MtkdError, match=r"image00\.png holds 2 pictures"):
+        read_image(tmp_path / "image00.png", SIZE)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_an_exif_orientation_is_refused_unless_it_is_upright(tmp_path, kind):
+    exif = Image.Exif()
+    for turned in (3, 6, 1):
+        exif[ExifTags.Base.Orientation] = turned
+        Image.new("L", (32, 24)).save(tmp_path / "mask00.png", kind, exif=exif)
+        for read in (read_image, read_mask):
+            if turned == 1:
+                assert read(tmp_path / "mask00.png", SIZE)[1] == (32, 24)
+                continue
+            with pytest.raises(MtkdError, match=rf"mask00\.png has the EXIF orientation {turned}"):
+                read(tmp_path / "mask00.png", SIZE)
 
 
 def test_floating_point_pictures_are_refused(tmp_path):

@@ -1,16 +1,61 @@
 """Ingest: the same store whatever the way, restarts that keep what is there, damage that is told."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mtkd_cache import ingest as module
+from mtkd_cache.cache import LogitCache
+from mtkd_cache.dataset import Split
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.ingest import ingest
-from mtkd_cache.manifest import MANIFEST
-from mtkd_cache.samples import SampleStore, content_hash
+from mtkd_cache.manifest import MANIFEST, read_sealed, sealed
+from mtkd_cache.samples import COORDINATES, SampleStore, content_hash
+from mtkd_cache.storage import Folder
+
+OTHER_SPLIT = Split(validation=(50,), test=(40,), surgeries=None)
+
+# Ingests with OTHER_SPLIT into each of the given stores, and is killed when 0, 1, 2 ... files of it are written.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mtkd_cache.dataset import Split
+from mtkd_cache.ingest import ingest
+from mtkd_cache.storage import Folder
+
+really = Folder.write
+
+def write(folder, key, data):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    really(folder, key, data)
+
+Folder.write = write
+for left, store in enumerate(sys.argv[2:]):
+    if not os.fork():
+        ingest(Path(sys.argv[1]), store, size=(64, 64), split=Split((50,), (40,), None))
+    assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
+"""
+
+
+@pytest.fixture
+def shards_of_8(monkeypatch):
+    monkeypatch.setattr(module, "SHARD", 8)
+    monkeypatch.setattr("mtkd_cache.samples.SHARD", 8)
+
+
+def small_files(store: Path | str) -> list[str]:
+    """What a store's manifest lists beside the shards."""
+    files = read_sealed(Folder(store), MANIFEST)["files"]
+    return [key for key in files if not key.startswith(("image/c/", "mask/c/"))]
 
 
 def test_the_store_holds_the_pictures(organ_folder, organ_store):
@@ -34,10 +79,8 @@ def test_any_way_gives_the_same_fingerprint(organ_folder, organ_store, organ_spl
     assert other["fingerprint"] != organ_store.fingerprint
 
 
-def test_a_restart_keeps_finished_shards_and_a_changed_file_is_read_again(phantom_folder, tmp_path, monkeypatch, accelerator):
+def test_a_restart_keeps_finished_shards_and_a_changed_file_is_read_again(phantom_folder, tmp_path, monkeypatch, shards_of_8):
     root, url = shutil.copytree(phantom_folder, tmp_path / "data"), str(tmp_path / "s.zarr")
-    monkeypatch.setattr(module, "SHARD", 8)
-    monkeypatch.setattr("mtkd_cache.samples.SHARD", 8)
     whole, written = module._write_shard, []
 
     def count(*arguments):
@@ -64,13 +107,144 @@ def test_a_restart_keeps_finished_shards_and_a_changed_file_is_read_again(phanto
     assert len(written) == 1
 
 
-def test_other_settings_and_strange_folders_are_refused(organ_folder, organ_split, organ_store, tmp_path):
+def test_other_settings_and_strange_folders_are_refused(organ_folder, organ_split, organ_store, organ_cache, tmp_path):
     with pytest.raises(MtkdError, match="other settings"):
         ingest(organ_folder, organ_store.url, size=(32, 32), split=organ_split)
+    with pytest.raises(MtkdError, match="is not empty and is no sample store"):
+        ingest(organ_folder, organ_cache.url, size=(64, 64), split=organ_split)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "a.txt").write_text("mine")
+    for name in ("a.txt", "b.tmp"):
+        (tmp_path / "full" / name).write_text("mine")
     with pytest.raises(MtkdError, match="is not empty"):
         ingest(organ_folder, str(tmp_path / "full"), size=(64, 64), split=organ_split)
+    assert {path.name for path in (tmp_path / "full").iterdir()} >= {"a.txt", "b.tmp"}
+
+
+def test_a_store_that_gets_another_split_is_unfinished_until_it_has_it(organ_folder, organ_store, organ_split, copy_of):
+    writes = len(small_files(organ_store.url)) + 1
+    stores = [copy_of(organ_store.url) for _ in range(writes)]
+    subprocess.run([sys.executable, "-c", KILLED, organ_folder, *stores], check=True)
+    assert not (stores[0] / "zarr.json").exists()
+    for store in stores:
+        with pytest.raises(MtkdError, match="is not finished"):
+            SampleStore.open(str(store))
+        said = ingest(organ_folder, str(store), size=(64, 64), split=OTHER_SPLIT)
+        opened = SampleStore.open(str(store))
+        assert opened.fingerprint == said["fingerprint"] != organ_store.fingerprint
+        assert opened.describe(opened.rows("test", "kidney")[0]) == "kidney/40/image00"
+
+
+def test_a_store_whose_shards_are_written_again_is_unfinished(organ_folder, organ_store, organ_split, copy_of, monkeypatch):
+    root, store = copy_of(organ_folder), copy_of(organ_store.url)
+    monkeypatch.setattr(module, "_write_shard", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ingest(root, str(store), size=(64, 64), split=organ_split)
+    with pytest.raises(MtkdError, match="is not finished"):
+        SampleStore.open(str(store))
+    assert not (store / "zarr.json").exists()
+
+
+@pytest.mark.parametrize("differs", ["time", "path"])
+def test_another_picture_of_equal_size_is_read_by_its_time_or_path(differs, organ_folder, organ_split, copy_of, tmp_path):
+    root, url = copy_of(organ_folder), str(tmp_path / "s.zarr")
+    mask = root / "kidney/30/mask00.png"
+    values = np.zeros((64, 64), np.uint8)
+    Image.fromarray(values).save(mask, compress_level=0)
+    ingest(root, url, size=(64, 64), split=organ_split)
+    before = mask.stat()
+    if differs == "path":
+        mask = copy_of(root) / "kidney/30/mask00.png"
+    values[3, 5] = 255
+    Image.fromarray(values).save(mask, compress_level=0)
+    later = 10**9 * (differs == "time")
+    os.utime(mask, ns=(before.st_atime_ns, before.st_mtime_ns + later))
+    assert mask.stat().st_size == before.st_size
+    ingest(mask.parents[2], url, size=(64, 64), split=organ_split)
+    assert SampleStore.open(url).read([0])[1][0].sum() == 1
+
+
+def test_shards_of_a_larger_dataset_go_and_files_of_others_stay(organ_folder, organ_split, copy_of, tmp_path, shards_of_8):
+    root, store = copy_of(organ_folder), tmp_path / "s.zarr"
+    ingest(root, str(store), size=(64, 64), split=organ_split)
+    own = {"settings.json", MANIFEST, "records/00000.json", "records/00001.json"}
+    assert (store / "records/00002.json").exists() and (store / "mask/c/2/0/0").exists()
+    foreign = {
+        "a.txt",
+        "image/2.txt",
+        "records/2.json",
+        "records/00002.json.bak",
+        "image/c/2/0/0/1",
+        "mask/c/02/0/0",
+        "anatomy/c/1",
+    }
+    for key in foreign:
+        (store / key).parent.mkdir(parents=True, exist_ok=True)
+        (store / key).write_text("mine")
+    for path in root.glob("*/*/*02.png"):
+        path.unlink()
+    assert ingest(root, str(store), size=(64, 64), split=organ_split)["samples"] == 16
+    listed = read_sealed(Folder(store), MANIFEST)["files"]
+    assert set(Folder(store).keys()) == own | foreign | set(listed)
+    assert len(SampleStore.open(str(store))) == 16
+
+
+@pytest.mark.parametrize("name", ["../../x", "/abs/x", "..", "", "a\\b", "liver\0", "liver\n", " liver"])
+def test_names_that_lead_out_of_a_folder_are_refused(name, organ_store, organ_cache, copy_of):
+    for kind, url in ((SampleStore, organ_store.url), (LogitCache, organ_cache.url)):
+        folder = Folder(copy_of(url))
+        manifest = read_sealed(folder, MANIFEST)
+        manifest.get("settings", manifest)["anatomies"][1] = name
+        folder.write(MANIFEST, sealed(manifest))
+        with pytest.raises(MtkdError, match="an anatomy cannot be named"):
+            kind.open(str(folder))
+
+
+def test_every_small_file_is_compared_with_the_manifest(organ_store, copy_of):
+    store = copy_of(organ_store.url)
+    keys = small_files(store)
+    assert {"zarr.json", "image/zarr.json", "sha256/c/0/0", *(f"{name}/c/0" for name in COORDINATES)} <= set(keys)
+    for key in keys:
+        whole = (store / key).read_bytes()
+        for damaged in (None, b"", whole[:-1], whole[:9] + bytes([whole[9] ^ 1]) + whole[10:]):
+            (store / key).unlink()
+            if damaged is not None:
+                (store / key).write_bytes(damaged)
+            with pytest.raises(MtkdError, match=rf"{key} is damaged or missing\. Run mtkd-cache ingest again\."):
+                SampleStore.open(str(store))
+            (store / key).write_bytes(whole)
+    assert SampleStore.open(str(store)).fingerprint == organ_store.fingerprint
+
+
+@pytest.mark.parametrize("what", ["swapped columns", "another store's split", "no hashes", "a folder in a column's place"])
+def test_columns_of_others_are_refused(what, organ_folder, organ_store, copy_of, tmp_path):
+    store = copy_of(organ_store.url)
+    if what == "swapped columns":
+        (store / "frame").rename(tmp_path / "frame")
+        (store / "surgery").rename(store / "frame")
+        (tmp_path / "frame").rename(store / "surgery")
+    elif what == "another store's split":
+        ingest(organ_folder, str(tmp_path / "other.zarr"), size=(64, 64), split=OTHER_SPLIT)
+        shutil.copy(tmp_path / "other.zarr/split/c/0", store / "split/c/0")
+    elif what == "no hashes":
+        shutil.rmtree(store / "sha256")
+    else:
+        (store / "crc32c/c/0").unlink()
+        (store / "crc32c/c/0").mkdir()
+    with pytest.raises(MtkdError, match="is damaged or missing"):
+        SampleStore.open(str(store))
+
+
+@pytest.mark.parametrize("array", ["image", "mask"])
+def test_swapped_shards_are_told_when_read(array, organ_folder, organ_split, tmp_path, shards_of_8):
+    """Each chunk is whole, but not that of its sample."""
+    ingest(organ_folder, str(tmp_path / "s.zarr"), size=(64, 64), split=organ_split)
+    folder = tmp_path / "s.zarr" / array / "c"
+    for old, new in (("0", "x"), ("1", "0"), ("x", "1")):
+        (folder / old).rename(folder / new)
+    store = SampleStore.open(str(tmp_path / "s.zarr"))
+    store.read([16])
+    with pytest.raises(MtkdError, match=r"kidney/30/image00 is damaged or missing\. Run mtkd-cache ingest again"):
+        store.read([0])
 
 
 @pytest.mark.parametrize("array", ["image", "mask"])
@@ -93,7 +267,17 @@ def test_damage_is_told_when_read(array, organ_store, copy_of):
 
 
 @pytest.mark.parametrize(
-    "damaged", ["image/c/0/0/0/0", "mask/c/0/0/0", "anatomy/c/0", "image/zarr.json", MANIFEST, "records/00000.json"]
+    "damaged",
+    [
+        "image/c/0/0/0/0",
+        "mask/c/0/0/0",
+        "anatomy/c/0",
+        "image/zarr.json",
+        "zarr.json",
+        "settings.json",
+        MANIFEST,
+        "records/00000.json",
+    ],
 )
 @pytest.mark.parametrize("how", ["a flipped bit", "cut short", "gone"])
 def test_ingest_again_mends_what_is_damaged(damaged, how, organ_folder, organ_split, tmp_path):
