@@ -28,8 +28,8 @@ def command(
     from mtkd_cache.runs import make_accelerator
     from mtkd_cache.samples import SampleStore
 
-    overrides += (f"cache.step={step}",) if step else ()
-    overrides += (f"cache.views={views}",) if views else ()
+    overrides += (f"cache.step={step}",) if step is not None else ()
+    overrides += (f"cache.views={views}",) if views is not None else ()
     settings = load(recipe, overrides, seed)
     accelerator = make_accelerator(device, precision)
     result = build(SampleStore.open(store), teachers, cache, settings, accelerator, splits, batch, compiled)

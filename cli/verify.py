@@ -15,7 +15,7 @@ from mtkd_cache.cli.common import reports, say
 @common.splits
 @click.option("--live", type=click.IntRange(0), default=0, help="Run the teachers again on that many random samples.")
 @click.option("--repair", is_flag=True, help="Make again what is broken, and nothing else.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the samples of --live.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the samples of --live.")
 @common.device
 @reports
 def command(cache, store, teachers, splits, live, repair, seed, device) -> dict:

@@ -52,7 +52,7 @@ def build(
     started = time.perf_counter()
     loaded = Teachers.load(teachers, store)
     settings = cache_settings(store, loaded, recipe, accelerator.mixed_precision)
-    wanted = [str(sha256) for split in splits for sha256 in store.hashes[store.rows(split)]]
+    wanted = hashes_of(store, splits)
     folder = Folder(cache)
     with ExitStack() as stack:
         together(accelerator, lambda: stack.enter_context(locked(folder)) if accelerator.is_main_process else None)
@@ -93,7 +93,7 @@ def update(
 
     together(accelerator, begin)
     plan = read_sealed(folder, PLAN)
-    builder = Builder(folder, store, teachers, settings, plan["temperature"], accelerator, batch, compiled)
+    builder = Builder(folder, store, teachers, plan["settings"], plan["temperature"], accelerator, batch, compiled)
     together(accelerator, lambda: builder.run(units(plan["samples"], settings["views"]["count"])))
     together(accelerator, finish)
     return builder
@@ -118,6 +118,11 @@ def cache_settings(store: SampleStore, teachers: Teachers, recipe: Recipe, preci
         "views": views,
         "precision": precision,
     }
+
+
+def hashes_of(store: SampleStore, splits: Sequence[str]) -> list[str]:
+    """The content hashes of the samples of some splits, each once."""
+    return list(dict.fromkeys(str(sha256) for split in splits for sha256 in store.hashes[store.rows(split)]))
 
 
 def write_plan(folder: Folder, settings: dict, temperature: float, wanted: list[str]) -> None:
@@ -160,7 +165,7 @@ def seal(folder: Folder, plan: dict, teachers: dict[str, dict]) -> None:
     anatomies, views = settings["anatomies"], settings["views"]["count"]
     wanted = units(hashes, views)
     records = [read_sealed(folder, unit.record_key) for unit in wanted]
-    if any(record is None for record in records):
+    if not all(record and unit.owns(record, settings) for unit, record in zip(wanted, records, strict=True)):
         raise MtkdError(f"{folder} is not finished: a process did not write its share. Run the same command again.")
     figures = {key: np.zeros((len(hashes), views, len(anatomies))) for key in ("crc32c", "max_error", "kl", "bits")}
     for unit, record in zip(wanted, records, strict=True):

@@ -157,7 +157,7 @@ class LogitCache:
         """Quantised maps int16 (n, A, h, w) of samples named by content hash.
 
         Raises DamagedMap, naming sample and anatomy, where a map is not the one that was written, and MtkdError where the cache
-        was written again since it was opened.
+        was written again, or deleted, since it was opened.
         """
         maps = np.empty((len(hashes), *self.reader.item[1:]), np.int16)
         list(readers().map(self._read, hashes, repeat(view), maps))
@@ -180,8 +180,13 @@ class LogitCache:
             now = read_sealed(Folder(self.url), MANIFEST)
         except MtkdError:
             now = self.manifest
+        if now is None and not Folder(self.url).exists("plan.json"):
+            return MtkdError(f"{self.url} was deleted or moved since it was opened. Put it back, or build it again.")
         if now != self.manifest:
-            return MtkdError(f"{self.url} was written again since it was opened. Run the same command once that has finished.")
+            return MtkdError(
+                f"{self.url} was written again since it was opened. Once that has finished, train into a new --run: "
+                "an interrupted run resumes only with the cache it started with."
+            )
         return DamagedMap(
             sha256,
             f"{self.url}: the map of sample {sha256[:12]}, view {view}, {anatomy}, is damaged or missing. "

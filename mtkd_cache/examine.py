@@ -54,6 +54,9 @@ def examine(folder: Folder) -> Findings:
     records = {key: read_whole(folder, key, "rows") for key in sorted(present) if key.startswith("records/")}
     manifest, plan = read_whole(folder, MANIFEST, "files"), read_whole(folder, PLAN, "samples")
     found = Findings(manifest, plan, {key: record for key, record in records.items() if record})
+    for unit in found.units:
+        if (record := found.records.get(unit.record_key)) and not unit.owns(record, found.plan["settings"]):
+            found.damage("foreign", unit.record_key)
     if found.manifest:
         check_kind(str(folder), found.manifest)
         expected = found.manifest["files"]
@@ -68,7 +71,7 @@ def examine(folder: Folder) -> Findings:
             found.damage("changed" if PLAN in present else "missing", PLAN)
         for key in records.keys() - found.records.keys():
             found.damage("changed", key)
-        expected = _recorded(found)
+        expected = {record["key"]: record for key, record in found.records.items() if key not in found.broken}
     _compare(folder, expected, found)
     known = {*expected, *METADATA, MANIFEST, PLAN, *(key for unit in found.units for key in (unit.record_key, unit.shard_key))}
     for key in sorted(present - known) if found.manifest or found.plan else ():
@@ -82,15 +85,6 @@ def read_whole(folder: Folder, key: str, member: str) -> dict | None:
         return read_sealed(folder, key, member)
     except (MtkdError, OSError):
         return None
-
-
-def _recorded(found: Findings) -> dict[str, dict]:
-    """What the records of a cache without manifest say of their shards."""
-    place = {unit.record_key: unit.shard_key for unit in found.units}
-    for key, record in found.records.items():
-        if place.get(key, record["key"]) != record["key"]:
-            found.damage("swapped", key)
-    return {record["key"]: record for key, record in found.records.items() if key not in found.broken}
 
 
 def _compare(folder: Folder, expected: dict[str, dict], found: Findings) -> None:

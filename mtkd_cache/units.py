@@ -22,7 +22,7 @@ from mtkd_cache.ensemble import Ensemble
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.feed import Batch, Stream, read_ahead
 from mtkd_cache.losses import map_kl
-from mtkd_cache.manifest import file_entry, read_sealed, reopen, sealed
+from mtkd_cache.manifest import digest, file_entry, read_sealed, reopen, sealed
 from mtkd_cache.models import Network
 from mtkd_cache.quantise import dequantise, quantise
 from mtkd_cache.samples import SampleStore
@@ -81,6 +81,14 @@ class Unit:
     def rows(self) -> slice:
         """The cache's rows it holds."""
         return slice(self.block * BLOCK, self.block * BLOCK + len(self.hashes))
+
+    def owns(self, record: dict, settings: dict) -> bool:
+        """Was a record written for this shard file of a cache with these settings, and does it keep to their error bound?
+
+        The first versions' records do not name their settings: those are told by the bound alone.
+        """
+        of_the_cache = record["key"] == self.shard_key and record.get("settings") in (None, digest(settings))
+        return of_the_cache and all(0 <= error <= settings["step"] / 2 for row in record["rows"] for error in row["max_error"])
 
 
 def units(hashes: list[str], views: int) -> list[Unit]:
@@ -203,7 +211,7 @@ class Builder:
             record = read_sealed(self.folder, unit.record_key, "rows")
         except MtkdError:
             return None
-        return record if record and record["key"] == unit.shard_key else None
+        return record if record and unit.owns(record, self.settings) else None
 
     def _missing(self, unit: Unit, old: dict | None) -> np.ndarray:
         """Which maps have to be computed: bool (samples, anatomies)."""
@@ -299,5 +307,5 @@ class Builder:
         data = self.spec.encode_shard(values)
         self.folder.delete(unit.record_key)
         self.folder.write(unit.shard_key, data)
-        record = {"key": unit.shard_key, **file_entry(data), "teachers": self.teachers.about, "rows": rows}
-        self.folder.write(unit.record_key, sealed(record))
+        about = {"key": unit.shard_key, **file_entry(data), "settings": digest(self.settings), "teachers": self.teachers.about}
+        self.folder.write(unit.record_key, sealed({**about, "rows": rows}))

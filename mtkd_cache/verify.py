@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtkd_cache.build import PLAN, update
+from mtkd_cache.build import PLAN, hashes_of, update
 from mtkd_cache.cache import LogitCache, fingerprint
 from mtkd_cache.checkpoints import WEIGHTS, file_sha256
 from mtkd_cache.errors import MtkdError
@@ -102,7 +102,7 @@ def _compare_samples(found: Findings, store: SampleStore, splits: Sequence[str])
         if gone := cached - set(store.hashes):
             text = f"{len(gone)} cached samples are changed there, or gone. Build a cache of this store under another name."
             found.add(OTHER_STORE, store.url, text)
-        if new := sum(sha256 not in cached for sha256 in _hashes(store, splits)):
+        if new := sum(sha256 not in cached for sha256 in hashes_of(store, splits)):
             found.add("samples", store.url, f"{new} samples are not cached. Run mtkd-cache build.")
 
 
@@ -115,10 +115,6 @@ def _compare_teachers(found: Findings, teachers: Path) -> None:
         elif {one[anatomy]["weights_sha256"] for one in spoke} != {file_sha256(path)}:
             text = "It was trained since. Run mtkd-cache build, which computes this teacher's maps again and no others."
             found.add("teacher", str(path), text)
-
-
-def _hashes(store: SampleStore, splits: Sequence[str]) -> list[str]:
-    return [str(sha256) for split in splits for sha256 in store.hashes[store.rows(split)]]
 
 
 def _mend(folder: Folder, found: Findings, store: SampleStore, teachers: Path, splits: Sequence[str], device: str | None) -> int:
@@ -136,7 +132,7 @@ def _mend(folder: Folder, found: Findings, store: SampleStore, teachers: Path, s
             folder.delete(record_of[key])
         folder.delete(key)
     reopen(folder)
-    wanted = list(dict.fromkeys([*found.plan["samples"], *_hashes(store, splits)]))
+    wanted = list(dict.fromkeys([*found.plan["samples"], *hashes_of(store, splits)]))
     accelerator = make_accelerator(device, settings["precision"])
     return update(folder, store, loaded, settings, found.plan["temperature"], wanted, accelerator).maps
 

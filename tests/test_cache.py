@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from click.testing import CliRunner
 
 from mtkd_cache.build import build
-from mtkd_cache.cache import LogitCache
+from mtkd_cache.cache import LogitCache, logits_spec
 from mtkd_cache.checkpoints import load_network
+from mtkd_cache.cli.main import main
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.ingest import ingest
 from mtkd_cache.lock import locked
+from mtkd_cache.manifest import read_sealed, sealed
 from mtkd_cache.models import upsample
 from mtkd_cache.quantise import dequantise, quantise
 from mtkd_cache.runs import make_accelerator
@@ -44,6 +47,72 @@ def test_cached_logits_are_the_live_teachers(arch, stride, organ_store, untraine
         assert said["by_anatomy"][organ]["max_abs_error"] <= cache.step / 2
         assert 0 < said["by_anatomy"][organ]["mean_kl_nats"] < 1e-3
         assert 0 < said["by_anatomy"][organ]["bits_per_logit"] < 16
+
+
+def test_the_figures_of_each_map(organ_store, organ_teachers, organ_cache, recipe):
+    rows, temperature = organ_store.rows("train"), recipe().distillation.temperature
+    kept = torch.from_numpy(organ_cache.read(organ_store.hashes[rows])).double() * organ_cache.step
+    record = read_sealed(Folder(organ_cache.url), "records/00000-000.json")
+    assert [row["sha256"] for row in record["rows"]] == list(organ_store.hashes[rows])
+    for index, organ in enumerate(organ_store.anatomies):
+        with torch.inference_mode():
+            said = load_network(organ_teachers / organ).native(pictures(organ_store, rows))[:, 0].double()
+        p, q = ((maps.flatten(1) / temperature).softmax(1) for maps in (said, kept[:, index]))
+        errors, kls = (kept[:, index] - said).abs().amax((1, 2)), (p * (p / q).log()).sum(1)
+        np.testing.assert_allclose([row["max_error"][index] for row in record["rows"]], errors, atol=1e-5)
+        np.testing.assert_allclose([row["kl"][index] for row in record["rows"]], kls, rtol=1e-2)
+
+
+def test_a_caches_figures_are_those_of_its_maps(organ_store, organ_teachers, organ_cache, recipe, accelerator, copy_of):
+    """Of maps whose figures are told apart more easily than those of real ones."""
+    path = copy_of(organ_cache.url)
+    record = read_sealed(Folder(path), "records/00000-000.json")
+    for index, row in enumerate(record["rows"]):
+        row |= {"max_error": [index / 128, (12 - index) / 256], "kl": [index, 3 * index], "bits": [32 * 32 * index, 0]}
+    (path / "records" / "00000-000.json").write_bytes(sealed(record))
+    (path / "manifest.json").unlink()
+    built = build(organ_store, organ_teachers, str(path), recipe(), accelerator)
+    assert built["by_anatomy"] == {
+        "kidney": {"max_abs_error": 11 / 128, "mean_kl_nats": 5.5, "bits_per_logit": 5.5},
+        "tongue": {"max_abs_error": 12 / 256, "mean_kl_nats": 16.5, "bits_per_logit": 0},
+    }
+    assert (built["maps_computed"], built["max_abs_error"], built["mean_kl_nats"]) == (0, 11 / 128, 11)
+
+
+def test_a_map_that_is_kept_is_checked(organ_store, organ_teachers, organ_cache, untrained_teacher, recipe, accelerator, copy_of):
+    """Another map in a shard file whose own checksums fit."""
+    teachers, path = copy_of(organ_teachers), copy_of(organ_cache.url)
+    untrained_teacher(teachers, "tongue", seed=7)
+    spec = logits_spec(1, 2, tuple(organ_cache.settings["grid"]), organ_cache.step)
+    shard = path / spec.shard_key(0)
+    maps = spec.decode_shard(shard.read_bytes())[:12]
+    maps[3, 0, 0] += 1
+    shard.write_bytes(spec.encode_shard(maps))
+    assert build(organ_store, teachers, str(path), recipe(), accelerator)["maps_computed"] == 12 + 1
+    hashes = sorted(organ_cache.place)
+    assert np.array_equal(LogitCache.open(str(path)).read(hashes)[:, 0], organ_cache.read(hashes)[:, 0])
+
+
+def test_samples_that_are_gone(organ_folder, organ_split, organ_cache, organ_teachers, recipe, accelerator, copy_of, tmp_path):
+    """Neither a build, nor verify, nor a student takes a cache of more samples than the store has."""
+    dataset, url = copy_of(organ_folder), str(copy_of(organ_cache.url))
+    for kind in ("image", "mask"):
+        (dataset / "tongue" / "31" / f"{kind}02.png").unlink()
+    ingest(dataset, str(tmp_path / "fewer.zarr"), size=(64, 64), split=organ_split)
+    fewer = SampleStore.open(str(tmp_path / "fewer.zarr"))
+    with pytest.raises(MtkdError, match="holds 1 samples that are not asked for any more"):
+        build(fewer, organ_teachers, url, recipe(), accelerator)
+    problems = verify(url, store=fewer)["problems"]
+    assert [(problem["kind"], problem["where"]) for problem in problems] == [("other store", fewer.url)]
+    assert "1 cached samples are changed there, or gone" in problems[0]["what_to_do"]
+    with pytest.raises(MtkdError, match="holds 1 samples that"):
+        organ_cache.check_belongs(fewer, fewer.rows("train"))
+
+
+def test_a_split_named_twice_is_stored_once(organ_store, organ_teachers, organ_cache, recipe, accelerator, copy_of):
+    url, splits = str(copy_of(organ_cache.url)), ("train", "test", "test")
+    assert build(organ_store, organ_teachers, url, recipe(), accelerator, splits)["samples"] == 18
+    assert verify(url, store=organ_store, splits=splits)["ok"]
 
 
 def test_a_second_build_computes_nothing(organ_store, organ_teachers, organ_cache, recipe, accelerator):
@@ -140,6 +209,21 @@ def test_a_logit_that_is_stored_wrongly_stops_the_build(organ_store, organ_teach
         build(organ_store, organ_teachers, str(tmp_path / "c.zarr"), recipe(), accelerator)
     with pytest.raises(MtkdError, match="is not finished"):
         LogitCache.open(str(tmp_path / "c.zarr"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("build", "--step", "0"), 1, "must be a power of two"),
+        (("build", "--views", "0"), 1, "cache.views = 0 is impossible"),
+        (("verify", "--seed", "-1"), 2, "-1 is not in the range"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(organ_store, organ_teachers, tmp_path, arguments, status, says):
+    at = ("--store", organ_store.url, "--teachers", str(organ_teachers), "--cache", str(tmp_path / "c.zarr"))
+    result = CliRunner().invoke(main, [*arguments, *at])
+    assert result.exit_code == status and says in result.stderr
+    assert not (tmp_path / "c.zarr").exists()
 
 
 def test_other_settings_are_refused_and_named(organ_store, organ_teachers, organ_cache, recipe, accelerator):

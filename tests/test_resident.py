@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from mtkd_cache import resident
+from mtkd_cache.build import build
+from mtkd_cache.cache import LogitCache
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.feed import Stream
 from mtkd_cache.resident import Resident, hold
@@ -22,6 +24,15 @@ def test_batches_from_memory_are_those_from_the_disk(organ_store, organ_cache):
     assert np.array_equal(ours.rows, theirs.rows)
     for name in ("images", "masks", "anatomy", "logits"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_each_recorded_view_has_its_own_maps(organ_store, organ_teachers, recipe, accelerator, tmp_path):
+    build(organ_store, organ_teachers, str(tmp_path / "c.zarr"), recipe("cache.views=3"), accelerator)
+    stream, rows = Stream(organ_store, LogitCache.open(str(tmp_path / "c.zarr"))), organ_store.rows("train")
+    held = hold(stream, rows, CPU, "host")
+    maps = [held.read(rows[::-1], view).logits for view in range(3)]
+    assert all(torch.equal(maps[view], stream.read(rows[::-1], view).logits) for view in range(3))
+    assert not torch.equal(maps[0], maps[1]) and not torch.equal(maps[1], maps[2])
 
 
 def test_auto_holds_what_takes_half_the_free_memory_at_most(organ_store, monkeypatch):

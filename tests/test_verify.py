@@ -17,7 +17,7 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.feed import Stream
 from mtkd_cache.ingest import ingest
 from mtkd_cache.lock import locked
-from mtkd_cache.manifest import MANIFEST, unsealed
+from mtkd_cache.manifest import MANIFEST, sealed, unsealed
 from mtkd_cache.resident import hold
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.storage import Folder
@@ -26,6 +26,7 @@ from mtkd_cache.verify import verify
 FLIPS = int(os.environ.get("MTKD_FLIPS", "60"))
 OTHERS = int(os.environ.get("MTKD_DAMAGES", "12"))
 BLOCK = 4
+FOREIGN = "records/00001-001.json"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,6 +50,14 @@ def master(store, organ_teachers, recipe, accelerator, tmp_path_factory) -> Path
     """A finished cache of 12 samples in 2 views. Read only."""
     path = tmp_path_factory.mktemp("master") / "logits.zarr"
     build(store, organ_teachers, str(path), recipe("cache.views=2"), accelerator)
+    return path
+
+
+@pytest.fixture(scope="module", params=["cache.step=0.5", "seed=5"])
+def foreign(request, store, organ_teachers, recipe, accelerator, tmp_path_factory) -> Path:
+    """A cache of the same samples and teachers, of another step or with other views. Read only."""
+    path = tmp_path_factory.mktemp("foreign") / "logits.zarr"
+    build(store, organ_teachers, str(path), recipe("cache.views=2", request.param), accelerator)
     return path
 
 
@@ -151,6 +160,13 @@ def test_swaps_are_found(cache, store, truth):
         problems = damage_and_restore(cache, store, truth, pair, swap)
         where, swapped = {problem["where"] for problem in problems}, {str(path.relative_to(cache)) for path in pair}
         assert where == swapped if MANIFEST not in swapped else MANIFEST in where
+
+
+def test_shards_may_lie_on_another_disk(cache, store, organ_teachers, recipe, accelerator, tmp_path):
+    (cache / "logits").rename(tmp_path / "elsewhere")
+    (cache / "logits").symlink_to(tmp_path / "elsewhere")
+    assert verify(str(cache))["ok"]
+    assert build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)["maps_computed"] == 0
 
 
 def test_unknown_files_are_told_and_kept(cache, store, organ_teachers):
@@ -262,9 +278,58 @@ def test_swapped_records_of_an_unfinished_cache(cache, store, organ_teachers, tr
     first, second = (path.read_bytes() for path in pair)
     pair[0].write_bytes(second)
     pair[1].write_bytes(first)
-    assert [problem["kind"] for problem in verify(str(cache))["problems"]] == ["missing", "swapped", "swapped"]
+    assert [problem["kind"] for problem in verify(str(cache))["problems"]] == ["foreign", "foreign", "missing"]
     assert verify(str(cache), store=store, teachers=organ_teachers, repair=True)["ok"]
     assert same(read_all(cache, store), truth)
+
+
+def put_in(cache: Path, foreign: Path) -> None:
+    """Leave a cache unfinished, with one shard file and its record from another one."""
+    for key in ("manifest.json", "zarr.json"):
+        (cache / key).unlink()
+    for key in ("logits/c/1/1/0/0/0", FOREIGN):
+        shutil.copy(foreign / key, cache / key)
+
+
+def test_a_build_makes_another_caches_shard_again(cache, foreign, store, organ_teachers, recipe, accelerator, truth):
+    put_in(cache, foreign)
+    assert FOREIGN in [problem["where"] for problem in verify(str(cache))["problems"] if problem["kind"] == "foreign"]
+    assert build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)["maps_computed"] == 2 * BLOCK
+    assert verify(str(cache))["ok"] and same(read_all(cache, store), truth)
+
+
+def test_a_finished_cache_with_another_caches_shard(
+    cache, foreign, store, organ_teachers, recipe, accelerator, truth, monkeypatch
+):
+    """The first versions finished such caches."""
+    put_in(cache, foreign)
+    with monkeypatch.context() as patch:
+        patch.setattr(units_module.Unit, "owns", lambda *_: True)
+        build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)
+    assert [(problem["kind"], problem["where"]) for problem in verify(str(cache))["problems"]] == [("foreign", FOREIGN)]
+    result = verify(str(cache), store=store, teachers=organ_teachers, repair=True)
+    assert result["ok"] and result["maps_computed"] == 2 * BLOCK and same(read_all(cache, store), truth)
+
+
+def test_no_cache_is_finished_with_another_caches_shard(cache, foreign, store, organ_teachers, recipe, accelerator, monkeypatch):
+    """One that was put there while the build went on."""
+    put_in(cache, foreign)
+    monkeypatch.setattr(units_module.Builder, "run", lambda *_: None)
+    with pytest.raises(MtkdError, match="is not finished"):
+        build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)
+
+
+@pytest.mark.parametrize(("worst", "maps"), [(0.125, 0), (0.12501, 2 * BLOCK)])
+def test_records_that_do_not_name_their_settings_are_told_by_the_bound(
+    cache, store, organ_teachers, recipe, accelerator, worst, maps
+):
+    record = unsealed((cache / FOREIGN).read_bytes())
+    del record["settings"]
+    record["rows"][-1]["max_error"][1] = worst
+    (cache / FOREIGN).write_bytes(sealed(record))
+    (cache / MANIFEST).unlink()
+    assert build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)["maps_computed"] == maps
+    assert verify(str(cache))["ok"]
 
 
 def test_another_store_is_told_and_not_repaired(cache, organ_store, organ_teachers):
@@ -309,7 +374,10 @@ def test_a_reader_of_a_cache_that_is_written_again(
     assert np.array_equal(opened.read(hashes), before)
     untrained_teacher(teachers, "tongue", seed=9)
     build(store, teachers, str(cache), recipe("cache.views=2"), accelerator, splits=("train", "validation"))
-    with pytest.raises(MtkdError, match=r"was written again since it was opened\. Run the same command"):
+    with pytest.raises(MtkdError, match=r"was written again since it was opened\. .* into a new --run"):
+        opened.read(hashes)
+    shutil.rmtree(cache)
+    with pytest.raises(MtkdError, match="was deleted or moved since it was opened"):
         opened.read(hashes)
 
 
