@@ -25,8 +25,14 @@ class Folder:
 
     def __init__(self, url: str | Path):
         self.url = str(url).rstrip("/")
+        self.lost = False  # the lock, to another writer: nothing is written any more
+        if self.url.startswith(("http://", "https://")):
+            raise MtkdError(f"{self.url}: a web server's files cannot be written. Name a local folder, s3:// or gs://.")
         try:
-            self.fs, path = fsspec.core.url_to_fs(self.url, **FRESH)
+            if "://" in self.url:
+                self.fs, path = fsspec.core.url_to_fs(self.url, **FRESH)
+            else:  # fsspec would take a path with :: for a chain of file systems
+                self.fs, path = LocalFileSystem(), LocalFileSystem._strip_protocol(self.url)
         except ImportError as error:
             raise MtkdError(f"{self.url}: {error} (for s3:// that is pip install 'mtkd-cache[s3]').") from error
         except ValueError as error:
@@ -76,6 +82,8 @@ class Folder:
             raise
 
     def _put(self, key: str, data: bytes, mode: str) -> None:
+        if self.lost:
+            raise MtkdError(f"{self.url} is being written by another process, which took the lock over. Run this again later.")
         try:
             self.fs.pipe_file(f"{self.path}/{key}", data, mode=mode)
         except Exception as error:
@@ -89,10 +97,14 @@ class Folder:
             self.fs.rm_file(f"{self.path}/{key}")
 
     def keys(self, below: str = "") -> Iterator[str]:
-        """The files below a key, sorted; temporary files and the lock are not listed."""
+        """The files below a key, sorted, also behind links to folders; temporary files and the lock are not listed."""
         root = f"{self.path}/{below}".rstrip("/")
         start = len(self.path) + 1
-        for name in sorted(self.fs.find(root)):
+        if self.local:
+            names = [f"{folder}/{name}" for folder, _, files in os.walk(root, followlinks=True) for name in files]
+        else:
+            names = self.fs.find(root)
+        for name in sorted(names):
             key = name[start:]
             if key != LOCK and not key.endswith(TEMPORARY):
                 yield key
