@@ -88,7 +88,7 @@ def contact_sheet(cache: LogitCache, store: SampleStore, out: Path, samples: int
         axes[line, 0].imshow(images[line])
         if masks[line].any() and not masks[line].all():
             axes[line, 0].contour(masks[line], levels=[0.5], colors="#ffe45c", linewidths=1)
-        axes[line, 0].set_ylabel(store.describe(row).replace("/", "\n", 1), fontsize=6)
+        axes[line, 0].set_ylabel(store.describe(row).replace("/", "\n", 1), fontsize=6, parse_math=False)
         for column, anatomy in enumerate(order, start=1):
             axis = axes[line, column]
             shown = axis.imshow(maps[line, cache.anatomies.index(anatomy)], vmin=0, vmax=1, cmap="viridis")
@@ -99,7 +99,7 @@ def contact_sheet(cache: LogitCache, store: SampleStore, out: Path, samples: int
         axis.set(xticks=[], yticks=[])
     axes[0, 0].set_title("sample and mask", fontsize=7)
     for axis, anatomy in zip(axes[0, 1:], order, strict=True):
-        axis.set_title(f"{anatomy.replace('_', ' ')}\nDice {dice[anatomy]:.2f}", fontsize=7)
+        axis.set_title(f"{anatomy.replace('_', ' ')}\nDice {dice[anatomy]:.2f}", fontsize=7, parse_math=False)
     bar = figure.colorbar(shown, ax=axes, fraction=0.012, pad=0.008)
     bar.ax.tick_params(labelsize=6)
     bar.set_label("the teacher's probability; red frame: the sample's own anatomy", fontsize=6)

@@ -1,6 +1,7 @@
 """What is in a cache, told and shown."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,13 @@ def test_contact_sheet_believes_the_teachers_records(organ_cache, organ_store, t
     Path(tmp_path / "tongue" / "teacher.json").unlink()
     with pytest.raises(MtkdError, match=r"no teacher\.json of tongue"):
         contact_sheet(organ_cache, organ_store, out, samples=1, teachers=tmp_path)
+
+
+def test_contact_sheet_takes_a_name_as_it_is(organ_cache, organ_store, tmp_path):
+    """Dollar signs would be typeset as a formula."""
+    names = (r"$\frac{a}{b$", "tongue")
+    cache, store = (replace(one, anatomies=names) for one in (organ_cache, organ_store))
+    assert set(contact_sheet(cache, store, tmp_path / "sheet.png", samples=2)) == set(names)
 
 
 def test_contact_sheet_of_another_store(organ_cache, phantom_store, tmp_path):
