@@ -11,7 +11,7 @@ import google_crc32c
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 UNREADABLE = (ValueError, RuntimeError, OSError)  # what zarr and its codecs raise for damaged bytes
@@ -34,11 +34,11 @@ class ArraySpec:
     codec: BloscCodec | None = None
     attributes: tuple[tuple[str, object], ...] = ()
 
-    def _create(self, store: MemoryStore, samples: int, item: tuple[int, ...]) -> zarr.Array:
+    def _create(self, files: dict[str, Buffer], samples: int, item: tuple[int, ...]) -> zarr.Array:
         codec = self.codec or BloscCodec(cname="zstd", clevel=5, shuffle="shuffle")
         chunk_item = self.chunk_item or self.item
         return zarr.create_array(
-            store,
+            MemoryStore(files),
             name=self.name,
             shape=(samples, *item),
             dtype=self.dtype,
@@ -54,15 +54,15 @@ class ArraySpec:
 
     def metadata(self, samples: int) -> dict[str, bytes]:
         """The array's zarr.json, by key."""
-        store = MemoryStore()
-        self._create(store, samples, self.item)
-        return _files(store, self.name)
+        files: dict[str, Buffer] = {}
+        self._create(files, samples, self.item)
+        return _as_bytes(files, self.name)
 
     def whole(self, values: np.ndarray) -> dict[str, bytes]:
         """Metadata and the one chunk of an array without shards, by key."""
-        store = MemoryStore()
-        self._create(store, len(values), self.item)[...] = values
-        return _files(store, self.name)
+        files: dict[str, Buffer] = {}
+        self._create(files, len(values), self.item)[...] = values
+        return _as_bytes(files, self.name)
 
     def shard_key(self, number: int, second: int = 0) -> str:
         """The key of a shard by its place along the first and the second axis."""
@@ -71,21 +71,21 @@ class ArraySpec:
 
     def encode_shard(self, values: np.ndarray) -> bytes:
         """The bytes of one shard file. values: (n, *chunk_item) with n at most `shard`; a short last shard is as good."""
-        store = MemoryStore()
+        files: dict[str, Buffer] = {}
         item = self.chunk_item or self.item
-        self._create(store, self.shard, item)[: len(values)] = values
-        return _files(store, self.name)[self.shard_key(0)]
+        self._create(files, self.shard, item)[: len(values)] = values
+        return _as_bytes(files, self.name)[self.shard_key(0)]
 
     def decode_shard(self, data: bytes) -> zarr.Array:
         """The array (shard, *chunk_item) in a shard file's bytes. Reading a damaged sample of it raises one of `UNREADABLE`."""
-        store = MemoryStore()
-        array = self._create(store, self.shard, self.chunk_item or self.item)
-        store._store_dict[self.shard_key(0)] = default_buffer_prototype().buffer.from_bytes(data)
+        files: dict[str, Buffer] = {}
+        array = self._create(files, self.shard, self.chunk_item or self.item)
+        files[self.shard_key(0)] = default_buffer_prototype().buffer.from_bytes(data)
         return array
 
 
-def _files(store: MemoryStore, name: str) -> dict[str, bytes]:
-    return {key: value.to_bytes() for key, value in store._store_dict.items() if key.startswith(f"{name}/")}
+def _as_bytes(files: dict[str, Buffer], name: str) -> dict[str, bytes]:
+    return {key: value.to_bytes() for key, value in files.items() if key.startswith(f"{name}/")}
 
 
 def group_metadata(attributes: dict, array_metadata: dict[str, bytes]) -> bytes:
