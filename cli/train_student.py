@@ -11,7 +11,7 @@ from mtkd_cache.cli.common import load, reports, say
 @click.command("train-student")
 @common.store
 @common.cache
-@click.option("--run", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/ARCH-kd or runs/ARCH-no-kd]")
+@click.option("--run", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/ARCH-(no-)kd-seedN]")
 @common.from_recipe
 @click.option("--arch", help="Override the recipe's architecture of the student.")
 @click.option("--no-kd", is_flag=True, help="The paper's baseline: the masks alone, everything else equal.")
@@ -28,7 +28,7 @@ def command(store, cache, run: Path | None, recipe, overrides, seed, arch, no_kd
 
     overrides += (f'student.arch="{arch}"',) if arch else ()
     settings = load(recipe, overrides, seed)
-    run = run or Path("runs", f"{settings.student.arch}-{'no-kd' if no_kd else 'kd'}")
+    run = run or Path("runs", f"{settings.student.arch}-{'no-kd' if no_kd else 'kd'}-seed{settings.seed}")
     opened = None if no_kd else LogitCache.open(cache)
     accelerator = make_accelerator(device, precision)
     record = train_student(SampleStore.open(store), run, settings, accelerator, opened, resident, compiled)

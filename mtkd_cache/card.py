@@ -1,9 +1,11 @@
 """The model card of a run folder or a teachers folder: README.md, written anew after every evaluation."""
 
+import json
 from pathlib import Path
 
+from mtkd_cache.markdown import pipe, plain
 from mtkd_cache.models import paper_source
-from mtkd_cache.runs import read_record
+from mtkd_cache.records import is_current, read_record, read_trainings
 from mtkd_cache.storage import write_durably
 
 CARD = "README.md"
@@ -38,23 +40,24 @@ def card(folder: Path) -> Path | None:
 
 def card_text(folder: Path) -> str | None:
     """The card in Markdown, from the records in the folder alone (the same records, the same text); None without any."""
-    student = read_record(folder / "run.json")
-    teachers = [] if student else [read_record(found) for found in sorted(folder.glob("*/teacher.json"))]
-    if not student and not teachers:
+    trainings = read_trainings(folder)
+    if not trainings:
         return None
-    evaluations = [read_record(found) for found in sorted(folder.glob("evaluation-*.json"))]
-    multilabel = [read_record(found) for found in sorted(folder.glob("multilabel-*.json"))]
-    about = student or teachers[0]
+    evaluations, multilabel = (
+        [one for path in sorted(folder.glob(f"{kind}-*.json")) if is_current(one := read_record(path), trainings)]
+        for kind in ("evaluation", "multilabel")
+    )
+    about = trainings[0]
     blocks = [
         MARK,
-        f"# {_title(about)}",
+        f"# {plain(_title(about))}",
         WARNING,
         "## Intended use\n\n" + USE,
         "## What it was trained on\n\n" + _bullets(_training(about, evaluations)),
         "## Dice\n\n" + _dice(evaluations),
         *(["## Images with several annotations\n\n" + "\n\n".join(map(_multilabel, multilabel))] if multilabel else []),
         "## Use\n\n" + _loading(folder, about),
-        "## Fingerprints\n\n" + _bullets(_fingerprints(student, teachers)),
+        "## Fingerprints\n\n" + _bullets(_fingerprints(trainings)),
         "## Recipe\n\n" + _recipe(about.get("recipe") or {}),
         "## Made with\n\n" + _bullets([f"{key}: {value}" for key, value in about.get("environment", {}).items()]),
     ]
@@ -78,6 +81,7 @@ def _training(about: dict, evaluations: list[dict]) -> list[str]:
         "Annotation: one anatomy an image; what else an image shows is not annotated",
         f"Started from weights: {_weights(about['arch'], stage.get('weights', UNKNOWN))}",
         f"Seed: {about['seed']}",
+        f"Mixed precision: {about.get('precision', UNKNOWN)}",
     ]
     if about["kind"] != "student":
         return [*said, "Kept: each network's best epoch by validation Dice"]
@@ -122,17 +126,16 @@ def _dice(evaluations: list[dict]) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(map(pipe, [head, ["---", *("---:" for _ in head[1:])], *rows]))
 
 
 def _multilabel(one: dict) -> str:
     rows = [[name, _percent(dice), _percent(one["known_precision"].get(name))] for name, dice in one["dice"].items()]
-    return (
+    claimed = (
         f"Images of the {one['split']} split: {one['images']}. {_percent(one['claimed'])} % of the pixels are claimed by a head, "
-        f"{_percent(one['claimed_twice'])} % by two or more. Precision is counted on the pixels that are annotated as some "
-        f"anatomy.\n\n{_table(['Anatomy', 'Dice, %', 'Precision, %'], rows)}"
+        f"{_percent(one['claimed_twice'])} % by two or more. Precision is counted on the pixels annotated as some anatomy."
     )
+    return f"{plain(claimed)}\n\n{_table(['Anatomy', 'Dice, %', 'Precision, %'], rows)}"
 
 
 def _loading(folder: Path, about: dict) -> str:
@@ -142,18 +145,18 @@ def _loading(folder: Path, about: dict) -> str:
     return (
         "```python\n"
         "from mtkd_cache.checkpoints import load_network\n"
-        f'network = load_network("{name}")  # in eval mode, {heads}\n'
+        f"network = load_network({json.dumps(name)})  # in eval mode, {plain(heads)}\n"
         "masks = network(images) > 0  # images: float RGB in [0, 1], (B, 3, H, W); masks: bool (B, heads, H, W)\n"
         f"```\n\nGive it images of the size it was trained at, {_size(about)}."
     )
 
 
-def _fingerprints(student: dict | None, teachers: list[dict]) -> list[str]:
-    said = [f"Sample store: `{(student or teachers[0]).get('store_fingerprint', UNKNOWN)}`"]
-    if student and student["kd"]:
-        said.append(f"Logit cache: `{student.get('cache_fingerprint', UNKNOWN)}`")
-    for about in [student] if student else teachers:
-        whose = "" if student else f" of {about['anatomy']}"
+def _fingerprints(trainings: list[dict]) -> list[str]:
+    said = [f"Sample store: `{trainings[0].get('store_fingerprint', UNKNOWN)}`"]
+    if trainings[0].get("kd"):
+        said.append(f"Logit cache: `{trainings[0].get('cache_fingerprint', UNKNOWN)}`")
+    for about in trainings:
+        whose = f" of {about['anatomy']}" if "anatomy" in about else ""
         said.append(f"Weights{whose}, SHA-256: `{about.get('weights_sha256', UNKNOWN)}`")
     return said
 
@@ -162,12 +165,12 @@ def _recipe(recipe: dict) -> str:
     lines = []
     for section, values in recipe.items():
         lines += ["", f"[{section}]"]
-        lines += [f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in values.items()]
-    return "```toml\n" + "\n".join(lines[1:]) + "\n```"
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    return "```toml\n" + "\n".join(" ".join(line.split()) for line in lines[1:]) + "\n```"
 
 
 def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {plain(line)}" for line in lines)
 
 
 def _percent(value: float | None) -> str:

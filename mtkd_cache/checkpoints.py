@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models import Network, build
+from mtkd_cache.records import STUDENT, TEACHER, read_record
 from mtkd_cache.storage import write_durably
 
 WEIGHTS = "weights.safetensors"
@@ -30,24 +31,27 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict) -> None:
     write_durably(path, save(contiguous, {"about": json.dumps({**about, CHECKSUM: _checksum(contiguous, about)})}))
 
 
-def read_tensors(path: Path, *members: str) -> tuple[dict[str, Tensor], dict]:
+def read_tensors(path: Path, **members: type) -> tuple[dict[str, Tensor], dict]:
     """What `write_tensors` wrote.
 
-    Raises MtkdError where the file is absent, damaged, or not described by the members asked for.
+    Raises MtkdError where the file is absent, unreadable, damaged, or not described by the members asked for, of their types.
     """
     try:
+        path.open("rb").close()  # safe_open calls any file missing that it cannot open
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         checksum = about.pop(CHECKSUM, None)
         if checksum is not None and checksum != _checksum(tensors, about):
             raise ValueError("its checksum does not fit")
-        if lacking := set(members) - set(about):
-            raise ValueError(f"it does not say {', '.join(sorted(lacking))}")
+        if lacking := [member for member, kind in members.items() if not isinstance(about.get(member), kind)]:
+            raise ValueError(f"it does not say {', '.join(lacking)}")
         return tensors, about
     except FileNotFoundError as error:
         raise MtkdError(f"{path} is missing. Train it first, or name the folder that holds it.") from error
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except OSError as error:
+        raise MtkdError(f"{path} cannot be read ({error.strerror}). Make it readable, or name another folder.") from error
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise MtkdError(
             f"{path} is damaged or not one of this project's checkpoints ({error}). "
             f"Restore it, or delete {path.parent} and train again."
@@ -74,7 +78,7 @@ def load_network(folder: Path, *, anatomies: Sequence[str] | None = None, arch: 
     anatomies, arch: what it has to be. Raises MtkdError where it is another one, or damaged.
     """
     path = Path(folder) / WEIGHTS
-    tensors, about = read_tensors(path, "arch", "anatomies")
+    tensors, about = read_weights(path.parent)
     if arch is not None and about["arch"] != arch:
         raise MtkdError(f"{path} is a {about['arch']}, not a {arch}. Name the matching --arch or another folder.")
     if anatomies is not None and about["anatomies"] != list(anatomies):
@@ -82,6 +86,25 @@ def load_network(folder: Path, *, anatomies: Sequence[str] | None = None, arch: 
     network = build(about["arch"], len(about["anatomies"]))
     load_weights(network, tensors, path)
     return network.eval()
+
+
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict]:
+    """The weights that a training left in a folder, and their description.
+
+    Raises MtkdError where they are missing, damaged, not finite, or not those that the folder's record names.
+    """
+    path = folder / WEIGHTS
+    tensors, about = read_tensors(path, arch=str, anatomies=list)
+    for name in (STUDENT, TEACHER):
+        recorded = (read_record(folder / name) or {}).get("weights_sha256")
+        if recorded is not None and recorded != (found := file_sha256(path)):
+            raise MtkdError(
+                f"{path} holds other weights than {name} records (SHA-256 {found[:12]}, recorded {recorded[:12]}). "
+                f"Restore the recorded weights, or delete {folder} and train again."
+            )
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise MtkdError(f"{path} holds NaN or infinity in {broken[0]}. Restore the weights, or delete {folder} and train again.")
+    return tensors, about
 
 
 def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -110,15 +133,19 @@ def save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
     write_tensors(path, tensors, about)
 
 
-def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, identity: str) -> dict:
+def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, identity: str, precision: str) -> dict:
     """Restore what `save_state` wrote and return its description.
 
-    Raises MtkdError where it is the state of a training with another identity, or damaged.
+    Raises MtkdError where it is the state of a training with another identity or precision, or damaged.
     """
-    tensors, about = read_tensors(path, "identity", "history")
+    tensors, about = read_tensors(path, identity=str, history=list)
     if about["identity"] != identity:
         raise MtkdError(
             f"{path.parent} holds an interrupted training with other settings. Name another folder, or delete {path}."
+        )
+    if (was := about.get("precision", precision)) != precision:  # which earlier versions did not write
+        raise MtkdError(
+            f"{path.parent} holds a training interrupted in precision {was}, not {precision}. Resume it with --precision {was}."
         )
     load_weights(network, {key.removeprefix("network."): t for key, t in tensors.items() if key.startswith("network.")}, path)
     for name, parameter in network.named_parameters():

@@ -16,10 +16,10 @@ from segmentation_models_pytorch.metrics import get_stats
 from torch import Tensor
 
 from mtkd_cache.card import card
-from mtkd_cache.checkpoints import load_network
+from mtkd_cache.checkpoints import WEIGHTS, file_sha256, load_network
 from mtkd_cache.feed import Stream, read_ahead
 from mtkd_cache.models import Network
-from mtkd_cache.runs import read_record, write_record
+from mtkd_cache.records import STUDENT, TEACHER, read_record, write_record
 from mtkd_cache.samples import SampleStore
 
 BATCH = 8
@@ -74,12 +74,16 @@ def summarise(found: Iterable[tuple[str, list[float]]]) -> dict:
 def evaluate_student(run: Path, store: SampleStore, split: str, accelerator: Accelerator) -> dict:
     """Dice of a student, written to run/evaluation-SPLIT.json. Raises MtkdError where the run does not fit the store."""
     network = load_network(run, anatomies=store.anatomies).to(accelerator.device)
-    record = read_record(run / "run.json") or {}
+    record = read_record(run / STUDENT) or {}
     heads = {anatomy: (network, index) for index, anatomy in enumerate(store.anatomies)}
-    about = {key: record.get(key) for key in ("seed", "kd", "cache_fingerprint")}
-    return _evaluated(
-        run, {"kind": "student", "layout": "shared", "arch": network.arch, **about}, heads, store, split, accelerator
-    )
+    about = {
+        "kind": "student",
+        "layout": "shared",
+        "arch": network.arch,
+        **{key: record.get(key) for key in ("seed", "kd", "cache_fingerprint")},
+        "weights_sha256": file_sha256(run / WEIGHTS),
+    }
+    return _evaluated(run, about, heads, store, split, accelerator)
 
 
 def evaluate_teachers(folder: Path, store: SampleStore, split: str, accelerator: Accelerator) -> dict:
@@ -87,13 +91,14 @@ def evaluate_teachers(folder: Path, store: SampleStore, split: str, accelerator:
     networks = {
         anatomy: load_network(folder / anatomy, anatomies=[anatomy]).to(accelerator.device) for anatomy in store.anatomies
     }
-    record = read_record(folder / store.anatomies[0] / "teacher.json") or {}
+    record = read_record(folder / store.anatomies[0] / TEACHER) or {}
     about = {
         "kind": "teachers",
         "layout": "separate",
         "arch": networks[store.anatomies[0]].arch,
         "seed": record.get("seed"),
         "kd": False,
+        "weights_sha256": {anatomy: file_sha256(folder / anatomy / WEIGHTS) for anatomy in store.anatomies},
     }
     heads = {anatomy: (network, 0) for anatomy, network in networks.items()}
     return _evaluated(folder, about, heads, store, split, accelerator)

@@ -17,10 +17,9 @@ from mtkd_cache.examine import read_whole
 from mtkd_cache.manifest import MANIFEST, read_sealed
 from mtkd_cache.models import upsample
 from mtkd_cache.quantise import dequantise
-from mtkd_cache.runs import read_record
+from mtkd_cache.records import TEACHER, read_record
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.storage import Folder, write_durably
-from mtkd_cache.teachers import RECORD
 from mtkd_cache.units import units
 
 JUDGED = 24  # samples an anatomy from which a teacher's Dice is estimated
@@ -149,8 +148,8 @@ def _cached_dice(cache: LogitCache, store: SampleStore) -> dict[str, float]:
 
 
 def _validation_dice(cache: LogitCache, teachers: Path) -> dict[str, float]:
-    records = {anatomy: read_record(Path(teachers) / anatomy / RECORD) for anatomy in cache.anatomies}
+    records = {anatomy: read_record(Path(teachers) / anatomy / TEACHER) for anatomy in cache.anatomies}
     absent = [anatomy for anatomy, record in records.items() if record is None]
     if absent:
-        raise MtkdError(f"{teachers} has no {RECORD} of {', '.join(absent)}. Name the folder of the teachers that were trained.")
+        raise MtkdError(f"{teachers} has no {TEACHER} of {', '.join(absent)}. Name the folder of the teachers that were trained.")
     return {anatomy: record["val_dice"] for anatomy, record in records.items()}

@@ -25,11 +25,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from mtkd_cache.card import card
-from mtkd_cache.checkpoints import load_network
+from mtkd_cache.checkpoints import WEIGHTS, file_sha256, load_network
 from mtkd_cache.dataset import MULTILABEL, check_anatomies, read_image, read_mask
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluate import image_dice, summarise
-from mtkd_cache.runs import read_record, write_record
+from mtkd_cache.records import STUDENT, TEACHER, read_record, write_record
 from mtkd_cache.samples import SampleStore
 
 _IMAGE = re.compile(r"image(\d+)\.png")
@@ -149,14 +149,16 @@ def _read(scene: Scene, store: SampleStore) -> tuple[np.ndarray, dict[str, np.nd
 
 def _networks(folder: Path, store: SampleStore, accelerator: Accelerator) -> tuple[dict, Callable[[Tensor], Tensor]]:
     """What a folder holds, and its claims: images float (B, 3, H, W) in [0, 1] -> bool (B, A, H, W) in the store's order."""
-    record = read_record(folder / "run.json")
+    record = read_record(folder / STUDENT)
     if record is not None:
         networks = [load_network(folder, anatomies=store.anatomies)]
         about = {"kind": "student", "layout": "shared", **{key: record.get(key) for key in ("seed", "kd", "cache_fingerprint")}}
+        weights = file_sha256(folder / WEIGHTS)
     else:
         networks = [load_network(folder / anatomy, anatomies=[anatomy]) for anatomy in store.anatomies]
-        record = read_record(folder / store.anatomies[0] / "teacher.json") or {}
+        record = read_record(folder / store.anatomies[0] / TEACHER) or {}
         about = {"kind": "teachers", "layout": "separate", "seed": record.get("seed"), "kd": False}
+        weights = {anatomy: file_sha256(folder / anatomy / WEIGHTS) for anatomy in store.anatomies}
     for network in networks:
         network.to(accelerator.device)
 
@@ -164,4 +166,4 @@ def _networks(folder: Path, store: SampleStore, accelerator: Accelerator) -> tup
         with torch.inference_mode(), accelerator.autocast():
             return torch.cat([network(images.to(accelerator.device)) for network in networks], dim=1) > 0
 
-    return {**about, "arch": networks[0].arch}, predict
+    return {**about, "arch": networks[0].arch, "weights_sha256": weights}, predict

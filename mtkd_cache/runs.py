@@ -1,23 +1,27 @@
 """Folders of finished and interrupted trainings, and what they record of themselves."""
 
-import json
 import platform
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 import mtkd_cache
-from mtkd_cache.checkpoints import STATE, WEIGHTS, file_sha256
+from mtkd_cache.checkpoints import STATE, WEIGHTS, file_sha256, read_weights
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.lock import locked
 from mtkd_cache.manifest import digest
 from mtkd_cache.memory import keep_freed_memory
 from mtkd_cache.models import Network, build, load_pretrained, paper_source
-from mtkd_cache.storage import write_durably
+from mtkd_cache.records import read_record, write_record
+from mtkd_cache.storage import Folder
 from mtkd_cache.training import Task, fit
 
 FORMAT = 1
@@ -26,27 +30,66 @@ FORMAT = 1
 def train_once(
     path: Path, identity: dict, make_task: Callable[[], Task], accelerator: Accelerator, about: dict | None = None
 ) -> dict:
-    """The record of a finished training at `path`, trained first (or gone on with) where it or its weights are not there.
+    """The record of a finished training at `path`, trained or resumed first where it or its weights are not there.
 
-    identity: what the record must agree with. about: what it says besides. Raises MtkdError, naming what differs from `identity`.
+    identity: what the record must agree with. about: what it says besides. The folder is locked while it is trained.
+    Raises MtkdError, naming what differs from `identity` or the precision, for weights that are damaged or not those recorded,
+    and LockedError where another process trains there.
     """
-    record = read_record(path)
-    if record is not None:
-        differing = [key for key, value in identity.items() if record.get(key) != value]
-        if differing:
-            raise MtkdError(
-                f"{path.parent} was trained with another {', '.join(differing)}. Name another folder, or delete that one."
-            )
-        if (path.parent / WEIGHTS).exists():
+    finished = partial(_finished, path, identity, accelerator.mixed_precision)
+    if record := finished():
+        return record
+    with ExitStack() as held:
+
+        def begin() -> dict | None:
+            held.enter_context(locked(Folder(path.parent)))
+            if (record := finished()) is None:
+                path.unlink(missing_ok=True)  # a record without its weights
             return record
-    task = make_task()
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+        return _decided(accelerator, begin) or _train(path, identity, make_task(), accelerator, about or {})
+
+
+def _finished(path: Path, identity: dict, precision: str) -> dict | None:
+    """The record of a finished training, None where it or its weights are not there. Raises as `train_once` does."""
+    record = read_record(path)
+    if record is None:
+        return None
+    said = {"precision": precision, **record}  # which earlier versions did not record
+    expected = {**identity, "precision": precision}
+    if differing := [key for key, value in expected.items() if said.get(key) != value]:
+        raise MtkdError(
+            f"{path.parent} was trained with another {', '.join(differing)}. Name another folder, or delete that one."
+        )
+    if not (path.parent / WEIGHTS).exists():
+        return None
+    read_weights(path.parent)
+    return record
+
+
+def _decided(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
+    """What the main process's action returns, in every process; or raises there, so that none waits for another."""
+    result = None
+    if accelerator.is_main_process:
+        try:
+            result = action()
+        except MtkdError as error:
+            result = error
+    [result] = broadcast_object_list([result])
+    if isinstance(result, MtkdError):
+        raise result
+    return result
+
+
+def _train(path: Path, identity: dict, task: Task, accelerator: Accelerator, about: dict) -> dict:
     result = fit(task, path.parent, digest(identity), accelerator)
     record = {
         "format": FORMAT,
         **identity,
-        **(about or {}),
+        **about,
         **result,
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
         "params_m": task.network.params_m,
         "environment": environment(accelerator.device),
         "weights_sha256": file_sha256(path.parent / WEIGHTS),
@@ -91,24 +134,6 @@ def _cpu() -> str:
     except OSError:
         found = None
     return found[1] if found else platform.processor() or platform.machine()
-
-
-def write_record(path: Path, record: dict) -> None:
-    """Write a run's JSON beside its weights."""
-    write_durably(path, json.dumps(record, indent=1).encode() + b"\n")
-
-
-def read_record(path: Path) -> dict | None:
-    """A run's JSON, or None where it is absent. Raises MtkdError where it is damaged."""
-    try:
-        record = json.loads(path.read_text())
-        if not isinstance(record, dict):
-            raise ValueError("it is no JSON object")
-        return record
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise MtkdError(f"{path} is damaged ({error}). Delete it and run its command again.") from error
 
 
 def over_processes(accelerator: Accelerator) -> Callable[[Tensor], Tensor] | None:

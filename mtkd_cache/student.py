@@ -15,13 +15,12 @@ from mtkd_cache.feed import Batch, Stream, epoch_batches, read_ahead
 from mtkd_cache.losses import channelwise_kl, combine, exclusive_cross_entropy
 from mtkd_cache.quantise import dequantise
 from mtkd_cache.recipe import Recipe
+from mtkd_cache.records import STUDENT
 from mtkd_cache.resident import hold
 from mtkd_cache.runs import over_processes, seed_for, start_network, train_once
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.training import Task
 from mtkd_cache.views import draw_views, identity_views, see, warp
-
-RECORD = "run.json"
 
 
 def train_student(
@@ -60,7 +59,7 @@ def train_student(
     if cache is not None:
         cache.check_belongs(store, store.rows("train"))
     make_task = partial(student_task, store, recipe, accelerator, cache, resident, compiled)
-    return train_once(run / RECORD, identity, make_task, accelerator, {"teachers": cache.manifest["teachers"]} if cache else {})
+    return train_once(run / STUDENT, identity, make_task, accelerator, {"teachers": cache.manifest["teachers"]} if cache else {})
 
 
 def student_task(

@@ -23,23 +23,23 @@ from accelerate.utils import broadcast_object_list
 
 from mtkd_cache.build import build
 from mtkd_cache.cache import LogitCache
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.checkpoints import WEIGHTS
+from mtkd_cache.errors import LockedError, MtkdError
 from mtkd_cache.evaluate import evaluate_student, evaluate_teachers
 from mtkd_cache.lock import locked
 from mtkd_cache.recipe import Recipe
+from mtkd_cache.records import STUDENT, TEACHER, is_current, read_record, read_trainings
 from mtkd_cache.report import write_report
 from mtkd_cache.rows import CACHE, KD, SEPARATE, Unit
-from mtkd_cache.runs import read_record
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.storage import Folder
-from mtkd_cache.student import RECORD as STUDENT
 from mtkd_cache.student import train_student
-from mtkd_cache.teachers import RECORD as TEACHER
 from mtkd_cache.teachers import train_teachers
 
 EVALUATION = "evaluation-test.json"
 PAUSE = 10.0  # seconds before units that other processes hold are looked at again
 END, WAIT = -1, -2
+TRAINED = ("teacher", "student")  # kinds of units
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,10 @@ class Study:
             return self._cache_is_current(folder)
         if unit.kind == "evaluation":
             record = read_record(folder / EVALUATION)
-            return record is not None and record.get("store_fingerprint") == self.store.fingerprint
-        return read_record(folder / (TEACHER if unit.kind == "teacher" else STUDENT)) is not None
+            fits = record is not None and record.get("store_fingerprint") == self.store.fingerprint
+            return fits and is_current(record, read_trainings(folder))
+        record = read_record(folder / (TEACHER if unit.kind == "teacher" else STUDENT))
+        return record is not None and (folder / WEIGHTS).exists()
 
     def _cache_is_current(self, folder: Path) -> bool:
         try:
@@ -74,13 +76,16 @@ class Study:
         return True
 
     def lock(self, unit: Unit) -> Folder:
-        """The folder whose lock stands for a unit. `build` locks the cache by itself, so the study's folder stands for it."""
+        """The folder whose lock stands for a unit. `build` locks the cache by itself, so the study's folder stands for it.
+
+        So do trainings their folder: of these the lock is only looked at.
+        """
         return Folder(self.out if unit.kind == "cache" else self.out / unit.folder)
 
     def run(self, unit: Unit, accelerator: Accelerator) -> None:
         """Do a unit; a network that is trained is compared with the recipe and left as it is. Raises MtkdError."""
         folder = self.out / unit.folder
-        if unit.kind in ("teacher", "student") and accelerator.is_main_process and not self.done(unit):
+        if unit.kind in TRAINED and accelerator.is_main_process and not self.done(unit):
             (folder.parent if unit.kind == "teacher" else folder).joinpath(EVALUATION).unlink(missing_ok=True)
         try:
             if unit.kind == "teacher":
@@ -113,7 +118,7 @@ def _enter(held: ExitStack, folder: Folder) -> bool:
     """Lock a folder until `held` ends; False where another process has it."""
     try:
         held.enter_context(locked(folder))
-    except MtkdError:
+    except LockedError:
         return False
     return True
 
@@ -141,7 +146,10 @@ class Progress:
                 with ExitStack() as attempt:
                     if not _enter(attempt, self.study.lock(unit)):
                         waiting = True
-                    elif not self._found(unit):
+                        continue
+                    if unit.kind in TRAINED:
+                        attempt.close()
+                    if not self._found(unit):
                         held.push(attempt.pop_all())
                         return number
             except MtkdError as error:
@@ -152,7 +160,7 @@ class Progress:
         """Whether a unit is done, be it by another process. Raises MtkdError where it was trained with other settings."""
         if not self.study.done(unit):
             return False
-        if unit.kind in ("teacher", "student"):
+        if unit.kind in TRAINED:
             self.study.run(unit, self.accelerator)
         self.done.add(unit.name)
         return True
@@ -196,6 +204,8 @@ def run_study(
                     tell(f"[{len(progress.done) + 1}/{len(units)}] {unit.name}")
                 try:
                     study.run(unit, accelerator)
+                except LockedError:
+                    number = WAIT  # another process has begun it since
                 except MtkdError as error:
                     if accelerator.num_processes > 1:
                         raise

@@ -13,13 +13,12 @@ from mtkd_cache.evaluate import split_dice
 from mtkd_cache.feed import Batch, Stream, epoch_batches, read_ahead
 from mtkd_cache.losses import exclusive_cross_entropy
 from mtkd_cache.recipe import Recipe
+from mtkd_cache.records import TEACHER
 from mtkd_cache.resident import hold
 from mtkd_cache.runs import over_processes, seed_for, start_network, train_once
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.training import Task
 from mtkd_cache.views import draw_views, see
-
-RECORD = "teacher.json"
 
 
 def train_teachers(
@@ -54,7 +53,7 @@ def train_teachers(
             "store_fingerprint": store.fingerprint,
         }
         make_task = partial(teacher_task, store, anatomy, recipe, accelerator, resident, compiled)
-        records[anatomy] = train_once(out / anatomy / RECORD, identity, make_task, accelerator)
+        records[anatomy] = train_once(out / anatomy / TEACHER, identity, make_task, accelerator)
     return records
 
 

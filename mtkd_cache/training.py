@@ -58,13 +58,14 @@ def fit(task: Task, folder: Path, identity: str, accelerator: Accelerator) -> di
 
     identity: a hash of what must be equal for an interrupted training to be gone on with.
     Returns history, best_epoch, val_dice, seconds_per_epoch, warm_up_seconds (of the first step, with its compilation).
-    Raises MtkdError for a loss that is not finite, and where the folder holds the state of a training with another identity.
+    Raises MtkdError for a loss that is not finite, and where the folder holds the state of a training with another identity
+    or precision.
     """
     network, optimizer = task.start(accelerator.device)
     history: list[dict] = []
-    state = folder / STATE
+    state, precision = folder / STATE, accelerator.mixed_precision
     if state.exists():
-        history = load_state(state, network, optimizer, identity)["history"]
+        history = load_state(state, network, optimizer, identity, precision)["history"]
     forward, optimizer = accelerator.prepare(network, optimizer)
     progress = tqdm(
         total=task.stage.epochs * task.steps,
@@ -87,7 +88,8 @@ def fit(task: Task, folder: Path, identity: str, accelerator: Accelerator) -> di
         if accelerator.is_main_process:
             if row["val_dice"] > best:
                 save_network(folder / WEIGHTS, network, task.anatomies)
-            save_state(state, network, optimizer.optimizer, {"identity": identity, "history": history})
+            about = {"identity": identity, "precision": precision, "history": history}
+            save_state(state, network, optimizer.optimizer, about)
         accelerator.wait_for_everyone()
     progress.close()
     accelerator.free_memory()

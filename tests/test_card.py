@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtkd_cache.card import CARD, MARK, card
-from mtkd_cache.checkpoints import WEIGHTS, save_network
+from mtkd_cache.checkpoints import WEIGHTS, file_sha256, save_network
 from mtkd_cache.evaluate import evaluate_student, evaluate_teachers
 from mtkd_cache.models import build
 
@@ -44,11 +44,11 @@ def student(folder: Path, anatomies=("liver", "ureter"), **more) -> Path:
     return folder
 
 
-def teachers(folder: Path, anatomies=("liver", "ureter")) -> Path:
+def teachers(folder: Path, anatomies=("liver", "ureter"), **more) -> Path:
     for anatomy in anatomies:
         record = {"kind": "teacher", "arch": "segformer-mit_b3", "seed": 0, "anatomies": list(anatomies), "anatomy": anatomy}
         record |= {"size": [640, 512], "store_fingerprint": STORE, "weights_sha256": anatomy[0] * 64}
-        write(folder / anatomy / "teacher.json", {**record, "recipe": {"teacher": {"weights": "paper"}}})
+        write(folder / anatomy / "teacher.json", {**record, "recipe": {"teacher": {"weights": "paper"}}, **more})
     return folder
 
 
@@ -107,11 +107,13 @@ def test_the_teachers_card_names_each_networks_weights(tmp_path):
     assert "Started from weights: cityscapes, as in the paper's setting" in text
 
 
-def test_the_loading_code_runs(tmp_path, monkeypatch):
-    run = student(tmp_path / "run")
+@pytest.mark.parametrize("name", ["run", 'a "run"', "a\n```\nrun\\"])
+def test_the_loading_code_runs(tmp_path, monkeypatch, name):
+    run = tmp_path / name
     torch.manual_seed(0)
     save_network(run / WEIGHTS, build("mininetv2", 2), ("liver", "ureter"))
-    code = re.search(r"```python\n(.*?)```", card(run).read_text(), re.DOTALL)[1]
+    student(run, weights_sha256=file_sha256(run / WEIGHTS))
+    code = re.search(r"```python\n(.*?)\n```", card(run).read_text(), re.DOTALL)[1]
     assert len(code.splitlines()) == 3
     monkeypatch.chdir(tmp_path)
     names = {"images": torch.rand(1, 3, 64, 64)}
@@ -135,14 +137,33 @@ def test_evaluation_writes_the_card(tmp_path, organ_store, accelerator, kind):
     organs, folder = organ_store.anatomies, tmp_path / "folder"
     torch.manual_seed(0)
     if kind == "student":
-        student(folder, organs)
         save_network(folder / WEIGHTS, build("mininetv2", 2), organs)
+        student(folder, organs, weights_sha256=file_sha256(folder / WEIGHTS))
         result = evaluate_student(folder, organ_store, "validation", accelerator)
     else:
-        teachers(folder, organs)
         for organ in organs:
             save_network(folder / organ / WEIGHTS, build("mininetv2", 1), [organ])
+        teachers(folder, organs, weights_sha256=None)
         result = evaluate_teachers(folder, organ_store, "validation", accelerator)
     text = (folder / CARD).read_text()
     assert f"| **mean** | **{100 * result['mean_dice']:.1f}** |" in text
     assert "| Anatomy | validation |" in text
+
+
+def test_a_card_shows_markup_as_it_is(tmp_path):
+    evil = "<svg onload=alert(1)>"
+    student(tmp_path, ("liver|", f"{evil}\n# x"), arch=evil, dataset=evil, environment={evil: evil})
+    write(tmp_path / "evaluation-test.json", {"dice": {f"{evil}|": 0.5}, "mean_dice": 0.5, "images": 1, "split": evil})
+    text = card(tmp_path).read_text()
+    assert "<svg" not in text
+    assert "\n# x" not in text
+    assert "| &lt;svg onload=alert(1)>\\| | 50.0 |\n" in text
+
+
+def test_a_card_leaves_out_what_other_weights_were_judged(tmp_path):
+    student(tmp_path)
+    for split, weights in (("test", "0" * 64), ("validation", SHA)):
+        evaluation(tmp_path, split, 0.5, 0.5)
+        path = tmp_path / f"evaluation-{split}.json"
+        write(path, {**json.loads(path.read_text()), "weights_sha256": weights})
+    assert "| Anatomy | validation |\n" in card(tmp_path).read_text()

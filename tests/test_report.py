@@ -153,7 +153,7 @@ def test_what_cannot_be_reported_is_explained(tmp_path):
         ([tmp_path / "empty"], "neither run.json nor"),
         ([one, same], "one and .*same are both mininetv2 shared, kd False, seed 0"),
         ([one, foreign], "different sample stores"),
-        ([broken], "run.json cannot be read"),
+        ([broken], "run.json is damaged"),
         ([lacking], "lacks 'mean_dice'|lacks 'images'"),
         ([mixed], "several architectures"),
     ):

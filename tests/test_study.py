@@ -3,7 +3,7 @@
 import json
 import shlex
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from mtkd_cache.recipe import load_recipe
 from mtkd_cache.rows import Unit, command_of, plan, row_names
 from mtkd_cache.samples import SampleStore
 from mtkd_cache.storage import Folder
-from mtkd_cache.study import EVALUATION, Study, run_study
+from mtkd_cache.study import EVALUATION, TRAINED, Study, run_study
 
 PAPER = load_recipe("paper")
 SMOKE_SURGERIES = (1, 4, 3, 2)
@@ -148,9 +148,10 @@ class Marks(Study):
             return
         if unit.name == self.broken:
             raise MtkdError("its weights cannot be fetched. Bring them.")
-        self.while_running(unit)
-        self._mark(unit).touch()
-        self.log.append((self.name, unit.name))
+        with locked(self.lock(unit)) if unit.kind in TRAINED else nullcontext():
+            self.while_running(unit)
+            self._mark(unit).touch()
+            self.log.append((self.name, unit.name))
 
     def report(self, pause) -> None:
         self.log.append((self.name, "report"))
@@ -198,6 +199,25 @@ def test_a_unit_that_was_held_is_taken_when_its_holder_is_gone(tmp_path, acceler
     names = [name for _, name in log]
     assert names.index("student mininetv2-no-kd-seed0") < names.index(UNITS[1].name) < names.index("cache logits.zarr")
     assert result["done"] == result["units"] == len(UNITS)
+
+
+def test_a_unit_that_another_process_begins_first_is_waited_for(tmp_path, accelerator, monkeypatch):
+    log: list = []
+    overtaking: list = []
+    with ExitStack() as holder:
+        study, whole = Marks(tmp_path, "one", log), Marks.run
+
+        def overtaken(self, unit, accelerator) -> None:
+            if unit is UNITS[0] and not overtaking:
+                overtaking.append(unit)
+                holder.enter_context(locked(self.lock(unit)))
+            whole(self, unit, accelerator)
+
+        monkeypatch.setattr(Marks, "run", overtaken)
+        result = run_study(study, UNITS, accelerator, lambda line: None, holder.close)
+    assert overtaking
+    assert result["made"] == [name for _, name in log[:-1]]
+    assert sorted(result["made"]) == sorted(unit.name for unit in UNITS)
 
 
 def test_a_unit_that_fails_stops_only_what_needs_it(tmp_path, accelerator):
@@ -285,6 +305,22 @@ def test_a_teacher_that_is_trained_again_renews_evaluation_and_cache(finished, a
     assert study.done(cache)
 
 
+def test_an_evaluation_of_other_weights_is_not_done(finished, copy_of):
+    study, units, _ = finished
+    copy = replace(study, out=copy_of(study.out))
+    for unit in (unit for unit in units if unit.kind == "evaluation"):
+        assert copy.done(unit)
+        path = copy.out / unit.folder / EVALUATION
+        record = json.loads(path.read_text())
+        other = "0" * 64
+        record["weights_sha256"] = other if unit.arm != "separate" else {**record["weights_sha256"], "tongue": other}
+        path.write_text(json.dumps(record))
+        assert not copy.done(unit)
+        del record["weights_sha256"]
+        path.write_text(json.dumps(record))
+        assert copy.done(unit)  # as earlier versions wrote it
+
+
 def test_the_command_shows_what_is_done_and_how_to_do_the_rest(finished):
     study, units, _ = finished
     shutil.rmtree(study.out / units[-1].folder, ignore_errors=True)
@@ -296,6 +332,8 @@ def test_the_command_shows_what_is_done_and_how_to_do_the_rest(finished):
     commands = [line.strip() for line in shown.output.splitlines() if line.strip().startswith("mtkd-cache")]
     assert len(commands) == 2
     assert shlex.split(commands[-1])[:2] == ["mtkd-cache", "evaluate"]
+    printed = CliRunner().invoke(main, ["study", *options, "--dry-run", "--json"]).stdout
+    assert [unit["name"] for unit in json.loads(printed)["units"]] == [unit.name for unit in units]
 
 
 # ---- the recipe smoke

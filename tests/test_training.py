@@ -7,19 +7,25 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from mtkd_cache import training
 from mtkd_cache.cache import LogitCache
 from mtkd_cache.checkpoints import STATE, WEIGHTS, load_network, read_tensors, write_tensors
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.dataset import Split
+from mtkd_cache.errors import LockedError, MtkdError
 from mtkd_cache.feed import epoch_batches
 from mtkd_cache.ingest import ingest
+from mtkd_cache.lock import locked
 from mtkd_cache.losses import exclusive_cross_entropy
-from mtkd_cache.runs import read_record, seed_for
+from mtkd_cache.records import read_record
+from mtkd_cache.runs import seed_for
 from mtkd_cache.samples import SampleStore
+from mtkd_cache.storage import LOCK, Folder
 from mtkd_cache.student import train_student
-from mtkd_cache.teachers import train_teachers
+from mtkd_cache.teachers import teacher_task, train_teachers
+from mtkd_cache.units import Teachers
 from mtkd_cache.views import draw_views, see
 
 
@@ -115,6 +121,165 @@ def test_the_students_two_arms(organ_store, organ_cache, recipe, accelerator, tm
     assert not same(weights(tmp_path / "baseline"), weights(tmp_path / "host"))
 
 
+def test_a_training_has_one_precision(organ_store, recipe, accelerator, tmp_path, interrupt, monkeypatch):
+    def train(precision: str) -> dict:
+        with monkeypatch.context() as patch:
+            patch.setattr(Accelerator, "mixed_precision", precision)
+            return train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])["kidney"]
+
+    interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        train("no")
+    with pytest.raises(MtkdError, match=r"interrupted in precision no, not bf16. Resume it with --precision no"):
+        train("bf16")
+    state = tmp_path / "kidney" / STATE
+    tensors, about = read_tensors(state)
+    write_tensors(state, tensors, {key: value for key, value in about.items() if key != "precision"})  # an earlier version's
+    assert len(train("no")["history"]) == 2
+    record = read_record(tmp_path / "kidney" / "teacher.json")
+    assert (record["precision"], record["processes"]) == ("no", 1)
+    with pytest.raises(MtkdError, match="trained with another precision"):
+        train("bf16")
+    del record["precision"]  # as an earlier version wrote it
+    (tmp_path / "kidney" / "teacher.json").write_text(json.dumps(record))
+    assert train("bf16") == record
+
+
+def test_one_process_trains_in_a_folder(organ_store, recipe, accelerator, tmp_path):
+    def train() -> dict:
+        return train_student(organ_store, tmp_path / "run", recipe("student.epochs=1"), accelerator, None)
+
+    with locked(Folder(tmp_path / "run")), pytest.raises(LockedError, match=f"{tmp_path}/run is being written"):
+        train()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    record = train()
+    with locked(Folder(tmp_path / "run")):
+        assert train() == record
+
+
+def test_a_training_holds_its_folder(organ_store, recipe, accelerator, tmp_path, monkeypatch):
+    tried = []
+
+    def validate(*_) -> dict:
+        with pytest.raises(LockedError):
+            locked(Folder(tmp_path / "kidney")).__enter__()
+        tried.append(True)
+        return {"mean_dice": 0.5}
+
+    monkeypatch.setattr("mtkd_cache.teachers.split_dice", validate)
+    train_teachers(organ_store, tmp_path, recipe("teacher.epochs=1"), accelerator, ["kidney"])
+    assert tried
+
+
+def test_weights_that_are_not_those_recorded_are_refused(organ_store, recipe, accelerator, tmp_path):
+    """Another training's, an empty file, a pickle: neither loaded nor taken for a finished training."""
+
+    def train() -> dict:
+        return train_teachers(organ_store, tmp_path, recipe("teacher.epochs=1"), accelerator)
+
+    records = train()
+    own, others = (tmp_path / organ / WEIGHTS for organ in ("kidney", "tongue"))
+    whole = own.read_bytes()
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pickle")
+    for content, message in (
+        (others.read_bytes(), f"{own} holds other weights than teacher.json records .* delete {own.parent}"),
+        (b"", "is damaged"),
+        ((tmp_path / "pickle").read_bytes(), "is damaged"),
+    ):
+        own.write_bytes(content)
+        for use in (train, lambda: load_network(own.parent), lambda: Teachers.load(tmp_path, organ_store)):
+            with pytest.raises(MtkdError, match=message):
+                use()
+    own.write_bytes(whole)
+    assert train() == records
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value, organ_teachers, copy_of):
+    path = copy_of(organ_teachers) / "kidney" / WEIGHTS
+    tensors, about = read_tensors(path)
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = value
+    write_tensors(path, tensors, about)
+    with pytest.raises(MtkdError, match=f"holds NaN or infinity in {name}"):
+        load_network(path.parent)
+
+
+def test_a_record_without_its_weights_is_withdrawn_before_the_training(organ_store, recipe, accelerator, tmp_path, interrupt):
+    """Else a kill would leave the old record beside the weights of an epoch."""
+    train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
+    (tmp_path / "kidney" / WEIGHTS).unlink()
+    interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
+    assert not (tmp_path / "kidney" / "teacher.json").exists()
+
+
+def test_what_cannot_be_read_is_not_called_missing(organ_teachers, copy_of):
+    path = copy_of(organ_teachers) / "kidney" / WEIGHTS
+    path.unlink()
+    with pytest.raises(MtkdError, match=r"is missing. Train it first"):
+        load_network(path.parent)
+    path.symlink_to(path)
+    with pytest.raises(MtkdError, match=r"cannot be read .*symbolic links"):
+        load_network(path.parent)
+    (path.parent / "teacher.json").mkdir()
+    with pytest.raises(MtkdError, match=r"teacher.json cannot be read .*directory"):
+        read_record(path.parent / "teacher.json")
+    with pytest.raises(MtkdError, match="name that this system's locale lacks"):
+        read_record(path.parent / "\udfff" / "teacher.json")  # as \N{LATIN SMALL LETTER E WITH ACUTE} is in an ASCII locale
+
+
+def test_a_network_is_judged_as_it_will_be_used(organ_store, recipe, accelerator, tmp_path, monkeypatch):
+    modes, whole = [], training._epoch
+
+    def epoch(task, *arguments) -> dict:
+        modes.append(task.network.training)
+        return whole(task, *arguments)
+
+    def validate(heads, *_) -> dict:
+        modes.append(heads["kidney"][0].training)
+        return {"mean_dice": 0.5}
+
+    monkeypatch.setattr(training, "_epoch", epoch)
+    monkeypatch.setattr("mtkd_cache.teachers.split_dice", validate)
+    train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
+    assert modes == [True, False] * 2
+
+
+def test_a_teacher_sees_a_new_view_in_every_epoch(organ_store, recipe, accelerator):
+    settings = recipe("augmentation.affine_p=1.0")
+    task = teacher_task(organ_store, "kidney", settings, accelerator, "off")
+    batch = next(iter(task.batches(0)))
+    seed = seed_for(settings.seed, "teacher", "kidney")
+    for epoch in range(3):
+        views = draw_views(settings.augmentation, seed, organ_store.hashes[batch.rows], epoch + 1, organ_store.size)
+        seen = []
+        task.losses(lambda images, seen=seen: (seen.append(images), images[:, :1])[1], batch, epoch)
+        assert torch.equal(seen[0], see(batch.images, batch.masks, views)[0])
+
+
+@pytest.fixture(scope="module")
+def other_store(organ_folder, tmp_path_factory) -> SampleStore:
+    """The organs' samples under another split."""
+    url = str(tmp_path_factory.mktemp("other") / "samples.zarr")
+    ingest(organ_folder, url, size=(64, 64), split=Split(validation=(30,), test=(50,), surgeries=None))
+    return SampleStore.open(url)
+
+
+def test_a_training_belongs_to_its_samples(organ_store, other_store, organ_cache, recipe, accelerator, tmp_path):
+    settings = recipe("teacher.epochs=1", "student.epochs=1")
+    train_teachers(organ_store, tmp_path, settings, accelerator, ["kidney"])
+    train_student(organ_store, tmp_path / "run", settings, accelerator, None)
+    with pytest.raises(MtkdError, match="trained with another store_fingerprint"):
+        train_teachers(other_store, tmp_path, settings, accelerator, ["kidney"])
+    with pytest.raises(MtkdError, match="trained with another store_fingerprint"):
+        train_student(other_store, tmp_path / "run", settings, accelerator, None)
+    with pytest.raises(MtkdError, match=f"{organ_cache.url} knows 6 of 12 samples of {other_store.url} not at all"):
+        train_student(other_store, tmp_path / "distilled", settings, accelerator, organ_cache)
+    assert not (tmp_path / "distilled").exists()
+
+
 def test_a_loss_that_is_not_finite_names_step_and_samples(organ_store, recipe, accelerator, tmp_path, monkeypatch):
     def broken(logits, *rest):
         return logits.sum() * float("nan")
@@ -192,7 +357,7 @@ def test_pictures_that_no_cache_could_hold_are_refused_before_any_training(
     ingest(organ_folder, str(tmp_path / "s.zarr"), size=(60, 50), split=organ_split)
     with pytest.raises(MtkdError, match="no native logits of 60x50 images: width and height must be multiples of 8"):
         train_teachers(SampleStore.open(str(tmp_path / "s.zarr")), tmp_path / "teachers", recipe(), accelerator)
-    assert not (tmp_path / "teachers").exists()
+    assert not list((tmp_path / "teachers").rglob("*.safetensors"))
 
 
 def test_checkpoints_say_what_they_are(organ_teachers, copy_of):
@@ -231,7 +396,10 @@ def test_weights_of_another_type_are_refused(dtype, organ_teachers, copy_of):
         load_network(path.parent)
 
 
-@pytest.mark.parametrize("about", [{}, {"arch": "mininetv2"}, {"identity": "", "history": []}, ["arch", "anatomies"]])
+@pytest.mark.parametrize(
+    "about",
+    [{}, {"arch": "mininetv2"}, {"arch": 5, "anatomies": ["kidney"]}, {"identity": "", "history": []}, ["arch", "anatomies"]],
+)
 def test_safetensors_of_something_else_are_refused(about, organ_teachers, copy_of):
     path = copy_of(organ_teachers) / "kidney" / WEIGHTS
     save_file(load_file(path), path, {"about": json.dumps(about)})

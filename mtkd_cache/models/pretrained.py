@@ -177,7 +177,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     """All tensors of a .safetensors file, or of a .pth file read without executing what it may carry."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True) if path.suffix == ".pth" else load_file(path)
-    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+    except pickle.UnpicklingError as error:
+        raise MtkdError(
+            f"{path} is refused: it is damaged, or carries code, which is never run. Bring a file of tensors alone."
+        ) from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise MtkdError(f"{path} cannot be read as weights: {_first_line(error)}. Bring the file again.") from error
     if not (isinstance(tensors, dict) and all(isinstance(tensor, Tensor) for tensor in tensors.values())):
         raise MtkdError(f"{path} is not a state dict of tensors. Bring torchvision's own file, or a .safetensors file.")

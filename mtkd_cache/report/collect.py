@@ -6,7 +6,6 @@
 Both need the `evaluation-test.json` that `mtkd-cache evaluate` writes.
 """
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.paper import table1
+from mtkd_cache.records import STUDENT, is_current, read_record, read_trainings
 from mtkd_cache.report.formats import TIMES
 
 EVALUATION = "evaluation-test.json"
@@ -119,25 +119,19 @@ def read_result(folder: Path) -> Result:
     """The result in a run folder or a teachers folder. Raises MtkdError where it is neither, or is not evaluated."""
     if not folder.is_dir():
         raise MtkdError(f"{folder}: there is no such folder. Name run folders and teachers folders.")
-    if (folder / "run.json").exists():
-        return _student(folder)
-    teachers = sorted(folder.glob("*/teacher.json"))
-    if teachers:
-        return _teachers(folder, [_read(path) for path in teachers])
-    raise MtkdError(f"{folder} holds neither run.json nor ANATOMY/teacher.json. Name run folders and teachers folders.")
-
-
-def _student(folder: Path) -> Result:
-    run = _read(folder / "run.json")
-    evaluation = _evaluation(folder, f"mtkd-cache evaluate --run {folder}")
-    return _result(folder, run, evaluation, run.get("params_m"))
+    trainings = read_trainings(folder)
+    if not trainings:
+        raise MtkdError(f"{folder} holds neither run.json nor ANATOMY/teacher.json. Name run folders and teachers folders.")
+    if (folder / STUDENT).exists():
+        return _result(folder, trainings[0], _evaluation(folder, trainings, "--run"), trainings[0].get("params_m"))
+    return _teachers(folder, trainings)
 
 
 def _teachers(folder: Path, teachers: list[dict]) -> Result:
     archs = sorted({teacher["arch"] for teacher in teachers})
     if len(archs) > 1:
         raise MtkdError(f"{folder} holds teachers of several architectures ({', '.join(archs)}). A row of the table has one.")
-    evaluation = _evaluation(folder, f"mtkd-cache evaluate --teachers {folder}")
+    evaluation = _evaluation(folder, teachers, "--teachers")
     sizes = [teacher.get("params_m") for teacher in teachers]
     whole = None not in sizes and len(teachers) == len(teachers[0]["anatomies"])
     described = {**teachers[0], "layout": "separate", "kd": False}
@@ -171,19 +165,14 @@ def _result(folder: Path, described: dict, evaluation: dict, params_m: float | N
         ) from error
 
 
-def _evaluation(folder: Path, command: str) -> dict:
-    path = folder / EVALUATION
-    if not path.exists():
-        raise MtkdError(f"{folder} is not evaluated: {EVALUATION} is missing. Run {command} --split test first.")
-    return _read(path)
-
-
-def _read(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise MtkdError(f"{path} cannot be read ({error}). Run the command that wrote it again.") from error
-    return value
+def _evaluation(folder: Path, trainings: list[dict], option: str) -> dict:
+    evaluation = read_record(folder / EVALUATION)
+    if evaluation is None or not is_current(evaluation, trainings):
+        why = "is missing" if evaluation is None else "judged other weights than were trained last"
+        raise MtkdError(
+            f"{folder} is not evaluated: {EVALUATION} {why}. Run mtkd-cache evaluate {option} {folder} --split test first."
+        )
+    return evaluation
 
 
 def collect(folders: Sequence[Path]) -> list[Row]:
@@ -242,8 +231,8 @@ def check_same_store(results: Sequence[Result]) -> None:
 def find_timings(folders: Sequence[Path]) -> Timings:
     """The timings in `bench-inference.json` beside the folders; empty where there is none."""
     for place in dict.fromkeys(Path(folder).absolute().parent for folder in folders):
-        if (place / TIMINGS).exists():
-            return read_timings(_read(place / TIMINGS), place / TIMINGS)
+        if found := read_record(place / TIMINGS):
+            return read_timings(found, place / TIMINGS)
     return {}
 
 

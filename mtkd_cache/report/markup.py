@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
+from mtkd_cache.markdown import pipe, plain
 from mtkd_cache.report.formats import DASH
 
 
@@ -50,23 +51,14 @@ def markdown(table: Table) -> str:
     """A GitHub pipe table under its title; a column's group stands before its title, the notes below."""
     titles = [f"{column.group}: {column.title}" if column.group else column.title for column in table.columns]
     rules = ["---:" if column.number else "---" for column in table.columns]
-    lines = [f"## {table.title}", "", _pipe(titles), _pipe(rules)]
-    lines += [_pipe([_plain(cell) for cell in row]) for row in table.rows]
+    lines = [f"## {plain(table.title)}", "", pipe(titles), pipe(rules)]
+    lines += [pipe(map(_text, row)) for row in table.rows]
     for note in table.notes:
-        lines += ["", note]
+        lines += ["", plain(note)]
     return "\n".join(lines) + "\n"
 
 
-def _pipe(cells: list[str]) -> str:
-    return "| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def plain(text: str) -> str:
-    """Text of one line in which Markdown sees no HTML."""
-    return " ".join(text.split()).replace("<", "&lt;")
-
-
-def _plain(cell: Cell) -> str:
+def _text(cell: Cell) -> str:
     text = cell.text or DASH
     return text if cell.below is None else f"{text} / {cell.below or DASH}"
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.markdown import plain
 from mtkd_cache.report.collect import BENCH, TIMINGS, Result, Row, collect, find_timings, read_timings, teachers_of
 from mtkd_cache.report.formats import full_name
 from mtkd_cache.report.header import Data, cache_fingerprints, describe_data, facts, remarks, whole_study
-from mtkd_cache.report.markup import Table, html, markdown, plain
+from mtkd_cache.report.markup import Table, html, markdown
 from mtkd_cache.report.page import Picture, page, picture_html
 from mtkd_cache.report.qualitative import qualitative_figure
 from mtkd_cache.report.scatter import paper_points, points_of, scatter_figure
@@ -134,7 +135,7 @@ def _markdown(pairs: list[tuple[str, str]], notes: list[str], tables: list[Table
     lines += [f"- {term}: {plain(text)}" for term, text in pairs]
     for note in notes:
         lines += ["", f"> {plain(note)}"]
-    images = [f"![{picture.alt}]({picture.path.name})\n\n{picture.caption}\n" for picture in pictures]
+    images = [f"![{plain(picture.alt)}]({picture.path.name})\n\n{plain(picture.caption)}\n" for picture in pictures]
     blocks = _in_order([markdown(table) for table in tables], images)
     return "\n".join([*lines, "", "\n".join(block for block in blocks if block)])
 

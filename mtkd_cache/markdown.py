@@ -1,0 +1,13 @@
+"""Text as Markdown that shows it as it is."""
+
+from collections.abc import Iterable
+
+
+def plain(text: str) -> str:
+    """Text of one line in which Markdown sees no HTML."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
+def pipe(cells: Iterable[str]) -> str:
+    """A row of a pipe table."""
+    return "| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |"
