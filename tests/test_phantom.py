@@ -2,6 +2,10 @@
 
 import csv
 import hashlib
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +13,11 @@ import pytest
 from PIL import Image
 
 from mtkd_cache.dataset import REFERENCE_TEST, REFERENCE_VALIDATION, find_samples
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import LockedError, MtkdError
+from mtkd_cache.lock import locked
 from mtkd_cache.phantom import ANATOMIES, MULTILABEL_ANATOMIES, _surgeries_of, render, write_phantom
 from mtkd_cache.phantom.canvas import BACKGROUND, Canvas, linear
+from mtkd_cache.storage import Folder
 
 SIZE = (64, 48)
 VESSELS = ("inferior_mesenteric_artery", "intestinal_veins", "ureter")
@@ -36,6 +42,10 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
 def eroded(mask: np.ndarray, by: int) -> np.ndarray:
     """The mask without what lies within `by` pixels, along rows and columns, of its border."""
     for axis in (0, 1):
@@ -45,7 +55,7 @@ def eroded(mask: np.ndarray, by: int) -> np.ndarray:
 
 def test_layout_is_the_real_datasets(dataset):
     root, counts = dataset
-    assert {path.name for path in root.iterdir()} == {*ANATOMIES, "multilabel"}
+    assert {path.name for path in root.iterdir() if not path.name.startswith(".")} == {*ANATOMIES, "multilabel"}
     for anatomy in ANATOMIES:
         assert {path.name for path in (root / anatomy).iterdir()} == {"01", "03"}
     sources, skipped = find_samples(root)
@@ -57,7 +67,7 @@ def test_layout_is_the_real_datasets(dataset):
     assert counts["surgeries"] == [1, 3]
     assert counts["size"] == list(SIZE)
     assert counts["seed"] == 0
-    assert counts["bytes"] == sum(path.stat().st_size for path in root.rglob("*.*"))
+    assert counts["bytes"] == sum(len(data) for name, data in contents(root).items() if not name.startswith("."))
 
 
 def test_pictures_have_the_size_and_masks_are_0_and_255(dataset):
@@ -198,3 +208,44 @@ def test_a_full_folder_and_a_file_are_refused(tmp_path):
         write_phantom(tmp_path / "mine.txt" / "below")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+@pytest.fixture
+def killed(tmp_path) -> Path:
+    """The folder of a call with two workers that was killed half-way; the workers have ended, or this fails."""
+    root = tmp_path / "dataset"
+    options = ("--size", "64x48", "--images-per-surgery", "2", "--surgeries", "3,1", "--workers", "2")
+    process = subprocess.Popen([sys.executable, "-m", "mtkd_cache.cli", "phantom", root, *options], stdout=subprocess.PIPE)
+    while len(list(root.glob("*/*/weak_labels.csv"))) < 3:
+        assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=60)  # the workers hold its standard output until they end
+    assert process.returncode == -signal.SIGKILL
+    return root
+
+
+def test_a_killed_call_is_finished_by_the_next_one(dataset, killed):
+    before = {path: path.stat().st_mtime_ns for path in killed.rglob("*.png") if ".unfinished" not in path.parts}
+    assert 3 <= len(list(killed.glob("*/*/weak_labels.csv"))) < 2 * len(ANATOMIES)
+    assert write_phantom(killed, size=SIZE, images_per_surgery=2, surgeries=(3, 1)) == dataset[1]
+    assert contents(killed) == contents(dataset[0])
+    assert before and all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert not (killed / ".unfinished").exists()
+
+
+def test_a_folder_of_other_settings_or_that_is_being_written_is_refused(dataset):
+    root, counts = dataset
+    whole = contents(root)
+    with pytest.raises(MtkdError, match="begun with other settings"):
+        write_phantom(root, size=SIZE, images_per_surgery=2, surgeries=(3, 1), seed=1)
+    with locked(Folder(root)), pytest.raises(LockedError):
+        write_phantom(root, size=SIZE, images_per_surgery=2, surgeries=(3, 1))
+    assert write_phantom(root, size=SIZE, images_per_surgery=2, surgeries=(1, 3)) == counts
+    assert contents(root) == whole
+
+
+def test_a_stomach_killed_between_its_two_folders_is_made_again(dataset, copy_of):
+    root = copy_of(dataset[0])
+    shutil.rmtree(root / "stomach" / "03")
+    write_phantom(root, size=SIZE, images_per_surgery=2, surgeries=(3, 1))
+    assert contents(root) == contents(dataset[0])

@@ -153,6 +153,15 @@ def test_inside_is_everything_in_the_plain_view_and_loses_whole_columns_to_a_shi
     assert marked[:, 7:].all()
 
 
+@pytest.mark.parametrize("size", [(96, 64), (640, 512), (37, 53)])
+def test_the_border_of_a_shrunken_sample_is_inside_however_it_is_rounded(size):
+    """Shrunk about the centre so that its border falls on the middle of pixels, a whole number of them from the view's."""
+    width, height = size
+    for pixels in range(1, 18):
+        marked = inside(affine(scale=1 - 2 * pixels / (width - 1), size=size).float(), (height, width))[0, height // 2]
+        assert marked.tolist() == [pixels <= x < width - pixels for x in range(width)], pixels
+
+
 def test_what_a_warp_brings_in_is_neither_black_nor_counted():
     images = torch.full((1, HEIGHT, WIDTH, 3), 200, dtype=torch.uint8)
     view = Views(affine((0.2, 0.0)).float(), torch.zeros(1, 3), torch.ones(1, 1), torch.zeros(1, 1))

@@ -6,11 +6,12 @@ results on it are no evidence.
 """
 
 import csv
+import json
+import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,11 @@ from PIL import Image
 
 from mtkd_cache.dataset import MULTILABEL, REFERENCE_SURGERIES, REFERENCE_TEST, REFERENCE_VALIDATION
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.lock import locked
 from mtkd_cache.phantom.scene import render, rng_for
 from mtkd_cache.phantom.tissue import ANATOMIES
+from mtkd_cache.processes import run_in_processes
+from mtkd_cache.storage import Folder
 
 __all__ = ["ANATOMIES", "MULTILABEL_ANATOMIES", "render", "write_phantom"]
 
@@ -27,6 +31,8 @@ MULTILABEL_ANATOMIES = ("abdominal_wall", "colon", "liver", "pancreas", "small_i
 FREQUENCY = dict(zip(ANATOMIES, (1.0, 1.15, 0.85, 0.95, 1.0, 0.8, 1.1, 1.0, 1.2, 0.8, 0.7), strict=True))
 RATERS = ("anno_1", "anno_2", "anno_3", "merged")
 SMALLEST = 32
+SETTINGS, UNFINISHED = ".phantom.json", ".unfinished"  # in the dataset's folder
+WEAK_LABELS = "weak_labels.csv"  # the last file of a surgery's folder
 SURGERIES, IMAGES = 1001, 1002  # what a key of `rng_for` draws, told apart from the pictures' keys
 
 
@@ -39,10 +45,10 @@ def write_phantom(
     surgeries: Sequence[int] | None = None,
     workers: int = 1,
 ) -> dict:
-    """Write a synthetic dataset folder.
+    """Write a synthetic dataset folder, or finish one that the same call was interrupted in.
 
     Args:
-        out: the folder, absent or empty.
+        out: the folder, absent, empty or written by a call with the same settings.
         size: (width, height) of every image in pixels, at least 32 each.
         images_per_surgery: about how many images a surgery's folder of an anatomy holds: half of it to half as many
             again, times the anatomy's `FREQUENCY`.
@@ -56,24 +62,23 @@ def write_phantom(
         the `multilabel` copies of the stomach images count in bytes alone.
 
     Raises:
-        MtkdError: `out` is a file, is not empty or cannot be written, or a number is out of range.
+        MtkdError: `out` is a file, holds something else, is written by another process or cannot be written, or a number is
+            out of range.
     """
     chosen = _check(size, images_per_surgery, seed, surgeries, workers)
-    _make_empty(out)
     folders = []
     for anatomy in ANATOMIES:
         numbers = _surgeries_of(seed, anatomy) if chosen is None else chosen
         folders += [_Folder(out, anatomy, n, images_per_surgery, seed, tuple(size), n == numbers[0]) for n in numbers]
+    settings = {"size": list(size), "images_per_surgery": images_per_surgery, "seed": seed, "surgeries": chosen}
+    _check_folder(out, settings)
     try:
-        if workers == 1:
-            written = [_write_folder(folder) for folder in folders]
-        else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                written = list(pool.map(_write_folder, folders, chunksize=4))
+        with locked(Folder(out)):
+            Folder(out).write(SETTINGS, json.dumps(settings).encode())
+            written = list(run_in_processes(_write_folder, folders, workers))
+            shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     except OSError as error:
-        raise MtkdError(
-            f"{out} cannot be written ({error}). Free some space or name another folder, and delete this one."
-        ) from error
+        raise MtkdError(f"{out} cannot be written ({error}). Free some space and run the same command again.") from error
     by_anatomy: Counter[str] = Counter()
     for folder, (images, _) in zip(folders, written, strict=True):
         by_anatomy[folder.anatomy] += images
@@ -117,15 +122,15 @@ def _check(
     return sorted(set(surgeries))
 
 
-def _make_empty(out: Path) -> None:
+def _check_folder(out: Path, settings: dict) -> None:
     if out.exists() and not out.is_dir():
         raise MtkdError(f"{out} is a file. Name a folder for the synthetic dataset.")
-    if out.exists() and any(out.iterdir()):
+    if (out / SETTINGS).exists():
+        found = json.loads((out / SETTINGS).read_bytes())
+        if found != settings:
+            raise MtkdError(f"{out} was begun with other settings ({found}). Name another folder or delete it.")
+    elif any(True for _ in Folder(out).keys()):
         raise MtkdError(f"{out} is not empty. Name another folder or delete it.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MtkdError(f"{out} cannot be made ({error.strerror}). Name another folder.") from error
 
 
 def _surgeries_of(seed: int, anatomy: str) -> list[int]:
@@ -138,45 +143,50 @@ def _surgeries_of(seed: int, anatomy: str) -> list[int]:
 
 
 def _write_folder(folder: _Folder) -> tuple[int, int]:
-    """Write a surgery's folder, and its multilabel copy for the stomach: (images, bytes)."""
+    """Write a surgery's folder where it is not there yet, and its multilabel copy for the stomach: (images, bytes)."""
+    anatomy, surgery = folder.anatomy, f"{folder.surgery:02d}"
+    here, multilabel = folder.out / anatomy / surgery, folder.out / MULTILABEL / surgery
+    if not (here / WEAK_LABELS).exists():
+        unfinished = folder.out / UNFINISHED / f"{anatomy}-{surgery}-{os.getpid()}"
+        _draw_folder(folder, unfinished / anatomy, unfinished / MULTILABEL)
+        if anatomy == "stomach":  # first: that `here` exists says that both are whole
+            shutil.rmtree(multilabel, ignore_errors=True)
+            _move(unfinished / MULTILABEL, multilabel)
+        _move(unfinished / anatomy, here)
+    files = [path for top in (here, *[multilabel] * (anatomy == "stomach")) for path in top.rglob("*.*")]
+    return len(list(here.glob("image*.png"))), sum(path.stat().st_size for path in files)
+
+
+def _move(folder: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(to)
+
+
+def _draw_folder(folder: _Folder, here: Path, multilabel: Path) -> None:
     anatomy, surgery = folder.anatomy, folder.surgery
     spread = rng_for(folder.seed, IMAGES, surgery, ANATOMIES.index(anatomy)).uniform(0.5, 1.5)
     images = max(1, round(folder.images_per_surgery * FREQUENCY[anatomy] * spread))
-    here = folder.out / anatomy / f"{surgery:02d}"
-    here.mkdir(parents=True)
-    multilabel = folder.out / MULTILABEL / f"{surgery:02d}" if anatomy == "stomach" else None
-    if multilabel:
-        multilabel.mkdir(parents=True)
-    if folder.raters:
-        for rater in RATERS:
-            (here / rater).mkdir()
-    size_on_disk = 0
+    for path in (here, multilabel, *(here / rater for rater in RATERS if folder.raters)):
+        path.mkdir(parents=True, exist_ok=True)
     visible = []
     for index in range(images):
         image, masks = render(folder.seed, surgery, anatomy, index, folder.size)
-        size_on_disk += _save(image, here / f"image{index:02d}.png")
-        size_on_disk += _save(masks[anatomy], here / f"mask{index:02d}.png")
+        _save(image, here / f"image{index:02d}.png")
+        _save(masks[anatomy], here / f"mask{index:02d}.png")
         visible.append([f"image{index:02d}.png", *(int(masks[name].any()) for name in ANATOMIES)])
-        if multilabel:
-            size_on_disk += _save(image, multilabel / f"image{index:02d}.png")
-            size_on_disk += sum(_save(masks[name], multilabel / f"mask{index:02d}_{name}.png") for name in MULTILABEL_ANATOMIES)
+        if anatomy == "stomach":
+            _save(image, multilabel / f"image{index:02d}.png")
+            for name in MULTILABEL_ANATOMIES:
+                _save(masks[name], multilabel / f"mask{index:02d}_{name}.png")
         if folder.raters:
             for shift, rater in enumerate(RATERS, start=-1):
-                size_on_disk += _save(np.roll(masks[anatomy], shift, axis=1), here / rater / f"mask{index:02d}.png")
-    size_on_disk += _save_table(visible, here / "weak_labels.csv")
-    return images, size_on_disk
+                _save(np.roll(masks[anatomy], shift, axis=1), here / rater / f"mask{index:02d}.png")
+    with (here / WEAK_LABELS).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([["image", *ANATOMIES], *visible])
 
 
-def _save(pixels: np.ndarray, path: Path) -> int:
-    """Write an RGB image, or a mask as 0 and 255; its bytes on disk."""
+def _save(pixels: np.ndarray, path: Path) -> None:
+    """Write an RGB image, or a mask as 0 and 255."""
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
     Image.fromarray(pixels).save(path, compress_level=1)
-    return path.stat().st_size
-
-
-def _save_table(rows: list[list], path: Path) -> int:
-    """Write which anatomies are in sight in which image; its bytes on disk."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([["image", *ANATOMIES], *rows])
-    return path.stat().st_size
