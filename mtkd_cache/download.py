@@ -5,20 +5,17 @@
 
 On the disk, in order: TARGET.zip.part (what has come so far; TARGET.zip.part.json names the address and the server's
 validator), TARGET.zip (whole, SHA-256 checked), .TARGET.unpacking, TARGET. Each is renamed to the next only when it is
-whole, so that a break at any moment is mended by the same call.
+whole, so that the same call resumes after a break at any moment; .TARGET.lock keeps a second call out meanwhile.
 """
 
 import errno
 import hashlib
 import json
+import os
 import re
-import shutil
-import stat
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError
@@ -27,21 +24,24 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.lock import locked_file
+from mtkd_cache.unzip import CHUNK, RECORD, need_room, progress_bar, unpack
 
 # figshare.com/ndownloader/files/ID answers programs with an empty 202 (a test for browsers); the API has the same file
 FIGSHARE_URL = "https://api.figshare.com/v2/file/download/38494425"
 DSAD_SHA256 = "b8a8ade37d106fc1641a901d1c843806f2d27f9f8e18f4614b043e7e2ca2e40f"
-RECORD = ".mtkd-download.json"  # in TARGET: what was unpacked; that it is there says that all of it was
+MAX_BYTES = 64 * 10**9  # what a zip may unpack to, several times the Dresden set
 TIMEOUT = 60  # seconds without a byte before a connection counts as broken
-CHUNK = 1 << 18  # bytes read at a time
 BY_HAND = "or fetch it with a browser and run again with --archive FILE"
-# The OSErrors are those of two entries at one place: the folder they are unpacked into is new.
-BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
-BROKEN_ZIP += (FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 def download(
-    target: Path, *, url: str = FIGSHARE_URL, sha256: str = DSAD_SHA256, archive: Path | None = None
+    target: Path,
+    *,
+    url: str = FIGSHARE_URL,
+    sha256: str = DSAD_SHA256,
+    archive: Path | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> dict[str, str | int | None]:
     """Bring the dataset's zip to TARGET.zip and unpack it into the folder `target`.
 
@@ -52,6 +52,7 @@ def download(
         url: http(s) address of the zip.
         sha256: SHA-256 that the zip must have, in hexadecimal.
         archive: a zip that is already here; nothing is fetched then, and it stays where it is.
+        max_bytes: the most that the zip may unpack to.
 
     Returns:
         path, archive: the folder and the zip; bytes, sha256: of the zip; files: number of files unpacked;
@@ -59,51 +60,29 @@ def download(
 
     Raises:
         MtkdError: no network, a refusal or a break without progress (what has come stays for the next call), another
-            SHA-256 than expected, no whole zip, an entry that is unsafe, a full disk, a target that is something else.
+            SHA-256 than expected, no whole zip, an entry that is unsafe, more than `max_bytes`, a full disk, a target that
+            is something else.
+        LockedError: another call is bringing the same target.
     """
     target = Path(target).expanduser().resolve()
     sha256 = sha256.lower()
     resumed_from = None
-    with _disk_errors(target):
+    with _disk_errors(target), ExitStack() as stack:
         record = _unpacked(target, sha256)
+        if not record:
+            stack.enter_context(locked_file(target.with_name(f".{target.name}.lock"), str(target)))
+            record = _unpacked(target, sha256)
         if record:
             print(f"{target} is there already ({record['files']} files): nothing to do", file=sys.stderr)
         else:
-            target.parent.mkdir(parents=True, exist_ok=True)
             whole = Path(archive).expanduser().resolve() if archive else target.with_name(target.name + ".zip")
-            if archive or whole.exists():
+            if archive:
                 _check_archive(whole, sha256)
-            else:
+            elif not whole.exists() or _is_another(whole, sha256):
                 resumed_from = _fetch(url, whole, sha256)
-            record = _unpack(whole, target, {"archive": str(whole), "bytes": whole.stat().st_size, "sha256": sha256})
+            about = {"archive": str(whole), "bytes": whole.stat().st_size, "sha256": sha256}
+            record = unpack(whole, target, about, max_bytes)
     return {"path": str(target), **record, "resumed_from": resumed_from}
-
-
-def members(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, tuple[str, ...]]]:
-    """The files of a zip and the path of each below the target, as its components; nothing is written.
-
-    A single top folder that holds all is left out of the paths; bare folders and macOS's `__MACOSX` do not count.
-    MtkdError: an absolute path, a drive letter, `..`, a symbolic link or other special file, or no file at all.
-    """
-    entries = [(info, _safe_parts(archive, info)) for info in archive.infolist()]
-    files = [(info, parts) for info, parts in entries if parts and parts[0] != "__MACOSX" and not info.is_dir()]
-    if not files:
-        raise MtkdError(f"{archive.filename} holds no files: it is not the dataset's zip, fetch that one")
-    strip = len({parts[0] for _, parts in files}) == 1 and all(len(parts) > 1 for _, parts in files)
-    return [(info, parts[1:] if strip else parts) for info, parts in files]
-
-
-def _safe_parts(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[str, ...]:
-    """Components of an entry's path, or MtkdError where unpacking it could touch anything outside the target."""
-    name = info.orig_filename.replace("\\", "/")
-    parts = tuple(part for part in name.split("/") if part not in ("", "."))
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    outside = name.startswith("/") or ".." in parts or ":" in name or "\0" in name
-    if outside or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        why = "would land outside the target" if outside else "is a symbolic link or a special file"
-        what = f"{archive.filename}: entry {info.orig_filename!r} {why}"
-        raise MtkdError(f"{what}\nNothing was unpacked: do not trust this zip, fetch the dataset's own.")
-    return parts
 
 
 def _unpacked(target: Path, sha256: str) -> dict | None:
@@ -128,9 +107,16 @@ def _check_archive(archive: Path, sha256: str) -> None:
         raise MtkdError(f"{archive}: SHA-256 expected {sha256}, actual {actual}\nMove it away and fetch it again.")
 
 
+def _is_another(archive: Path, sha256: str) -> bool:
+    another = _sha256(archive).hexdigest() != sha256
+    if another:
+        print(f"{archive} is damaged or another zip, it has not the SHA-256 {sha256}: fetching it again", file=sys.stderr)
+    return another
+
+
 def _sha256(path: Path) -> "hashlib._Hash":
     digest = hashlib.sha256()
-    with path.open("rb") as file, _bar(f"checking {path.name}", path.stat().st_size) as bar:
+    with path.open("rb") as file, progress_bar(f"checking {path.name}", path.stat().st_size) as bar:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             bar.update(len(chunk))
@@ -177,16 +163,18 @@ def _fetch(url: str, archive: Path, sha256: str) -> int:
     A broken connection is taken up again at once for as long as each attempt brings more than all before it.
     """
     with closing(_Part(archive.with_name(archive.name + ".part"), url)) as part:
-        with _bar(f"fetching {archive.name}", None) as bar:
+        with progress_bar(f"fetching {archive.name}", None) as bar:
             furthest = part.size
             while part.digest.hexdigest() != sha256 and (problem := _receive(part, bar)):
                 if part.size <= furthest:
                     what = f"{url}: {problem} ({part.size} bytes are here)"
                     raise MtkdError(f"{what}\nCheck the network and run again, it goes on from there; {BY_HAND}.")
                 furthest = part.size
-    actual = part.digest.hexdigest()
-    if actual == sha256:
-        part.path.replace(archive)
+        actual = part.digest.hexdigest()
+        if actual == sha256:
+            part.file.flush()
+            os.fsync(part.file.fileno())
+            part.path.replace(archive)
     part.remove()
     if actual != sha256:
         what = f"{url}: what came has the wrong SHA-256: expected {sha256}, actual {actual}"
@@ -200,7 +188,7 @@ def _receive(part: _Part, bar: tqdm) -> str | None:
         with _connect(part) as response:
             total = _line_up(response, part)
             bar.total, bar.n, bar.initial = total, part.size, part.size
-            _need_room(part.path.parent, (total or 0) - part.size, f"to fetch {part.url}")
+            need_room(part.path.parent, (total or 0) - part.size, f"to fetch {part.url}")
             while chunk := response.read1(CHUNK):
                 part.append(chunk)
                 bar.update(len(chunk))
@@ -242,41 +230,6 @@ def _line_up(response: HTTPResponse, part: _Part) -> int | None:
     return int(length) if length.isdigit() else None
 
 
-def _unpack(archive: Path, target: Path, record: dict) -> dict:
-    """Unpack into a hidden sibling of `target`, leave the record there, rename it; returns the record with `files`."""
-    staging = target.with_name(f".{target.name}.unpacking")
-    try:
-        with zipfile.ZipFile(archive) as source:
-            entries = members(source)
-            size = sum(info.file_size for info, _ in entries)
-            shutil.rmtree(staging, ignore_errors=True)
-            _need_room(target.parent, size, f"to unpack {archive}")
-            staging.mkdir()
-            with _bar(f"unpacking {archive.name}", size) as bar:
-                for info, parts in entries:
-                    path = staging.joinpath(*parts)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with source.open(info) as entry, path.open("xb") as file:
-                        while chunk := entry.read(CHUNK):  # ends at the size that the entry declares, CRC checked
-                            file.write(chunk)
-                            bar.update(len(chunk))
-        record = {**record, "files": len(entries)}
-        (staging / RECORD).write_text(json.dumps(record), encoding="utf-8")
-        staging.rename(target)
-    except BROKEN_ZIP as error:
-        raise MtkdError(f"{archive} is no whole zip ({error}): remove it and fetch it again") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return record
-
-
-def _need_room(folder: Path, size: int, purpose: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        what = f"{folder}: {tqdm.format_sizeof(size)}B needed {purpose}, {tqdm.format_sizeof(free)}B free"
-        raise MtkdError(f"{what}\nFree some space or name a folder on another disk, and run the same command again.")
-
-
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
     try:
@@ -285,10 +238,6 @@ def _disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MtkdError(f"{path}: the disk is full; free some space and run the same command again") from error
         raise MtkdError(f"{error.filename or path}: {error.strerror or error}; name a path you may use") from error
-
-
-def _bar(what: str, total: int | None) -> tqdm:
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, file=sys.stderr, disable=total == 0)
 
 
 def _read_json(path: Path) -> dict:

@@ -17,7 +17,8 @@ import pytest
 
 from mtkd_cache import download as module
 from mtkd_cache.download import DSAD_SHA256, RECORD, download
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import LockedError, MtkdError
+from mtkd_cache.lock import locked_file
 
 FILES = {
     "liver/03/image00.png": Random(0).randbytes(300_000),
@@ -110,7 +111,7 @@ def by_hand(target: Path, body: bytes) -> dict:
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir()} - {".dsad.lock"}
 
 
 def unpacked(folder: Path) -> dict[str, bytes]:
@@ -330,10 +331,63 @@ def test_no_whole_zip(target, body, why):
     assert names(target.parent) == set()
 
 
+@pytest.mark.parametrize("damage", [b"", ZIP[:-1], ZIP + b"more", bytes(len(ZIP))])
+def test_a_damaged_zip_under_the_final_name_is_fetched_again(server, target, damage, capfd):
+    target.with_name("dsad.zip").write_bytes(damage)
+    assert download(target, url=server.url, sha256=SHA)["resumed_from"] == 0
+    assert "is damaged or another zip" in capfd.readouterr().err
+    assert unpacked(target) == FILES
+    assert target.with_name("dsad.zip").read_bytes() == ZIP
+
+
+def test_of_two_downloads_into_one_target_the_second_is_refused(server, target, monkeypatch):
+    """The second one begins while the first is receiving."""
+    append, second = module._Part.append, []
+
+    def meanwhile(part, chunk: bytes) -> None:
+        if not second:
+            second.append(pytest.raises(LockedError, match="dsad is being written by another process"))
+            with second[0]:
+                download(target, url=server.url, sha256=SHA)
+        append(part, chunk)
+
+    monkeypatch.setattr(module._Part, "append", meanwhile)
+    download(target, url=server.url, sha256=SHA)
+    assert second and len(server.asked) == 1
+    assert unpacked(target) == FILES
+    with locked_file(target.with_name(".dsad.lock"), "dsad"):  # what is there already is told nonetheless
+        assert download(target, url=server.url, sha256=SHA)["files"] == len(FILES)
+
+
+def test_the_zip_is_on_the_disk_before_it_gets_its_name(server, target, monkeypatch):
+    """A kill at the renaming leaves all of its bytes under the name that it has then."""
+    replace, found = Path.replace, []
+
+    def look(path: Path, to: Path) -> Path:
+        found.append(path.read_bytes())
+        return replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", look)
+    download(target, url=server.url, sha256=SHA)
+    assert found == [ZIP]
+
+
+def test_what_a_zip_may_unpack_to_is_limited(target, monkeypatch):
+    bomb = make_zip({"liver/bomb": bytes(5_000_000)})
+    archive = target.parents[1] / "bomb.zip"
+    archive.write_bytes(bomb)
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("an entry was read"))
+    with pytest.raises(MtkdError, match=r"would unpack to 5\.00MB, at most 5\.00MB are allowed\nNothing was unpacked"):
+        download(target, archive=archive, sha256=sha(bomb), max_bytes=4_999_999)
+    assert names(target.parent) == set()
+    monkeypatch.undo()
+    assert download(target, archive=archive, sha256=sha(bomb), max_bytes=5_000_000)["files"] == 1
+
+
 def test_room_is_asked_for_before_anything_is_written(server, target, monkeypatch):
     bomb = make_zip({"liver/bomb": bytes(5_000_000)})
     assert len(bomb) < 10_000
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=len(ZIP) - 1))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=len(ZIP) - 1))
     with pytest.raises(MtkdError, match=r"5\.00MB needed to unpack .*, \d+kB free"):
         by_hand(target, bomb)
     with pytest.raises(MtkdError, match="needed to fetch"):

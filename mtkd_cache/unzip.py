@@ -1,0 +1,90 @@
+"""Unpack a zip whole or not at all, and nothing outside its target."""
+
+import json
+import shutil
+import stat
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mtkd_cache.errors import MtkdError
+
+RECORD = ".mtkd-download.json"  # in the target: what was unpacked; that it is there says that all of it was
+CHUNK = 1 << 18  # bytes read at a time
+# The OSErrors are those of two entries at one place: the folder they are unpacked into is new.
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
+BROKEN_ZIP += (FileExistsError, NotADirectoryError, IsADirectoryError)
+
+
+def unpack(archive: Path, target: Path, record: dict, max_bytes: int) -> dict:
+    """Unpack into a hidden sibling of `target`, leave the record there, rename it; returns the record with `files`."""
+    staging = target.with_name(f".{target.name}.unpacking")
+    try:
+        with zipfile.ZipFile(archive) as source:
+            entries = members(source)
+            size = sum(info.file_size for info, _ in entries)
+            if size > max_bytes:
+                sizes = f"{tqdm.format_sizeof(size)}B, at most {tqdm.format_sizeof(max_bytes)}B are allowed"
+                raise MtkdError(
+                    f"{archive} would unpack to {sizes}\nNothing was unpacked: check that it is the dataset's zip, or raise max_bytes."
+                )
+            shutil.rmtree(staging, ignore_errors=True)
+            need_room(target.parent, size, f"to unpack {archive}")
+            staging.mkdir()
+            with progress_bar(f"unpacking {archive.name}", size) as bar:
+                for info, parts in entries:
+                    path = staging.joinpath(*parts)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with source.open(info) as entry, path.open("xb") as file:
+                        while chunk := entry.read(CHUNK):  # ends at the size that the entry declares, CRC checked
+                            file.write(chunk)
+                            bar.update(len(chunk))
+        record = {**record, "files": len(entries)}
+        (staging / RECORD).write_text(json.dumps(record), encoding="utf-8")
+        staging.rename(target)
+    except BROKEN_ZIP as error:
+        raise MtkdError(f"{archive} is no whole zip ({error}): remove it and fetch it again") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return record
+
+
+def members(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, tuple[str, ...]]]:
+    """The files of a zip and the path of each below the target, as its components; nothing is written.
+
+    A single top folder that holds all is left out of the paths; bare folders and macOS's `__MACOSX` do not count.
+    MtkdError: an absolute path, a drive letter, `..`, a symbolic link or other special file, or no file at all.
+    """
+    entries = [(info, _safe_parts(archive, info)) for info in archive.infolist()]
+    files = [(info, parts) for info, parts in entries if parts and parts[0] != "__MACOSX" and not info.is_dir()]
+    if not files:
+        raise MtkdError(f"{archive.filename} holds no files: it is not the dataset's zip, fetch that one")
+    strip = len({parts[0] for _, parts in files}) == 1 and all(len(parts) > 1 for _, parts in files)
+    return [(info, parts[1:] if strip else parts) for info, parts in files]
+
+
+def _safe_parts(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[str, ...]:
+    """Components of an entry's path, or MtkdError where unpacking it could touch anything outside the target."""
+    name = info.orig_filename.replace("\\", "/")
+    parts = tuple(part for part in name.split("/") if part not in ("", "."))
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    outside = name.startswith("/") or ".." in parts or ":" in name or "\0" in name
+    if outside or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        why = "would land outside the target" if outside else "is a symbolic link or a special file"
+        what = f"{archive.filename}: entry {info.orig_filename!r} {why}"
+        raise MtkdError(f"{what}\nNothing was unpacked: do not trust this zip, fetch the dataset's own.")
+    return parts
+
+
+def need_room(folder: Path, size: int, purpose: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        what = f"{folder}: {tqdm.format_sizeof(size)}B needed {purpose}, {tqdm.format_sizeof(free)}B free"
+        raise MtkdError(f"{what}\nFree some space or name a folder on another disk, and run the same command again.")
+
+
+def progress_bar(what: str, total: int | None) -> tqdm:
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, file=sys.stderr, disable=total == 0)
