@@ -45,7 +45,8 @@ def command(store, out: Path | None, recipe, overrides, rows, seeds, dry_run, de
         compute = [*(["--device", device] if device else []), *(["--precision", precision] if precision != "no" else [])]
         shown = [(unit, study.done(unit), command_of(unit, out, store, shared, compute)) for unit in units]
         for unit, done, words in shown:
-            say(f"{'done ' if done else 'to do'}  {unit.name}" + ("" if done else f"\n         {shlex.join(words)}"))
+            line = f"{'done ' if done else 'to do'}  {unit.name}" + ("" if done else f"\n         {shlex.join(words)}")
+            click.echo(line, err=click.get_current_context().params["as_json"])
         say(f"{sum(done for _, done, _ in shown)} of {len(units)} units are done, in {out}")
         return {"units": [{"name": unit.name, "done": done, "command": words} for unit, done, words in shown]}
     accelerator = make_accelerator(device, precision)

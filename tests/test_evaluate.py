@@ -1,10 +1,14 @@
 """Dice as Kolbinger et al. compute it."""
 
+import json
 import math
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from mtkd_cache.checkpoints import WEIGHTS, file_sha256, load_network, save_network
+from mtkd_cache.cli.main import main
 from mtkd_cache.evaluate import image_dice, split_dice, summarise
 from mtkd_cache.models import build
 
@@ -39,3 +43,28 @@ def test_each_anatomy_is_judged_by_its_own_head_on_its_own_subset(organ_store, a
             predicted = network(images.permute(0, 3, 1, 2).float() / 255)[:, head] > 0
         found = [float(2 * (p & t).sum() / (p.sum() + t.sum())) for p, t in zip(predicted, masks > 0, strict=True)]
         assert said["dice"][organ] == pytest.approx(sum(found) / len(found), abs=1e-6)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("kind", ["run", "teachers"])
+def test_a_split_is_judged_by_itself(kind, split, organ_store, organ_teachers, accelerator, copy_of, tmp_path):
+    organs = organ_store.anatomies
+    if kind == "run":
+        torch.manual_seed(0)
+        folder = tmp_path / "run"
+        save_network(folder / WEIGHTS, build("mininetv2", 2), organs)
+        heads = {organ: (load_network(folder), head) for head, organ in enumerate(organs)}
+        weights = file_sha256(folder / WEIGHTS)
+    else:
+        folder = copy_of(organ_teachers)
+        heads = {organ: (load_network(folder / organ), 0) for organ in organs}
+        weights = {organ: file_sha256(folder / organ / WEIGHTS) for organ in organs}
+    words = ["evaluate", f"--{kind}", str(folder), "--store", organ_store.url, "--split", split, "--device", "cpu", "--json"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    said = json.loads((folder / f"evaluation-{split}.json").read_text())
+    assert json.loads(done.stdout) == said
+    assert (said["split"], said["weights_sha256"]) == (split, weights)
+    by_split = {name: split_dice(heads, organ_store, name, accelerator)["dice"] for name in ("validation", "test")}
+    assert said["dice"] == pytest.approx(by_split[split], abs=1e-6)
+    assert said["dice"] != pytest.approx(by_split["test" if split == "validation" else "validation"], abs=1e-6)

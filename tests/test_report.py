@@ -161,6 +161,25 @@ def test_what_cannot_be_reported_is_explained(tmp_path):
             collect(runs)
 
 
+@pytest.mark.parametrize("option", ["--run", "--teachers"])
+def test_an_evaluation_of_other_weights_is_refused(option, tmp_path):
+    scores, old, new = level(0.5, SHAPES), dict.fromkeys(SHAPES, "0" * 64), {"disc": "0" * 64, "ring": "1" * 64}
+    if option == "--run":
+        old, new = old["disc"], new["ring"]
+        folder = student(tmp_path / "a", scores, weights_sha256=new)
+    else:
+        folder = teachers(tmp_path / "a", scores)
+        for shape in SHAPES:
+            path = folder / shape / "teacher.json"
+            write(path, {**json.loads(path.read_text()), "weights_sha256": new[shape]})
+    assert collect([folder])  # an earlier version's evaluation names no weights
+    collect([evaluated(folder, scores, weights_sha256=new)])
+    evaluated(folder, scores, weights_sha256=old)
+    command = re.escape(f"Run mtkd-cache evaluate {option} {folder} --split test")
+    with pytest.raises(MtkdError, match=f"judged other weights than were trained last. {command}"):
+        collect([folder])
+
+
 # ---- tables
 
 
@@ -514,6 +533,21 @@ def test_a_report_without_store_says_what_is_left_out(small, tmp_path):
     lone = write_report(runs[:1], tmp_path / "lone")
     assert any("with and without KD" in note for note in lone["notes"])
     assert lone["gains"] == []
+
+
+def test_markup_in_what_was_recorded_is_shown_as_it_is(small, tmp_path):
+    evil = "<svg onload=alert(1)>"
+    store, (baseline, distilled, _) = small
+    runs = [Path(shutil.copytree(run, tmp_path / run.name)) for run in (baseline, distilled)]
+    for run in runs:
+        for path in run.glob("*.json"):
+            record = json.loads(path.read_text())
+            write(path, {**record, **({"arch": evil} if "arch" in record else {"dataset": evil})})
+    write_report(runs, tmp_path / "out", store=store.url)
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "onload" in text
+        assert "<svg onload" not in text
 
 
 def test_a_foreign_store_is_refused(small, tmp_path):

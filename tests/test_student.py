@@ -5,11 +5,14 @@ import torch
 
 from mtkd_cache.build import build
 from mtkd_cache.cache import LogitCache
+from mtkd_cache.dataset import SPLITS
+from mtkd_cache.evaluate import split_dice
 from mtkd_cache.feed import Stream
 from mtkd_cache.losses import channelwise_kl, exclusive_cross_entropy
 from mtkd_cache.quantise import dequantise
 from mtkd_cache.runs import seed_for
 from mtkd_cache.student import student_task
+from mtkd_cache.teachers import teacher_task
 from mtkd_cache.views import draw_views, identity_views, see, warp
 
 MOVED = "augmentation.affine_p=1.0"
@@ -70,3 +73,16 @@ def test_the_baseline_begins_sees_and_learns_the_same(recorded, organ_store, org
             said = [task.losses(forward, batch, epoch) for task, batch in zip(tasks, (ours, theirs), strict=True)]
             assert torch.equal(*seen)
             assert torch.equal(said[0]["cross_entropy"], said[1]["loss"])
+
+
+@pytest.mark.parametrize("stage", ["student", "teacher"])
+def test_validation_is_on_the_validation_split(stage, organ_store, recipe, accelerator):
+    if stage == "student":
+        task = student_task(organ_store, recipe(), accelerator, None, "off")
+        heads = {organ: (task.network.eval(), head) for head, organ in enumerate(organ_store.anatomies)}
+    else:
+        task = teacher_task(organ_store, "kidney", recipe(), accelerator, "off")
+        heads = {"kidney": (task.network.eval(), 0)}
+    said = {split: split_dice(heads, organ_store, split, accelerator)["mean_dice"] for split in SPLITS}
+    assert len(set(said.values())) == len(SPLITS)
+    assert task.validate(task.network) == said["validation"]
