@@ -1,6 +1,8 @@
 """The objective of both stages as pure functions of tensors.
 
 B samples, A anatomies (heads), H x W pixels. `valid` marks the pixels that show the sample (see `mtkd_cache.views.inside`).
+Logits may be of any floating type: those of less than 32 bits are computed with in float32, and so is the loss; the gradient
+has the logits' type. Masks are bool, or numbers that are 0 or 1.
 """
 
 from collections.abc import Callable
@@ -9,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from mtkd_cache.errors import MtkdError
 
 OUTSIDE = -1e30  # a scaled logit of a pixel that does not count
 
@@ -31,22 +35,28 @@ def exclusive_cross_entropy(
 
     Args:
         logits: float (B, A, H, W).
-        mask: bool (B, H, W), where the annotated anatomy is.
+        mask: bool or 0 and 1 (B, H, W), where the annotated anatomy is.
         anatomy: int64 (B,), the annotated anatomy's index.
-        valid: bool (B, H, W); None counts every pixel.
+        valid: bool or 0 and 1 (B, H, W); None counts every pixel.
         average: the mean of a number over the processes that share a batch, so that the mean of their losses is the loss of
             the whole batch; None where one process has it all.
 
+    Raises:
+        MtkdError: a mask of another shape or with other values.
+
     Reference: Maack et al. 2024, section 2; the single mean is that of Kolbinger et al. 2023's public code.
     """
-    valid = torch.ones_like(mask) if valid is None else valid
+    mask = _as_bool("mask", mask, logits)
+    valid = torch.ones_like(mask) if valid is None else _as_bool("valid", valid, logits)
     with torch.no_grad():
         positive = mask & valid
-        count = (valid.sum() + (logits.shape[1] - 1) * positive.sum()).to(logits.dtype)
+        gradient = _empty_gradient(logits)
+        count = (valid.sum() + (logits.shape[1] - 1) * positive.sum()).to(gradient.dtype)
         count = (average(count) if average else count).clamp(min=1)
-        gradient = torch.empty_like(logits)
-        total = logits.new_zeros(())
-        for one, slope, inside, truth, own in zip(logits, gradient, valid, positive, anatomy[:, None], strict=True):
+        total = gradient.new_zeros(())
+        for one, slope, inside, truth, own in zip(
+            map(_precise, logits), gradient, valid, positive, anatomy[:, None], strict=True
+        ):
             own_logits = one.index_select(0, own)
             own_terms = (F.softplus(own_logits) - own_logits * truth) * inside
             as_negative = F.softplus(one).mul_(truth).sum((1, 2)).index_fill_(0, own, 0)
@@ -67,12 +77,13 @@ def map_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor |
         student: float (B, A, H, W).
         teacher: float (B, A, H, W); no gradient flows to it.
         temperature: T.
-        valid: bool (B, H, W); None counts every pixel.
+        valid: bool or 0 and 1 (B, H, W); None counts every pixel.
 
     Reference: Maack et al. 2024, equation (2).
     """
-    student, teacher = student / temperature, teacher.detach() / temperature
+    student, teacher = _precise(student) / temperature, _precise(teacher.detach()) / temperature
     if valid is not None:
+        valid = _as_bool("valid", valid, student)
         student = student.masked_fill(~valid[:, None], -torch.inf)
         teacher = teacher.masked_fill(~valid[:, None], -torch.inf)
     log_p_student = F.log_softmax(student.flatten(2), -1)
@@ -88,9 +99,10 @@ def channelwise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: 
 
     Reference: the scaling is that of Shu et al. 2021's public code, which the paper follows.
     """
+    valid = None if valid is None else _as_bool("valid", valid, student)
     with torch.no_grad():
-        gradient = torch.empty_like(student)
-        total = student.new_zeros(())
+        gradient = _empty_gradient(student)
+        total = gradient.new_zeros(())
         for index, slope in enumerate(gradient):
             outside = None if valid is None else ~valid[index].flatten()
             log_p_student = _log_softmax(student[index], temperature, outside)
@@ -109,10 +121,29 @@ def _log_softmax(logits: Tensor, temperature: float, outside: Tensor | None) -> 
 
     Where `outside`, bool (H * W), p is 0 and log p finite, so that p log p is 0.
     """
-    scaled = logits.flatten(1) / temperature
+    scaled = _precise(logits.flatten(1)) / temperature
     if outside is not None:
         scaled.masked_fill_(outside, OUTSIDE)
     return F.log_softmax(scaled, -1)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """In float32 where they have fewer bits: sums over a picture's pixels need them."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _empty_gradient(logits: Tensor) -> Tensor:
+    return torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _as_bool(name: str, mask: Tensor, logits: Tensor) -> Tensor:
+    if mask.shape != (logits.shape[0], *logits.shape[2:]):
+        raise MtkdError(f"{name} is of shape {tuple(mask.shape)}, the logits of {tuple(logits.shape)}. Give it as (B, H, W).")
+    if mask.dtype == torch.bool:
+        return mask
+    if not ((mask == 0) | (mask == 1)).all():
+        raise MtkdError(f"{name} holds other values than 0 and 1. Make it bool, as by {name} > 0.5 for probabilities.")
+    return mask.bool()
 
 
 class _WithGradient(torch.autograd.Function):
@@ -125,12 +156,13 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype
         return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, outer: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.saved_tensors[0] * outer, None, None
+        return (ctx.saved_tensors[0] * outer).to(ctx.dtype), None, None
 
 
 def combine(cross_entropy: Tensor, kl: Tensor, weight: float, how: str) -> Tensor:

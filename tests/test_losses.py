@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtkd_cache.errors import MtkdError
 from mtkd_cache.losses import channelwise_kl, combine, exclusive_cross_entropy, map_kl
 
 DRAW = random.Random(0)
@@ -182,3 +183,47 @@ def test_huge_logits_in_float32_stay_finite():
     )
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient(loss, student)).all()
+
+
+LOSSES = {
+    "cross-entropy": lambda e, student, cast: exclusive_cross_entropy(student, cast(e["mask"]), e["anatomy"], cast(e["valid"])),
+    "kl of a batch": lambda e, student, cast: channelwise_kl(student, e["teacher"].to(student.dtype), 4.0, cast(e["valid"])),
+    "kl of maps": lambda e, student, cast: map_kl(student, e["teacher"].to(student.dtype), 4.0, cast(e["valid"])).sum(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_16_bits_are_computed_with_in_float32(loss, dtype):
+    e = example((2, 3, 64, 80), True)
+    coarse = e["student"].detach().to(dtype).requires_grad_()
+    e["teacher"] = e["teacher"].to(dtype)
+    fine = coarse.detach().float().requires_grad_()
+    ours, exact = (LOSSES[loss](e, student, lambda mask: mask) for student in (coarse, fine))
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, exact)
+    for scale in (1.0, 2.0**16):  # the latter as a scaler of losses does: nothing is lost before it is applied
+        slope = gradient(scale * LOSSES[loss](e, coarse, lambda mask: mask), coarse)
+        assert slope.dtype == dtype
+        expected = gradient(scale * LOSSES[loss](e, fine, lambda mask: mask), fine)
+        assert torch.equal(slope, expected.to(dtype))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8, torch.int64])
+def test_masks_of_0_and_1_are_as_good_as_bool(loss, dtype):
+    e = example((2, 3, 5, 6), True)
+    assert LOSSES[loss](e, e["student"], lambda mask: mask.to(dtype)) == LOSSES[loss](e, e["student"], lambda mask: mask)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_other_masks_are_refused_in_words(loss):
+    e = example((2, 3, 5, 6), True)
+    for wrong, says in (
+        (lambda mask: mask * 255, "holds other values than 0 and 1"),
+        (lambda mask: 0.5 * mask, "holds other values than 0 and 1"),
+        (lambda mask: mask[:, None], r"of shape \(2, 1, 5, 6\), the logits of \(2, 3, 5, 6\). Give it as \(B, H, W\)"),
+        (lambda mask: mask[:, :4], r"of shape \(2, 4, 6\)"),
+    ):
+        with pytest.raises(MtkdError, match=says):
+            LOSSES[loss](e, e["student"], wrong)
