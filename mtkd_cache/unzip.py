@@ -28,9 +28,8 @@ def unpack(archive: Path, target: Path, record: dict, max_bytes: int) -> dict:
             size = sum(info.file_size for info, _ in entries)
             if size > max_bytes:
                 sizes = f"{tqdm.format_sizeof(size)}B, at most {tqdm.format_sizeof(max_bytes)}B are allowed"
-                raise MtkdError(
-                    f"{archive} would unpack to {sizes}\nNothing was unpacked: check that it is the dataset's zip, or raise max_bytes."
-                )
+                what = f"{archive} would unpack to {sizes}"
+                raise MtkdError(f"{what}\nNothing was unpacked: check that it is the dataset's zip, or raise max_bytes.")
             shutil.rmtree(staging, ignore_errors=True)
             need_room(target.parent, size, f"to unpack {archive}")
             staging.mkdir()
