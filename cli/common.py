@@ -19,7 +19,7 @@ class Size(click.ParamType):
 
     def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
         width, _, height = value.lower().partition("x")
-        if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        if not (_is_number(width) and _is_number(height) and int(width) and int(height)):
             self.fail(f"{value!r} is no size; write WIDTHxHEIGHT as 640x512.", param, context)
         return int(width), int(height)
 
@@ -28,10 +28,14 @@ class Numbers(click.ParamType):
     name = "N,N,..."
 
     def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
-        numbers = value.split(",")
-        if not all(number.strip().isdigit() for number in numbers):
+        numbers = [number.strip() for number in value.split(",")]
+        if not all(map(_is_number, numbers)):
             self.fail(f"{value!r} is no list of numbers as 3,21,26.", param, context)
         return tuple(map(int, numbers))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 SIZE, NUMBERS = Size(), Numbers()
@@ -85,7 +89,8 @@ from_recipe = stack(recipe, overrides, seed)
 
 
 def reports(function: Callable[..., dict | list | None]) -> Callable:
-    """Give a command --json and --debug: it returns what it did; a failure ends in one or two lines and with status 1.
+    """Give a command --json and --debug: it returns what it did; a failure ends in one or two lines and with status 1,
+    an interruption with 130.
 
     A command prints for people with `say`, on standard error where --json owns standard output's last line.
     """
@@ -102,7 +107,7 @@ def reports(function: Callable[..., dict | list | None]) -> Callable:
             if debug:
                 traceback.print_exc()
             click.echo(f"mtkd-cache: {in_words(error)}", err=True)
-            sys.exit(1)
+            sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
         if as_json and _speaks():
             click.echo(json.dumps(result))
         if isinstance(result, dict) and result.get("ok") is False:
@@ -116,12 +121,13 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, MtkdError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted. What is finished is kept; the same command goes on from there."
+        return "interrupted. What is finished is kept; the same command resumes from there."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or ''}: the disk is full. What is finished is kept; make room and run the same command again."
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}. Name another path, or change this one."
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    full = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch's only word of it
+    if full or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory. Take a smaller batch or smaller pictures, or hold less in memory with --resident off."
     last = traceback.extract_tb(error.__traceback__)[-1]
     first_line = (str(error).splitlines() or [""])[0]

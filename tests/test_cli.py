@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -123,15 +124,23 @@ def test_a_failure_is_one_or_two_lines_and_status_1(way, tmp_path, monkeypatch, 
     assert "Traceback" not in result.stderr
 
 
+def torch_out_of_memory() -> RuntimeError:
+    """What torch raises on this machine where the CPU's memory is not enough."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    return caught.value
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (KeyboardInterrupt(), "interrupted. What is finished is kept; the same command goes on from there."),
+        (KeyboardInterrupt(), "interrupted. What is finished is kept; the same command resumes from there."),
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b: the disk is full. What is finished is kept; make room"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied. Name another path"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "a/b: Not a directory."),
         (torch.OutOfMemoryError("Tried to allocate 2 GiB"), "out of memory. Take a smaller batch"),
         (MemoryError(), "out of memory."),
+        (torch_out_of_memory(), "out of memory."),
         (KeyError("colour"), "unexpected KeyError: 'colour' (" + __file__),
     ],
 )
@@ -141,7 +150,7 @@ def test_no_failure_ends_in_a_traceback_unless_asked(error, says):
 
     command = click.command()(reports(fail))
     result = CliRunner().invoke(command, [])
-    assert result.exit_code == 1
+    assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert result.stderr.startswith(f"mtkd-cache: {says}")
     assert len(result.stderr.splitlines()) == 1
     assert "Traceback" in CliRunner().invoke(command, ["--debug"]).stderr
@@ -161,6 +170,10 @@ def test_a_disk_that_fills_names_the_file(tmp_path, monkeypatch):
 
 def test_wrong_usage_is_status_2():
     assert "no size" in call("ingest", "x", "--size", "large", status=2).stderr
+    for wrong in ("\u00b2x\u00b2", "64x", "0x64", "\u0663x64", "9" * 5000 + "x64"):
+        assert "is no size" in call("phantom", "x", "--size", wrong, status=2).stderr
+    for wrong in ("\u00b2", "1,,2", "\u0663", "9" * 5000):
+        assert "is no list of numbers" in call("phantom", "x", "--surgeries", wrong, status=2).stderr
     assert "go together" in call("ingest", "x", "--test", "3", status=2).stderr
     assert "either --run or --teachers" in call("evaluate", status=2).stderr
 
@@ -191,3 +204,12 @@ def test_the_first_process_of_a_launch_reports(organ_cache, monkeypatch):
     assert other.exit_code == 0 and "whole" not in other.output and "ok" not in other.output
     monkeypatch.setenv("RANK", "0")
     assert json.loads(CliRunner().invoke(main, arguments).stdout.splitlines()[-1])["ok"]
+
+
+def test_names_that_the_locale_cannot_write_are_no_failure(tmp_path):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "mtkd_cache.cli", "phantom", "--size", "32x32", "--surgeries", "1"]
+    out = os.fsencode(tmp_path) + b"/\xc3\xa4\xff"
+    for status in (0, 1):
+        done = subprocess.run([*command, "--seed", str(status), out], capture_output=True, env=environment, check=False)
+        assert done.returncode == status and b"Traceback" not in done.stderr and b"unexpected" not in done.stderr, done.stderr
