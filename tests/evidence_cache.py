@@ -1,11 +1,14 @@
-"""Shows on a dataset what is claimed of a cache's safety; by hand, some 15 minutes on two cores, as root for the full disk:
+"""Shows on a dataset what is claimed of the safety of a cache and its sample store; by hand, some 30 minutes on two cores, as
+root for the full disk:
 
     python tests/evidence_cache.py DATASET [--out docs/measurements/cache-trust.json] [--flips 200] [--kills 50]
 
 The dataset's training samples at 32x32 with untrained MiniNetV2 teachers make a cache. Then: bits flipped, files truncated,
 deleted and swapped, of which `verify` must find every one and a reader must never get a wrong map; builds killed at random
 moments, a build on a full disk, builds by several processes and onto an S3 server, which must all end with the undisturbed
-build's values and fingerprint. Exits with 1 where anything of this does not hold.
+build's values and fingerprint. The sample store is damaged in the same ways, and by files of a store with another split: a
+reader must get the right values or a refusal, and `ingest` must make the store again to the byte, or refuse in words. Two
+processes of one command started at once must leave what one leaves. Exits with 1 where anything of this does not hold.
 """
 
 import argparse
@@ -35,6 +38,8 @@ from test_s3 import served_bucket
 from mtkd_cache.bench.machine import machine
 from mtkd_cache.build import build
 from mtkd_cache.cache import BLOCK, LogitCache
+from mtkd_cache.checkpoints import WEIGHTS, file_sha256
+from mtkd_cache.dataset import Split
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.ingest import ingest
 from mtkd_cache.manifest import MANIFEST
@@ -48,24 +53,43 @@ from mtkd_cache.verify import verify
 SIZE = (32, 32)
 
 
+def start(*arguments: object) -> subprocess.Popen:
+    """A command of mtkd-cache in a process of its own."""
+    command = [sys.executable, "-m", "mtkd_cache.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+class Victim:
+    """A folder that is damaged file by file, how all of it is read, and what finds damages in some of its files."""
+
+    def __init__(
+        self,
+        folder: Path,
+        read: Callable[[], list[np.ndarray]],
+        finds: Callable[[set[str]], bool],
+        files: list[Path] | None = None,
+    ):
+        self.folder, self.read, self.finds = folder, read, finds
+        self.truth = read()
+        self.files = files or [folder / key for key in Folder(folder).keys()]
+
+
 class Evidence:
     """One dataset's store, teachers and undisturbed cache in a folder, and what is done to copies of it."""
 
     def __init__(self, dataset: Path, root: Path):
         self.root, self.teachers = root, root / "teachers"
         self.random = np.random.default_rng(0)
-        ingest(dataset, str(root / "samples.zarr"), size=SIZE)
+        self.ingest = partial(ingest, dataset, size=SIZE)
+        self.ingest(str(root / "samples.zarr"))
         self.store = SampleStore.open(str(root / "samples.zarr"))
         for seed, anatomy in enumerate(self.store.anatomies):
             _untrained_teacher(self.teachers, anatomy, seed=seed)
         self.accelerator = make_accelerator("cpu")
         self.whole = root / "whole.zarr"
         self.build(self.whole)
-        cache = LogitCache.open(str(self.whole))
-        self.hashes = sorted(cache.place)
-        self.truth = cache.read(self.hashes)
-        self.victim = Path(shutil.copytree(self.whole, root / "victim.zarr"))
-        self.files = [self.victim / key for key in Folder(self.victim).keys()]
+        self.hashes = sorted(LogitCache.open(str(self.whole)).place)
+        self.files = [self.whole / key for key in Folder(self.whole).keys()]
 
     def build(self, target: Path | str) -> dict:
         return build(self.store, self.teachers, str(target), load_recipe("paper"), self.accelerator)
@@ -74,30 +98,111 @@ class Evidence:
         """Has a cache the undisturbed one's values and fingerprint, and is every byte of it as written?"""
         return same_cache(Path(self.whole), target) and verify(str(target))["ok"]
 
-    def read(self) -> str:
-        """What a reader of all maps of the damaged cache gets."""
+    @staticmethod
+    def reader(values: Callable[[], list[np.ndarray]], truth: list[np.ndarray]) -> str:
+        """What a reader of all of a damaged folder gets."""
         try:
-            read = LogitCache.open(str(self.victim)).read(self.hashes)
+            right = all(np.array_equal(one, other) for one, other in zip(values(), truth, strict=True))
         except MtkdError:
             return "refused"
-        return "right values" if np.array_equal(read, self.truth) else "WRONG VALUES"
+        except Exception as error:
+            return f"NOT IN WORDS: {error!r}"
+        return "right values" if right else "WRONG VALUES"
 
-    def damages(self, count: int, files: int, change: Callable[..., None]) -> dict:
-        """Do something to random files, ask a reader and `verify`, put the files back; `count` times."""
-        found, readers, kinds = 0, Counter(), Counter()
+    def damages(self, victim: "Victim", count: int, files: int, change: Callable[..., None]) -> dict:
+        """Do something to random files, ask a reader and what finds damages, put the files back; `count` times."""
+        readers, kinds, missed = Counter(), Counter(), []
         for _ in range(count):
-            paths = [self.files[index] for index in self.random.choice(len(self.files), files, replace=False)]
+            paths = [victim.files[index] for index in self.random.choice(len(victim.files), files, replace=False)]
             kept = [path.read_bytes() for path in paths]
             change(*paths)
-            readers[self.read()] += 1
-            kinds[str(paths[0].relative_to(self.victim)).split("/")[0]] += 1
-            told = {problem["where"] for problem in verify(str(self.victim))["problems"]}
-            hit = {str(path.relative_to(self.victim)) for path in paths}
-            found += hit <= told or MANIFEST in hit & told
+            readers[self.reader(victim.read, victim.truth)] += 1
+            hit = {str(path.relative_to(victim.folder)) for path in paths}
+            if not victim.finds(hit):
+                missed.append(sorted(hit))
+            kinds[min(hit).split("/")[0]] += 1
             for path, data in zip(paths, kept, strict=True):
                 path.write_bytes(data)
-        ok = found == count and not readers["WRONG VALUES"]
-        return {"done": count, "found": found, "reader": dict(readers), "in": dict(kinds), "ok": ok}
+        ok = not missed and readers.keys() <= {"refused", "right values"}
+        return {
+            "done": count,
+            "found": count - len(missed),
+            "missed": missed,
+            "reader": dict(readers),
+            "in": dict(kinds),
+            "ok": ok,
+        }
+
+    def damaged_cache(self) -> "Victim":
+        folder = Path(shutil.copytree(self.whole, self.root / "victim.zarr"))
+
+        def finds(hit: set[str]) -> bool:
+            told = {problem["where"] for problem in verify(str(folder))["problems"]}
+            return hit <= told or MANIFEST in hit & told
+
+        return Victim(folder, lambda: [LogitCache.open(str(folder)).read(self.hashes)], finds)
+
+    def damaged_store(self) -> "Victim":
+        folder = Path(shutil.copytree(self.store.url, self.root / "victim-samples.zarr"))
+
+        def read() -> list[np.ndarray]:
+            store = SampleStore.open(str(folder))
+            columns = [store.anatomy, store.surgery, store.frame, store.split, store.hashes]
+            return [*columns, np.array(store.anatomies), *store.read(np.arange(len(store)))]
+
+        def finds(hit: set[str]) -> bool:
+            try:
+                self.ingest(str(folder))
+            except MtkdError:
+                return True
+            return all((folder / key).read_bytes() == Path(self.store.url, key).read_bytes() for key in hit)
+
+        return Victim(folder, read, finds)
+
+    def other_stores_files(self, victim: "Victim", count: int) -> dict:
+        """Files of a store of the same dataset, split in another way, in place of the victim's."""
+        other = self.root / "other-samples.zarr"
+        surgeries = sorted(map(int, set(self.store.surgery)))
+        self.ingest(str(other), split=Split(validation=(surgeries[0],), test=(surgeries[1],), surgeries=None))
+        pairs = [(path, other / path.relative_to(victim.folder)) for path in victim.files]
+        differing = [path for path, foreign in pairs if path.read_bytes() != foreign.read_bytes()]
+        some = Victim(victim.folder, victim.read, victim.finds, differing)
+        return self.damages(some, count, 1, lambda path: shutil.copy(other / path.relative_to(victim.folder), path))
+
+    def at_once(self, count: int, commands: list[list[str]], right: Callable[[Path], bool]) -> dict:
+        """Two processes started together onto one target: one is refused, or finds the work done by the other."""
+        target, ends, equal = self.root / "at-once", Counter(), 0
+        for _ in range(count):
+            started = [start(*command, target) for command in commands]
+            said = [process.communicate()[1] for process in started]
+            refused = ["is being written by" in text or "was trained with another" in text for text in said]
+            each = zip(started, refused, said, strict=True)
+            words = ["finished" if not one.returncode else "refused" if told else text[-200:] for one, told, text in each]
+            ends[" and ".join(sorted(words))] += 1
+            equal += right(target)
+            shutil.rmtree(target)
+        ok = equal == count and ends.keys() <= {"finished and finished", "finished and refused"}
+        return {"done": count, "ends": dict(ends), "equal": equal, "ok": ok}
+
+    def builders(self, count: int) -> dict:
+        command = ["build", "--store", self.store.url, "--teachers", self.teachers, "--device", "cpu", "--cache"]
+        return self.at_once(count, [command, command], self.equal)
+
+    def students(self, count: int) -> dict:
+        """Of two seeds: what is there in the end is one's record with its own weights."""
+        at = ["train-student", "--store", self.store.url, "--cache", self.whole, "--device", "cpu", "--arch", "mininetv2"]
+        settings = ["--set", "student.epochs=1", "--set", "student.batch=8", "--set", "student.weights=none"]
+        commands = [[*at, *settings, "--seed", seed, "--run"] for seed in (0, 1)]
+        alone = [self.root / "alone-0", self.root / "alone-1"]
+        for command, run in zip(commands, alone, strict=True):
+            start(*command, run).communicate()
+
+        def right(run: Path) -> bool:
+            record = json.loads((run / "run.json").read_text())
+            weights = file_sha256(run / WEIGHTS)
+            return weights == record["weights_sha256"] == file_sha256(alone[record["seed"]] / WEIGHTS)
+
+        return self.at_once(count, commands, right)
 
     def flip(self, path: Path) -> None:
         data = bytearray(path.read_bytes())
@@ -207,17 +312,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--flips", type=int, default=200)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--others", type=int, default=20, help="truncations, deletions and swaps, each")
+    parser.add_argument("--others", type=int, default=20, help="truncations, deletions and swaps of the cache, each")
+    parser.add_argument("--store", type=int, default=80, help="damages of each kind of the sample store")
+    parser.add_argument("--writers", type=int, default=5, help="times that two processes are started at once, each command")
     parser.add_argument("--only", action="append", help="an experiment by its name in the table; repeatable")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
         evidence = Evidence(asked.dataset, Path(folder))
+        cache, store = evidence.damaged_cache(), evidence.damaged_store()
         experiments = {
-            "flipped bits": partial(evidence.damages, asked.flips, 1, evidence.flip),
-            "truncated files": partial(evidence.damages, asked.others, 1, evidence.truncate),
-            "deleted files": partial(evidence.damages, asked.others, 1, Path.unlink),
-            "swapped files": partial(evidence.damages, asked.others, 2, evidence.swap),
+            "flipped bits": partial(evidence.damages, cache, asked.flips, 1, evidence.flip),
+            "truncated files": partial(evidence.damages, cache, asked.others, 1, evidence.truncate),
+            "deleted files": partial(evidence.damages, cache, asked.others, 1, Path.unlink),
+            "swapped files": partial(evidence.damages, cache, asked.others, 2, evidence.swap),
+            "store: flipped bits": partial(evidence.damages, store, asked.store, 1, evidence.flip),
+            "store: truncated files": partial(evidence.damages, store, asked.store, 1, evidence.truncate),
+            "store: deleted files": partial(evidence.damages, store, asked.store, 1, Path.unlink),
+            "store: swapped files": partial(evidence.damages, store, asked.store, 2, evidence.swap),
+            "store: another's files": partial(evidence.other_stores_files, store, asked.store),
+            "two builds at once": partial(evidence.builders, asked.writers),
+            "two students at once": partial(evidence.students, asked.writers),
             "killed builds": partial(evidence.kills, asked.kills),
             "full disk": evidence.full_disk,
             "2 processes": partial(evidence.processes, 2),
