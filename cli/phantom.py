@@ -16,7 +16,10 @@ from mtkd_cache.cli.common import NUMBERS, SIZE, reports, say
 @click.option("--workers", type=int, default=2, show_default=True, help="Processes.")
 @reports
 def command(out: Path, size: tuple[int, int], images_per_surgery: int, surgeries, seed: int, workers: int) -> dict:
-    """Write a synthetic dataset in the Dresden layout to OUT: the same pictures for the same seed on any machine."""
+    """Write a synthetic dataset in the Dresden layout to OUT: the same pictures for the same seed on any machine.
+
+    Resumes after an interruption.
+    """
     from mtkd_cache.phantom import write_phantom
 
     result = write_phantom(out, size=size, images_per_surgery=images_per_surgery, seed=seed, surgeries=surgeries, workers=workers)
