@@ -155,6 +155,8 @@ class Evidence:
                 self.ingest(str(folder))
             except MtkdError:
                 return True
+            except Exception:
+                return False
             return all((folder / key).read_bytes() == Path(self.store.url, key).read_bytes() for key in hit)
 
         return Victim(folder, read, finds)
