@@ -23,7 +23,7 @@ from mtkd_cache.cli.common import load, reports, say
 def command(
     store, teachers: Path, cache, recipe, overrides, seed, step, views, splits, batch, device, precision, compiled
 ) -> dict:
-    """Run the teachers once over the samples and write their logits; the same command goes on where it stopped."""
+    """Run the teachers once over the samples and write their logits; the same command resumes after an interruption."""
     from mtkd_cache.build import build
     from mtkd_cache.runs import make_accelerator
     from mtkd_cache.samples import SampleStore
