@@ -301,6 +301,7 @@ def test_markup_escapes_and_every_row_is_as_wide_as_the_head():
     assert re.findall(r'data-column="(\d)"', page) == ["0", "3", "1", "2"]
     assert 'data-value="1.5">1<span class="below">\u2013</span>' in page
     assert "| &lt;i>\\|' | 1 / \u2013 | \u2013 | d |" in markdown(table)
+    assert "\nn&lt;\n" in markdown(table)
 
     class Widths(HTMLParser):
         widths: list[int] = []  # noqa: RUF012
