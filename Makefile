@@ -19,11 +19,14 @@ setup: .venv/installed  ## .venv with the package in it
 test: setup  ## the tests
 	$(BIN)/python -m pytest
 
-lint: setup  ## ruff
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: setup  ## ruff, the order of imports, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 demo: setup  ## phantom -> ingest -> teachers -> build -> students -> report, about ten minutes on two cores
-	$(BIN)/python -m mtkd_cache.demo
+	$(BIN)/python -m mtkd_cache.study.demo
 
 teachers: setup  ## stage 1: one teacher for each anatomy of data/samples.zarr
 	$(MTKD) train-teachers --recipe $(RECIPE)

@@ -34,7 +34,7 @@ def stage2(arch, teacher, size, batch, rounds, device, precision, resident, comp
     """The student's step without distillation, from the cache, and with eleven teachers run live, in turn."""
     from mtkd_cache.bench.stage2 import bench_stage2
     from mtkd_cache.recipe import load_recipe
-    from mtkd_cache.runs import make_accelerator
+    from mtkd_cache.runtime.accelerator import make_accelerator
 
     overrides = [f"student.arch={arch}", f"teacher.arch={teacher}", f"student.batch={batch}", "student.weights=none"]
     recipe = load_recipe("paper", overrides)
@@ -58,7 +58,7 @@ def cache(teacher, size, batch, rounds, device, precision) -> dict:
     """Reading a random batch against the codec's own time and a memory copy, and against what people do today."""
     from mtkd_cache.bench.cache import bench_cache
     from mtkd_cache.recipe import load_recipe
-    from mtkd_cache.runs import make_accelerator
+    from mtkd_cache.runtime.accelerator import make_accelerator
 
     recipe = load_recipe("paper", [f"teacher.arch={teacher}"])
     result = bench_cache(recipe, size, batch, rounds, make_accelerator(device, precision))
@@ -91,8 +91,8 @@ def inference(archs, size, heads, rounds, forms, device) -> dict:
     """One picture through every architecture in both layouts, plain and in the forms that may be faster."""
     from mtkd_cache.bench.inference import bench_inference
     from mtkd_cache.bench.machine import machine
-    from mtkd_cache.models import PAPER_ARCHITECTURES
-    from mtkd_cache.runs import make_accelerator
+    from mtkd_cache.models.network import PAPER_ARCHITECTURES
+    from mtkd_cache.runtime.accelerator import make_accelerator
 
     where = make_accelerator(device).device
     rows = []
@@ -119,7 +119,7 @@ def build(teacher, size, batch, samples, stacked, rounds, device, precision, com
     """A build of eleven teachers' maps against their bare forward passes."""
     from mtkd_cache.bench.build import bench_build
     from mtkd_cache.recipe import load_recipe
-    from mtkd_cache.runs import make_accelerator
+    from mtkd_cache.runtime.accelerator import make_accelerator
 
     recipe = load_recipe("paper", [f"teacher.arch={teacher}"])
     result = bench_build(recipe, size, samples, batch, rounds, make_accelerator(device, precision), compiled, stacked)
@@ -144,7 +144,7 @@ def stage1(arch, size, batch, rounds, device, precision, resident) -> dict:
     """A teacher's step, and how much of it is spent waiting for data."""
     from mtkd_cache.bench.stage1 import bench_stage1
     from mtkd_cache.recipe import load_recipe
-    from mtkd_cache.runs import make_accelerator
+    from mtkd_cache.runtime.accelerator import make_accelerator
 
     recipe = load_recipe("paper", [f"teacher.arch={arch}", f"teacher.batch={batch}", "teacher.weights=none"])
     result = bench_stage1(recipe, size, rounds, make_accelerator(device, precision), resident)
@@ -161,7 +161,7 @@ def stage1(arch, size, batch, rounds, device, precision, resident) -> dict:
 def ingest(source, size, samples, rounds) -> dict:
     """Ingest in one process against decoding and resizing alone."""
     from mtkd_cache.bench.stage1 import bench_ingest
-    from mtkd_cache.runs import make_accelerator
+    from mtkd_cache.runtime.accelerator import make_accelerator
 
     result = bench_ingest(size, source, samples, rounds, make_accelerator("cpu"))
     say(
@@ -182,7 +182,7 @@ def scale(samples, size, stride) -> dict:
     """Time, bytes and memory of ingest, build, verify and an epoch against the number of samples."""
     from mtkd_cache.bench.scale import bench_scale
     from mtkd_cache.recipe import load_recipe
-    from mtkd_cache.runs import make_accelerator
+    from mtkd_cache.runtime.accelerator import make_accelerator
 
     result = bench_scale(load_recipe("paper"), samples, size, stride, make_accelerator("cpu"))
     for row in result["rows"]:

@@ -17,8 +17,8 @@ from mtkd_cache.cli.common import reports, say
 def command(store: str, teachers: Path, samples: int, device, precision) -> dict:
     """Size and time of trained teachers' logits under standard Zarr codecs, at steps of 1/16 to 1/2."""
     from mtkd_cache.bench.codecs import bench_codecs, table
-    from mtkd_cache.runs import make_accelerator
-    from mtkd_cache.samples import SampleStore
+    from mtkd_cache.data.sample_store import SampleStore
+    from mtkd_cache.runtime.accelerator import make_accelerator
 
     result = bench_codecs(SampleStore.open(store), teachers, samples, make_accelerator(device, precision))
     for line in table(result["rows"]):

@@ -24,9 +24,9 @@ def command(
     store, teachers: Path, cache, recipe, overrides, seed, step, views, splits, batch, device, precision, compiled
 ) -> dict:
     """Run the teachers once over the samples and write their logits; the same command resumes after an interruption."""
-    from mtkd_cache.build import build
-    from mtkd_cache.runs import make_accelerator
-    from mtkd_cache.samples import SampleStore
+    from mtkd_cache.cache.build import build
+    from mtkd_cache.data.sample_store import SampleStore
+    from mtkd_cache.runtime.accelerator import make_accelerator
 
     overrides += (f"cache.step={step}",) if step is not None else ()
     overrides += (f"cache.views={views}",) if views is not None else ()

@@ -13,6 +13,6 @@ from mtkd_cache.cli.common import reports
 @reports
 def command(out: Path, archive: Path | None) -> dict:
     """Fetch the Dresden Surgical Anatomy Dataset into OUT (data/dsad): resumed after a break, checked, unpacked safely."""
-    from mtkd_cache.download import download
+    from mtkd_cache.data.download import download
 
     return download(out, archive=archive)

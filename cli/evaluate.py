@@ -23,10 +23,10 @@ from mtkd_cache.cli.common import SPLIT, reports, say
 @reports
 def command(run: Path | None, teachers: Path | None, store: str, split: str, multilabel: Path | None, device, precision) -> dict:
     """Dice by anatomy, on each anatomy's own subset, written beside the weights as evaluation-SPLIT.json."""
-    from mtkd_cache.evaluate import evaluate_student, evaluate_teachers
-    from mtkd_cache.multilabel import evaluate_multilabel
-    from mtkd_cache.runs import make_accelerator
-    from mtkd_cache.samples import SampleStore
+    from mtkd_cache.data.sample_store import SampleStore
+    from mtkd_cache.evaluation.dice import evaluate_student, evaluate_teachers
+    from mtkd_cache.evaluation.multilabel import evaluate_multilabel
+    from mtkd_cache.runtime.accelerator import make_accelerator
 
     if (run is None) == (teachers is None):
         raise click.UsageError("Name either --run or --teachers.")

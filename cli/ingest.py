@@ -21,8 +21,8 @@ from mtkd_cache.cli.common import NUMBERS, SIZE, reports, say
 @reports
 def command(dataset: Path, store: str, size, threshold: int | None, validation, test, workers: int) -> dict:
     """Turn the DATASET folder (ANATOMY/SURGERY/imageNN.png beside maskNN.png) into a sample store."""
-    from mtkd_cache.dataset import Split
-    from mtkd_cache.ingest import ingest
+    from mtkd_cache.data.dresden import Split
+    from mtkd_cache.data.ingest import ingest
 
     if (validation is None) != (test is None):
         raise click.UsageError("--validation and --test go together.")

@@ -17,9 +17,9 @@ from mtkd_cache.cli.common import reports, say
 @reports
 def command(cache: str, sheet: Path | None, store: str, teachers: Path | None, samples: int) -> dict:
     """What a cache holds: its manifest, sizes, errors and progress, and a contact sheet, worst teacher first."""
-    from mtkd_cache.cache import LogitCache
-    from mtkd_cache.inspection import contact_sheet, inspect_cache
-    from mtkd_cache.samples import SampleStore
+    from mtkd_cache.cache.inspect import contact_sheet, inspect_cache
+    from mtkd_cache.cache.reader import LogitCache
+    from mtkd_cache.data.sample_store import SampleStore
 
     result = inspect_cache(cache)
     for key, value in result.items():

@@ -9,7 +9,7 @@ from mtkd_cache.cli.common import reports
 @reports
 def command() -> list[dict]:
     """Parameters of the paper's networks, one network an anatomy (separate) and one encoder with 11 decoders (shared)."""
-    from mtkd_cache.models import parameter_table
+    from mtkd_cache.study.parameters import parameter_table
 
     rows = parameter_table()
     for row in rows:

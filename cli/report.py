@@ -17,7 +17,7 @@ def command(runs: tuple[Path, ...], out: Path, store: str | None) -> dict:
 
     Times are those of a file bench-inference.json beside the RUNS: what `mtkd-cache bench inference --json` prints.
     """
-    from mtkd_cache.report import write_report
+    from mtkd_cache.study.report.write import write_report
 
     result = write_report(runs, out, store=store)
     for note in result["notes"]:

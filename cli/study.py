@@ -31,10 +31,10 @@ def command(store, out: Path | None, recipe, overrides, rows, seeds, dry_run, de
 
     Start it on as many GPUs and machines as share the folder: each takes the next teacher, cache or row that nobody works on.
     """
-    from mtkd_cache.rows import command_of, plan
-    from mtkd_cache.runs import make_accelerator
-    from mtkd_cache.samples import SampleStore
-    from mtkd_cache.study import Study, run_study
+    from mtkd_cache.data.sample_store import SampleStore
+    from mtkd_cache.runtime.accelerator import make_accelerator
+    from mtkd_cache.study.jobs import command_of, plan
+    from mtkd_cache.study.run import Study, run_study
 
     settings = load(recipe, overrides, None)
     out = out or Path("runs", Path(recipe).stem)

@@ -21,10 +21,10 @@ from mtkd_cache.cli.common import load, reports, say
 @reports
 def command(store, cache, run: Path | None, recipe, overrides, seed, arch, no_kd, device, precision, resident, compiled) -> dict:
     """Train the student on image, mask and cached logits. No teacher is run."""
-    from mtkd_cache.cache import LogitCache
-    from mtkd_cache.runs import make_accelerator
-    from mtkd_cache.samples import SampleStore
-    from mtkd_cache.student import train_student
+    from mtkd_cache.cache.reader import LogitCache
+    from mtkd_cache.data.sample_store import SampleStore
+    from mtkd_cache.runtime.accelerator import make_accelerator
+    from mtkd_cache.training.student import train_student
 
     overrides += (f'student.arch="{arch}"',) if arch else ()
     settings = load(recipe, overrides, seed)

@@ -20,9 +20,9 @@ from mtkd_cache.cli.common import load, reports, say
 @reports
 def command(store, teachers: Path, recipe, overrides, seed, arch, anatomies, device, precision, resident, compiled) -> dict:
     """Train one network for each anatomy; finished ones are left alone, interrupted ones go on."""
-    from mtkd_cache.runs import make_accelerator
-    from mtkd_cache.samples import SampleStore
-    from mtkd_cache.teachers import train_teachers
+    from mtkd_cache.data.sample_store import SampleStore
+    from mtkd_cache.runtime.accelerator import make_accelerator
+    from mtkd_cache.training.teachers import train_teachers
 
     overrides += (f'teacher.arch="{arch}"',) if arch else ()
     settings = load(recipe, overrides, seed)

@@ -20,8 +20,8 @@ from mtkd_cache.cli.common import reports, say
 @reports
 def command(cache, store, teachers, splits, live, repair, seed, device) -> dict:
     """Check every byte of a cache, and with --store and --teachers whether it is theirs. Status 1 where it is not whole."""
-    from mtkd_cache.samples import SampleStore
-    from mtkd_cache.verify import verify
+    from mtkd_cache.cache.verify import verify
+    from mtkd_cache.data.sample_store import SampleStore
 
     opened = SampleStore.open(store) if store else None
     result = verify(cache, store=opened, teachers=teachers, splits=splits, live=live, repair=repair, seed=seed, device=device)

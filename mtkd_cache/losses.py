@@ -1,6 +1,6 @@
 """The objective of both stages as pure functions of tensors.
 
-B samples, A anatomies (heads), H x W pixels. `valid` marks the pixels that show the sample (see `mtkd_cache.views.inside`).
+B samples, A anatomies (heads), H x W pixels. `valid` marks the pixels that show the sample (see `mtkd_cache.data.augment.inside`).
 Logits may be of any floating type: those of less than 32 bits are computed with in float32, and so is the loss; the gradient
 has the logits' type. Masks are bool, or numbers that are 0 or 1.
 """
@@ -165,7 +165,7 @@ class _WithGradient(torch.autograd.Function):
         return (ctx.saved_tensors[0] * outer).to(ctx.dtype), None, None
 
 
-def combine(cross_entropy: Tensor, kl: Tensor, weight: float, how: str) -> Tensor:
+def distillation_objective(cross_entropy: Tensor, kl: Tensor, weight: float, how: str) -> Tensor:
     """The objective of stage 2.
 
     "sum" is cross_entropy + weight * kl, as in Shu et al. 2021. "product" is cross_entropy * weight * kl, equation (3) of

@@ -1,5 +1,7 @@
 """Recipes: every number of a training, read from TOML."""
 
+import hashlib
+import json
 import math
 import tomllib
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from mtkd_cache.errors import MtkdError
 class Stage:
     """How the networks of one stage are trained: Adam, the learning rate falling exponentially by epoch from lr to final_lr.
 
-    weights: what the network starts from, see `mtkd_cache.models.load_pretrained`; "paper" takes what the paper took.
+    weights: what the network starts from, see `mtkd_cache.models.pretrained.load_pretrained`; "paper" takes what the paper took.
     """
 
     arch: str
@@ -45,7 +47,7 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges from which views are drawn, see `mtkd_cache.views`.
+    """Ranges from which views are drawn, see `mtkd_cache.data.augment`.
 
     shift is in fractions of the picture, rotate in degrees, rgb_shift of 255.
     """
@@ -56,7 +58,7 @@ class Augmentation:
     rotate: float
     rgb_p: float
     rgb_shift: float
-    light_p: float
+    brightness_contrast_p: float
     brightness: float
     contrast: float
 
@@ -79,7 +81,18 @@ class Recipe:
     cache: Cache
 
     def as_dict(self) -> dict:
-        return asdict(self)
+        """The recipe as it is recorded: JSON values, under the keys of the first recorded runs and caches."""
+        sections = asdict(self)
+        sections["augmentation"]["light_p"] = sections["augmentation"].pop("brightness_contrast_p")
+        return sections
+
+
+OLD_KEYS = {"light_p": "brightness_contrast_p"}  # as recipes, runs and caches of version 0.1 have them
+
+
+def augmentation_from(table: dict) -> Augmentation:
+    """The augmentation that a run or a cache recorded."""
+    return _read(Augmentation, table, "augmentation")
 
 
 def shipped() -> list[str]:
@@ -138,6 +151,7 @@ def recipe_from(table: dict, where: str) -> Recipe:
 def _read(kind: type, table: Any, where: str) -> Any:
     if not isinstance(table, dict):
         raise MtkdError(f"{where}: expected a section.")
+    table = {OLD_KEYS.get(key, key): value for key, value in table.items()}
     known = {field.name: field.type for field in fields(kind)}
     for key in table:
         if key not in known:
@@ -179,3 +193,9 @@ def _check(recipe: Recipe, where: str) -> None:
     for key, value, possible, what in limits:
         if not possible:
             raise MtkdError(f"{where}: {key} = {value!r} is impossible. Give {what}.")
+
+
+def seed_for(seed: int, *names: str) -> int:
+    """A seed of its own for each named use of a recipe's seed."""
+    text = json.dumps([seed, *names], separators=(",", ":"))
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)

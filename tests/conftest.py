@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 
 from mtkd_cache.bench.build import spread_out
-from mtkd_cache.build import build as build_cache
-from mtkd_cache.cache import LogitCache
-from mtkd_cache.checkpoints import WEIGHTS, save_network
-from mtkd_cache.dataset import Split
-from mtkd_cache.ingest import ingest
-from mtkd_cache.models import Network, build
+from mtkd_cache.cache.build import build as build_cache
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.data.dresden import Split
+from mtkd_cache.data.ingest import ingest
+from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.models.checkpoints import WEIGHTS, save_network
+from mtkd_cache.models.network import create_network
 from mtkd_cache.phantom import write_phantom
 from mtkd_cache.recipe import load_recipe
-from mtkd_cache.runs import make_accelerator
-from mtkd_cache.samples import SampleStore
+from mtkd_cache.runtime.accelerator import make_accelerator
 
 SIZE = (64, 64)
 ORGANS = ("kidney", "tongue")
@@ -111,7 +111,7 @@ def organ_split() -> Split:
 
 def _untrained_teacher(folder: Path, anatomy: str, arch: str = "mininetv2", seed: int = 0) -> None:
     torch.manual_seed(seed)
-    network = spread_out(build(arch, 1))
+    network = spread_out(create_network(arch, 1))
     save_network(folder / anatomy / WEIGHTS, network, [anatomy])
 
 
@@ -146,16 +146,3 @@ def copy_of(tmp_path):
         return Path(shutil.copytree(folder, tmp_path / "copies" / str(len(list(tmp_path.glob("copies/*")))) / Path(folder).name))
 
     return copy
-
-
-def settled(arch: str, heads: int) -> Network:
-    """A network whose batch norms have seen something, so that folding them matters."""
-    torch.manual_seed(0)
-    network = build(arch, heads)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, 0, 0.1)
-    return network.eval()

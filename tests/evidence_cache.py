@@ -27,28 +27,29 @@ from functools import partial
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: builds are forked
+sys.path.append(str(Path(__file__).parent / "cache"))
 
 import numpy as np
 import test_processes
 import torch
 from conftest import _untrained_teacher
-from test_crash import finished_shards, same_cache
-from test_s3 import served_bucket
+from support import finished_shards, same_cache, served_bucket
 
 from mtkd_cache.bench.machine import machine
-from mtkd_cache.build import build
-from mtkd_cache.cache import BLOCK, LogitCache
-from mtkd_cache.checkpoints import WEIGHTS, file_sha256
-from mtkd_cache.dataset import Split
+from mtkd_cache.cache.build import build
+from mtkd_cache.cache.layout import BLOCK
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.verify import verify
+from mtkd_cache.data.dresden import Split
+from mtkd_cache.data.ingest import ingest
+from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.ingest import ingest
-from mtkd_cache.manifest import MANIFEST
+from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256
 from mtkd_cache.recipe import load_recipe
-from mtkd_cache.runs import make_accelerator
-from mtkd_cache.samples import SampleStore
-from mtkd_cache.storage import Folder
-from mtkd_cache.timing import CPU
-from mtkd_cache.verify import verify
+from mtkd_cache.runtime.accelerator import make_accelerator
+from mtkd_cache.runtime.timing import CPU
+from mtkd_cache.storage.checked_json import MANIFEST
+from mtkd_cache.storage.folder import Folder
 
 SIZE = (32, 32)
 
@@ -88,7 +89,7 @@ class Evidence:
         self.accelerator = make_accelerator("cpu")
         self.whole = root / "whole.zarr"
         self.build(self.whole)
-        self.hashes = sorted(LogitCache.open(str(self.whole)).place)
+        self.hashes = sorted(LogitCache.open(str(self.whole)).row_of)
         self.files = [self.whole / key for key in Folder(self.whole).keys()]
 
     def build(self, target: Path | str) -> dict:

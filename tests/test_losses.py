@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.losses import channelwise_kl, combine, exclusive_cross_entropy, map_kl
+from mtkd_cache.losses import channelwise_kl, distillation_objective, exclusive_cross_entropy, map_kl
 
 DRAW = random.Random(0)
 SHAPES = [(DRAW.randint(1, 3), anatomies, DRAW.randint(2, 6), DRAW.randint(2, 6)) for anatomies in range(1, 13)]  # B, A, H, W
@@ -106,8 +106,8 @@ def test_the_gradient_hardly_shrinks_as_the_temperature_grows():
 
 
 def test_sum_is_the_default_objective_and_product_the_printed_one():
-    assert combine(torch.tensor(2.0), torch.tensor(5.0), 3.0, "sum") == 17
-    assert combine(torch.tensor(2.0), torch.tensor(5.0), 3.0, "product") == 30
+    assert distillation_objective(torch.tensor(2.0), torch.tensor(5.0), 3.0, "sum") == 17
+    assert distillation_objective(torch.tensor(2.0), torch.tensor(5.0), 3.0, "product") == 30
 
 
 def test_the_teacher_gets_no_gradient():

@@ -20,7 +20,7 @@ def test_the_paper_recipe_is_the_papers_setting():
     assert recipe.augmentation.shift == recipe.augmentation.scale == 0.1
     assert (recipe.augmentation.rotate, recipe.augmentation.rgb_shift) == (5, 20)
     assert recipe.augmentation.brightness == recipe.augmentation.contrast == 0.2
-    assert recipe.augmentation.affine_p == recipe.augmentation.rgb_p == recipe.augmentation.light_p == 0.5
+    assert recipe.augmentation.affine_p == recipe.augmentation.rgb_p == recipe.augmentation.brightness_contrast_p == 0.5
     assert (recipe.cache.step, recipe.cache.views) == (0.25, 1)
 
 

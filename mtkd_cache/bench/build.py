@@ -15,11 +15,11 @@ from torch.func import functional_call, stack_module_state
 
 from mtkd_cache.bench.machine import machine
 from mtkd_cache.bench.synthetic import make_store, write_cache
-from mtkd_cache.ensemble import Ensemble
-from mtkd_cache.models import Network, build
-from mtkd_cache.paper import ANATOMIES
+from mtkd_cache.cache.teacher_runner import TeacherRunner
+from mtkd_cache.data.dresden import ANATOMIES
+from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.recipe import Recipe
-from mtkd_cache.timing import in_turn, ratio, spread
+from mtkd_cache.runtime.timing import interleaved, ratio, spread
 
 
 def bench_build(
@@ -40,8 +40,8 @@ def bench_build(
     bare_s / build_s, 1 where a build costs nothing but its passes.
     """
     torch.manual_seed(0)
-    networks = [spread_out(build(recipe.teacher.arch, 1)) for _ in ANATOMIES]
-    ensemble = Ensemble(networks, accelerator, compiled)
+    networks = [spread_out(create_network(recipe.teacher.arch, 1)) for _ in ANATOMIES]
+    ensemble = TeacherRunner(networks, accelerator, compiled)
     with tempfile.TemporaryDirectory() as name:
         folder, numbers = Path(name), count()
         store = make_store(folder, size, samples)
@@ -50,7 +50,7 @@ def bench_build(
         read = (torch.from_numpy(store.read(part)[0]).to(accelerator.device) for part in batches)
         pictures = [images.permute(0, 3, 1, 2).float() / 255 for images in read]
 
-        def bare(teachers: Ensemble) -> list[Tensor]:
+        def bare(teachers: TeacherRunner) -> list[Tensor]:
             return [teachers.native(anatomy, images) for anatomy in range(len(networks)) for images in pictures]
 
         def built() -> None:
@@ -58,10 +58,10 @@ def bench_build(
 
         actions: dict[str, Callable[[], object]] = {"bare": partial(bare, ensemble), "build": built}
         if compiled:
-            actions["plain"] = partial(bare, Ensemble(copy.deepcopy(networks), accelerator))  # a copy is not compiled
+            actions["plain"] = partial(bare, TeacherRunner(copy.deepcopy(networks), accelerator))  # a copy is not compiled
         if also_stacked:
             actions["stacked"] = stacked(networks, pictures, accelerator)
-        times = in_turn(actions, rounds, accelerator.device)
+        times = interleaved(actions, rounds, accelerator.device)
     return {
         **{f"{way}_s": statistics.median(taken) for way, taken in times.items()},
         "throughput": ratio(times, "bare", "build"),

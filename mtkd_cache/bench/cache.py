@@ -14,15 +14,15 @@ from numcodecs import blosc
 
 from mtkd_cache.bench.machine import machine
 from mtkd_cache.bench.synthetic import make_cache, make_store
-from mtkd_cache.cache import BLOCK, LogitCache, logits_spec
-from mtkd_cache.feed import Stream
-from mtkd_cache.models import build, upsample
-from mtkd_cache.quantise import dequantise
+from mtkd_cache.cache.layout import BLOCK, logits_spec
+from mtkd_cache.cache.loader import BatchReader, InMemorySource
+from mtkd_cache.cache.quantize import dequantize
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.models.network import create_network, upsample
 from mtkd_cache.recipe import Recipe
-from mtkd_cache.resident import Resident
-from mtkd_cache.samples import SampleStore
-from mtkd_cache.shard_reader import ShardReader, readers
-from mtkd_cache.timing import in_turn, ratio, seconds, spread
+from mtkd_cache.runtime.timing import interleaved, ratio, seconds, spread
+from mtkd_cache.storage.shard_reader import ShardReader, readers
 
 DRAWS = 1000  # random batches that are drawn before they are timed
 
@@ -35,16 +35,16 @@ def bench_cache(recipe: Recipe, size: tuple[int, int], batch: int, rounds: int, 
     for it.
     """
     device = accelerator.device
-    teacher = build(recipe.teacher.arch, 1).eval().to(device)
+    teacher = create_network(recipe.teacher.arch, 1).eval().to(device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = make_store(folder, size, 3 * batch)
         cache = make_cache(folder, store, recipe, teacher.stride, accelerator)
         rows = store.rows("train")
-        stream = Stream(store, cache)
-        resident = Resident(stream, rows, device)
+        stream = BatchReader(store, cache)
+        resident = InMemorySource(stream, rows, device)
         chosen = _Chosen(rows, batch)
-        times = in_turn(
+        times = interleaved(
             {
                 "read": lambda: stream.read(chosen.next()),
                 "decode": _decoding(store, cache, chosen),
@@ -97,7 +97,7 @@ def _decoding(store: SampleStore, cache: LogitCache, chosen: _Chosen) -> Callabl
     """Decodes the next random batch, whose stored bytes are in memory."""
     stored: dict[int, list[bytes]] = {}
     for row in chosen.rows:
-        at = cache.place[store.hashes[row]]
+        at = cache.row_of[store.hashes[row]]
         pairs: Sequence[tuple[ShardReader, int]] = ((store.image, row), (store.mask, row), (cache.reader, at))
         stored[row] = [bytes(reader.stored(int(place))) for reader, place in pairs]
     targets = [
@@ -135,7 +135,7 @@ def _write_seconds(folder: Path, cache: LogitCache, maps: np.ndarray) -> float:
 def _our_way(cache: LogitCache, store: SampleStore, rows: np.ndarray, chosen: _Chosen, rounds: int) -> dict:
     """The maps alone, as `ways` compares them."""
     stored = sum(entry["bytes"] for key, entry in cache.manifest["files"].items() if key.startswith("logits/c/"))
-    times = in_turn({"read": lambda: cache.read(store.hashes[chosen.next()])}, rounds)["read"]
+    times = interleaved({"read": lambda: cache.read(store.hashes[chosen.next()])}, rounds)["read"]
     return {
         "way": "this cache",
         "bytes_per_sample": stored / len(rows),
@@ -149,7 +149,7 @@ def _todays_ways(folder: Path, maps: np.ndarray, step: float, size: tuple[int, i
     shape = (maps.shape[1], size[1], size[0])
     memory = np.lib.format.open_memmap(folder / "all.npy", "w+", np.float32, (len(maps), *shape))
     for index, one in enumerate(maps):
-        full = upsample(dequantise(torch.from_numpy(one), step)[None], (size[1], size[0]))[0]
+        full = upsample(dequantize(torch.from_numpy(one), step)[None], (size[1], size[0]))[0]
         torch.save(full.half(), folder / f"{index}.pt")
         np.savez_compressed(folder / f"{index}.npz", full.half().numpy())
         memory[index] = full.numpy()
@@ -165,7 +165,7 @@ def _todays_ways(folder: Path, maps: np.ndarray, step: float, size: tuple[int, i
         "memory map, float32, full size": lambda: [np.array(memory[index]) for index in chosen.places()],
     }
     sizes = [sum(path.stat().st_size for path in folder.glob(name)) / len(maps) for name in ("*.pt", "*.npz", "all.npy")]
-    times = in_turn(actions, rounds)
+    times = interleaved(actions, rounds)
     return [
         {"way": way, "bytes_per_sample": stored, "read_ms": 1e3 * statistics.median(times[way])}
         for way, stored in zip(actions, sizes, strict=True)

@@ -20,12 +20,11 @@ from numcodecs.abc import Codec
 from torch import Tensor
 
 from mtkd_cache.bench.machine import machine
-from mtkd_cache.ensemble import Ensemble
+from mtkd_cache.cache.quantize import dequantize, quantize
+from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
+from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.losses import map_kl
-from mtkd_cache.quantise import dequantise, quantise
-from mtkd_cache.samples import SampleStore
-from mtkd_cache.timing import CPU, in_turn, seconds
-from mtkd_cache.units import Teachers
+from mtkd_cache.runtime.timing import CPU, interleaved, seconds
 
 STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 TEMPERATURE = 4.0
@@ -134,7 +133,7 @@ def bench_codecs(store: SampleStore, teachers: Path, samples: int, accelerator: 
 
 def _logits(store: SampleStore, teachers: Teachers, rows: np.ndarray, accelerator: Accelerator) -> Tensor:
     """Native logits float32 (n, A, h, w), one picture at a time."""
-    ensemble, said = Ensemble(teachers.networks, accelerator), []
+    ensemble, said = TeacherRunner(teachers.networks, accelerator), []
     for row in rows:
         image = torch.from_numpy(store.read(np.array([row]))[0]).to(accelerator.device)
         image = image.permute(0, 3, 1, 2).float() / 255
@@ -144,8 +143,8 @@ def _logits(store: SampleStore, teachers: Teachers, rows: np.ndarray, accelerato
 
 def _step(logits: Tensor, step: float) -> list[dict]:
     """A row for each chain, all timed in turn."""
-    integers = quantise(logits, step)
-    kept = dequantise(integers, step)
+    integers = quantize(logits, step)
+    kept = dequantize(integers, step)
     about = {
         "step": step,
         "max_abs_error": float((kept - logits).abs().max()),
@@ -162,7 +161,7 @@ def _step(logits: Tensor, step: float) -> list[dict]:
         bits = 8 * sum(map(len, stored)) / maps.size
         rows.append({**about, "chain": chain.name, "bits_per_logit": bits, "encode_ms": encode_ms})
         decode[chain.name] = partial(_decode_next, chain, cycle(stored), maps.shape[1:])
-    times = in_turn(decode, len(maps))
+    times = interleaved(decode, len(maps))
     return [{**row, "decode_ms": 1e3 * statistics.median(times[row["chain"]])} for row in rows]
 
 

@@ -6,10 +6,10 @@ from functools import partial
 
 import torch
 
-from mtkd_cache.models import build
 from mtkd_cache.models.fast import FORMS, plain
-from mtkd_cache.models.segformer import smps_own
-from mtkd_cache.timing import in_turn, ratio, seconds, spread
+from mtkd_cache.models.network import create_network
+from mtkd_cache.models.segformer import reference_smp
+from mtkd_cache.runtime.timing import interleaved, ratio, seconds, spread
 
 
 def bench_inference(
@@ -31,13 +31,13 @@ def bench_inference(
     images = torch.rand(1, 3, size[1], size[0], device=device)
     for arch in archs:
         for layout, outputs, calls in (("separate", 1, heads), ("shared", heads, 1)):
-            network = build(arch, outputs)
+            network = create_network(arch, outputs)
             ways = {name: FORMS[name](network, device) for name in ("plain", *forms)}
             if arch.startswith("segformer"):
-                ways["smp"] = plain(smps_own(network), device)
+                ways["smp"] = plain(reference_smp(network), device)
             actions = {name: partial(way, images) for name, way in ways.items()}
             warm_up = {name: seconds(action, device) for name, action in actions.items()}
-            times = in_turn(actions, rounds, device)
+            times = interleaved(actions, rounds, device)
             milliseconds = {name: 1e3 * calls * statistics.median(taken) for name, taken in times.items()}
             best = min(("plain", *forms), key=milliseconds.get)
             yield {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from mtkd_cache.memory import give_back_freed_memory
-from mtkd_cache.runs import environment
+from mtkd_cache.runtime.accelerator import environment
+from mtkd_cache.runtime.malloc import give_back_freed_memory
 
 HERE = Path(__file__).parent
 

@@ -9,12 +9,12 @@ from accelerate import Accelerator
 
 from mtkd_cache.bench.machine import machine, peak_mb, start_peak
 from mtkd_cache.bench.synthetic import make_cache, make_store
-from mtkd_cache.cache import LogitCache
-from mtkd_cache.feed import Stream, epoch_batches, read_ahead
+from mtkd_cache.cache.loader import BatchReader, epoch_batches, prefetch
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.verify import verify
+from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.recipe import Recipe
-from mtkd_cache.samples import SampleStore
-from mtkd_cache.timing import CPU
-from mtkd_cache.verify import verify
+from mtkd_cache.runtime.timing import CPU
 
 
 def bench_scale(recipe: Recipe, counts: Sequence[int], size: tuple[int, int], stride: int, accelerator: Accelerator) -> dict:
@@ -40,9 +40,9 @@ def _measure(recipe: Recipe, samples: int, size: tuple[int, int], stride: int, a
         folder = Path(name)
 
         def epoch(store: SampleStore, cache: LogitCache) -> None:
-            stream = Stream(store, cache)
+            stream = BatchReader(store, cache)
             batches = epoch_batches(store.rows("train"), recipe.student.batch, 0, 0)
-            for _ in read_ahead(((rows,) for rows in batches), stream.read):
+            for _ in prefetch(((rows,) for rows in batches), stream.read):
                 pass
 
         for what, action in {
@@ -55,7 +55,7 @@ def _measure(recipe: Recipe, samples: int, size: tuple[int, int], stride: int, a
             start = time.perf_counter()
             made[what] = action()
             seconds[what], peak[what] = time.perf_counter() - start, peak_mb(CPU)
-        count = len(made["build"].place)
+        count = len(made["build"].row_of)
         size_of = {what: _bytes(Path(made[what].url)) for what in ("ingest", "build")}
     a_sample = {f"{what}_ms": 1e3 * taken / count for what, taken in seconds.items()}
     a_sample |= {"store_bytes": size_of["ingest"] / count, "cache_bytes": size_of["build"] / count}

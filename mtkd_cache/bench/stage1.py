@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from mtkd_cache.bench.machine import machine
 from mtkd_cache.bench.stage2 import Way
 from mtkd_cache.bench.synthetic import SPLIT, make_store, write_dataset
-from mtkd_cache.dataset import find_samples, read_image, read_mask
-from mtkd_cache.ingest import ingest
+from mtkd_cache.data.dresden import find_samples, read_image, read_mask
+from mtkd_cache.data.ingest import ingest
 from mtkd_cache.recipe import Recipe
-from mtkd_cache.teachers import teacher_task
-from mtkd_cache.timing import in_turn, ratio, spread
+from mtkd_cache.runtime.timing import interleaved, ratio, spread
+from mtkd_cache.training.teachers import teacher_task
 
 
 def bench_ingest(size: tuple[int, int], source: tuple[int, int], samples: int, rounds: int, accelerator: Accelerator) -> dict:
@@ -35,7 +35,7 @@ def bench_ingest(size: tuple[int, int], source: tuple[int, int], samples: int, r
         def ingested() -> None:
             ingest(folder / "dataset", str(folder / f"{next(numbers)}.zarr"), size=size, split=SPLIT)
 
-        times = in_turn({"bare": bare, "ingest": ingested}, rounds)
+        times = interleaved({"bare": bare, "ingest": ingested}, rounds)
     return {
         "images_per_second": len(sources) / statistics.median(times["ingest"]),
         "bare_images_per_second": len(sources) / statistics.median(times["bare"]),

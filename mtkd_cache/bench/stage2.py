@@ -12,18 +12,18 @@ from torch import Tensor
 
 from mtkd_cache.bench.machine import machine, peak_mb, start_peak
 from mtkd_cache.bench.synthetic import make_cache, make_store
-from mtkd_cache.ensemble import Ensemble
-from mtkd_cache.feed import Batch
-from mtkd_cache.losses import channelwise_kl, combine, exclusive_cross_entropy
-from mtkd_cache.models import build, upsample
-from mtkd_cache.models.segformer import smps_own
-from mtkd_cache.paper import ANATOMIES
+from mtkd_cache.cache.loader import Batch
+from mtkd_cache.cache.teacher_runner import TeacherRunner
+from mtkd_cache.data.augment import apply_views, draw_views
+from mtkd_cache.data.dresden import ANATOMIES
+from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.losses import channelwise_kl, distillation_objective, exclusive_cross_entropy
+from mtkd_cache.models.network import create_network, upsample
+from mtkd_cache.models.segformer import reference_smp
 from mtkd_cache.recipe import Recipe
-from mtkd_cache.samples import SampleStore
-from mtkd_cache.student import student_task
-from mtkd_cache.timing import ratio, spread, wait
-from mtkd_cache.training import Task
-from mtkd_cache.views import draw_views, see
+from mtkd_cache.runtime.timing import ratio, spread, wait
+from mtkd_cache.training.loop import Task
+from mtkd_cache.training.student import student_task
 
 SETTLING = 3  # steps before those that count
 ONLINE_ROUNDS = 2  # turns of the way that takes minutes a step on a CPU, which settles in one
@@ -44,7 +44,7 @@ def bench_stage2(
     compiled: all three students; warm_up_s is the first step of each.
     """
     torch.manual_seed(0)
-    teachers = Ensemble([build(recipe.teacher.arch, 1) for _ in ANATOMIES], accelerator)
+    teachers = TeacherRunner([create_network(recipe.teacher.arch, 1) for _ in ANATOMIES], accelerator)
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), size, 2 * recipe.student.batch)
         cache = make_cache(Path(folder), store, recipe, teachers.networks[0].stride, accelerator)
@@ -54,7 +54,7 @@ def bench_stage2(
             "online": Way(online_task(store, recipe, accelerator, teachers, resident, compiled), accelerator),
         }
         if recipe.teacher.arch.startswith("segformer"):
-            own = Ensemble([smps_own(network) for network in teachers.networks], accelerator)
+            own = TeacherRunner([reference_smp(network) for network in teachers.networks], accelerator)
             ways["online_smp"] = Way(online_task(store, recipe, accelerator, own, resident, compiled), accelerator)
         warm_up = {name: way.warm_up(1 if "online" in name else SETTLING) for name, way in ways.items()}
         for turn in range(rounds):
@@ -125,7 +125,7 @@ class Way:
             epoch += 1
 
     def step(self) -> None:
-        """A step as `mtkd_cache.training.fit` takes it."""
+        """A step as `mtkd_cache.training.loop.fit` takes it."""
         wait(self.device)
         start = time.perf_counter()
         epoch, batch = next(self.batches)
@@ -145,7 +145,7 @@ def online_task(
     store: SampleStore,
     recipe: Recipe,
     accelerator: Accelerator,
-    teachers: Ensemble,
+    teachers: TeacherRunner,
     resident: str = "off",
     compiled: bool = False,
 ) -> Task:
@@ -154,13 +154,13 @@ def online_task(
 
     def losses(forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
         views = draw_views(recipe.augmentation, task.seed, store.hashes[batch.rows], epoch + 1, store.size)
-        images, masks, valid = see(batch.images, batch.masks, views.to(batch.images.device))
+        images, masks, valid = apply_views(batch.images, batch.masks, views.to(batch.images.device))
         native = torch.stack([teachers.native(anatomy, images) for anatomy in range(len(ANATOMIES))], dim=1)
         logits = forward(images).float()
         teacher = upsample(native, images.shape[2:])
         kl = channelwise_kl(logits, teacher, recipe.distillation.temperature, valid)
         cross_entropy = exclusive_cross_entropy(logits, masks, batch.anatomy, valid)
-        return {"loss": combine(cross_entropy, kl, recipe.distillation.weight, recipe.distillation.combine)}
+        return {"loss": distillation_objective(cross_entropy, kl, recipe.distillation.weight, recipe.distillation.combine)}
 
     task.losses = losses
     return task

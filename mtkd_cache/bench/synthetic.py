@@ -9,16 +9,17 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from mtkd_cache.build import cache_settings, update
-from mtkd_cache.cache import LogitCache
-from mtkd_cache.dataset import Split
-from mtkd_cache.ingest import ingest
-from mtkd_cache.lock import locked
-from mtkd_cache.paper import ANATOMIES
+from mtkd_cache.cache.build import update
+from mtkd_cache.cache.builder import BATCH
+from mtkd_cache.cache.layout import cache_settings
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.teacher_runner import Teachers
+from mtkd_cache.data.dresden import ANATOMIES, Split
+from mtkd_cache.data.ingest import ingest
+from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.recipe import Recipe
-from mtkd_cache.samples import SampleStore
-from mtkd_cache.storage import Folder
-from mtkd_cache.units import BATCH, Teachers
+from mtkd_cache.storage.folder import Folder
+from mtkd_cache.storage.lock import locked
 
 GRAIN = 2.0  # of 255, the standard deviation from pixel to pixel
 

@@ -10,7 +10,7 @@ from torch.fx.experimental.optimization import fuse
 
 from mtkd_cache.models.network import Network, SmpDecoder
 from mtkd_cache.models.segformer import Decoder, FoldedDecoder
-from mtkd_cache.timing import in_turn
+from mtkd_cache.runtime.timing import interleaved
 
 ROUNDS = 5  # turns each form is given before one is chosen
 
@@ -81,7 +81,7 @@ def fastest(network: Network, images: Tensor) -> Fast:
         except Exception:  # torch.compile fails in many ways
             continue
         forms[name] = form
-    times = in_turn({name: partial(form, images) for name, form in forms.items()}, ROUNDS, images.device)
+    times = interleaved({name: partial(form, images) for name, form in forms.items()}, ROUNDS, images.device)
     return forms[min(times, key=lambda name: statistics.median(times[name]))]
 
 

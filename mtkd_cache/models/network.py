@@ -113,7 +113,7 @@ def _check(images: Tensor) -> None:
         )
 
 
-def build(arch: str, heads: int) -> Network:
+def create_network(arch: str, heads: int) -> Network:
     """A network of architecture `arch` with `heads` decoders and random weights, drawn from torch's global generator.
 
     arch: "mininetv2", or a decoder ("deeplabv3", "segformer", "fpn"), a hyphen and the name of any smp encoder.

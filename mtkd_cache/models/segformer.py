@@ -71,7 +71,7 @@ class FoldedDecoder(nn.Module):
         return F.relu_(_blend(features, self.weights, self.bias))
 
 
-def smps_own(network: nn.Module) -> nn.Module:
+def reference_smp(network: nn.Module) -> nn.Module:
     """A copy of a network that computes as smp does, to compare with."""
     return _exchange(copy.deepcopy(network), {Attention: mix_transformer.Attention, Decoder: SegformerDecoder})
 

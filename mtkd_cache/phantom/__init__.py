@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mtkd_cache.dataset import MULTILABEL, REFERENCE_SURGERIES, REFERENCE_TEST, REFERENCE_VALIDATION
+from mtkd_cache.data.dresden import MULTILABEL, REFERENCE_SURGERIES, REFERENCE_TEST, REFERENCE_VALIDATION
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.lock import locked
 from mtkd_cache.phantom.scene import render, rng_for
 from mtkd_cache.phantom.tissue import ANATOMIES
-from mtkd_cache.processes import run_in_processes
-from mtkd_cache.storage import Folder
+from mtkd_cache.runtime.processes import run_in_processes
+from mtkd_cache.storage.folder import Folder
+from mtkd_cache.storage.lock import locked
 
 __all__ = ["ANATOMIES", "MULTILABEL_ANATOMIES", "render", "write_phantom"]
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import zarr
 
-from mtkd_cache.cache import LogitCache
-from mtkd_cache.inspection import inspect_cache
-from mtkd_cache.quantise import FILL
-from mtkd_cache.verify import verify
+from mtkd_cache.cache.inspect import inspect_cache
+from mtkd_cache.cache.quantize import FILL
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.verify import verify
 
 HERE = Path(__file__).parent
 CACHE = HERE / "format-1" / "logits.zarr"
@@ -31,10 +31,10 @@ def test_this_package_reads_it():
     assert (cache.fingerprint, list(cache.anatomies), cache.step) == tuple(
         VALUES[key] for key in ("fingerprint", "anatomies", "step")
     )
-    assert cache.place.keys() == VALUES["logits"].keys()
-    for sha256 in cache.place:
+    assert cache.row_of.keys() == VALUES["logits"].keys()
+    for sha256 in cache.row_of:
         check(sha256, np.stack([cache.read([sha256], view)[0] for view in range(cache.views)]) * np.float32(cache.step))
-    np.testing.assert_allclose(cache.draw_views(list(cache.place), 1).affine.numpy(), VALUES["affine_of_view_1"], atol=1e-7)
+    np.testing.assert_allclose(cache.draw_views(list(cache.row_of), 1).affine.numpy(), VALUES["affine_of_view_1"], atol=1e-7)
 
 
 def test_it_is_whole(tmp_path):

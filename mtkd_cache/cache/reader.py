@@ -1,0 +1,143 @@
+"""The logit cache: what every teacher says of every cached sample and view, as one Zarr v3 group. docs/format.md describes it.
+
+logits   (sample, view, anatomy, y, x)  int16    multiples of the attribute `scale_factor`, at the teachers' native stride
+sha256   (sample, byte)                 uint8    content hash of the sample a row belongs to
+crc32c   (sample, view, anatomy)        uint32   of the decoded integers of each map, checked at every read
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+import zarr
+
+from mtkd_cache.cache.layout import check_kind, recorded_views
+from mtkd_cache.data.augment import Views
+from mtkd_cache.data.dresden import check_anatomies
+from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.storage.checked_json import MANIFEST, check_files, read_checked_json
+from mtkd_cache.storage.folder import Folder
+from mtkd_cache.storage.shard_reader import ShardReader, readers
+from mtkd_cache.storage.shard_writer import UNREADABLE, row_checksum
+
+
+class CorruptMapError(MtkdError):
+    """A map that is not the one that was written; sha256: its sample's content hash."""
+
+    def __init__(self, sha256: str, text: str):
+        super().__init__(text)
+        self.sha256 = sha256
+
+
+@dataclass(frozen=True)
+class LogitCache:
+    """A finished logit cache, open for reading."""
+
+    url: str
+    anatomies: tuple[str, ...]
+    settings: dict
+    fingerprint: str
+    manifest: dict
+    row_of: dict[str, int]
+    crc32c: np.ndarray
+    logits: zarr.Array
+    reader: ShardReader
+
+    @classmethod
+    def open(cls, url: str) -> "LogitCache":
+        """Raises MtkdError where the cache is absent, unfinished, damaged or of a newer format."""
+        folder = Folder(url)
+        manifest = read_checked_json(folder, MANIFEST, "kind", "files")
+        if manifest is None:
+            what = "is not finished" if folder.exists("plan.json") else "is no logit cache"
+            raise MtkdError(f"{url} {what}. Run mtkd-cache build --cache {url}.")
+        check_kind(url, manifest)
+        check_files(folder, manifest, ("logits/c/", "records/"), f"Run mtkd-cache verify --repair --cache {url}.")
+        check_anatomies(manifest["settings"]["anatomies"], url)
+        group = folder.zarr()
+        hashes = [row.tobytes().hex() for row in group["sha256"][:]]
+        return cls(
+            url=str(url),
+            anatomies=tuple(manifest["settings"]["anatomies"]),
+            settings=manifest["settings"],
+            fingerprint=manifest["fingerprint"],
+            manifest=manifest,
+            row_of={sha256: row for row, sha256 in enumerate(hashes)},
+            crc32c=group["crc32c"][:],
+            logits=group["logits"],
+            reader=ShardReader(url, group["logits"]),
+        )
+
+    @property
+    def step(self) -> float:
+        return self.settings["step"]
+
+    @property
+    def views(self) -> int:
+        return self.settings["views"]["count"]
+
+    def draw_views(self, hashes: Sequence[str], view: int) -> Views:
+        """The recorded view with a number, for a batch of samples."""
+        return recorded_views(self.settings, hashes, view)
+
+    def check_belongs(self, store: SampleStore, rows: np.ndarray) -> None:
+        """Raises MtkdError, naming what differs, unless the cache was built from these samples of this store."""
+        for what, here, there in (
+            ("anatomies", list(self.anatomies), list(store.anatomies)),
+            ("picture size", self.settings["size"], list(store.size)),
+        ):
+            if here != there:
+                raise MtkdError(
+                    f"{self.url} was built for the {what} {here}, {store.url} has {there}. Build a cache of this store."
+                )
+        absent = [row for row in rows if store.hashes[row] not in self.row_of]
+        if absent:
+            raise MtkdError(
+                f"{self.url} knows {len(absent)} of {len(rows)} samples of {store.url} not at all or with other pixels, "
+                f"first {store.describe(absent[0])}. Run mtkd-cache build again."
+            )
+        strange = set(self.row_of) - set(store.hashes)
+        if strange:
+            raise MtkdError(f"{self.url} holds {len(strange)} samples that {store.url} has not. Build a cache of this store.")
+
+    def read(self, hashes: Sequence[str], view: int = 0) -> np.ndarray:
+        """Quantised maps int16 (n, A, h, w) of samples named by content hash.
+
+        Raises DamagedMap, naming sample and anatomy, where a map is not the one that was written, and MtkdError where the cache
+        was written again, or deleted, since it was opened.
+        """
+        maps = np.empty((len(hashes), *self.reader.item[1:]), np.int16)
+        list(readers().map(self._read, hashes, repeat(view), maps))
+        return maps
+
+    def _read(self, sha256: str, view: int, maps: np.ndarray) -> None:
+        """Read one sample's maps into an array (A, h, w)."""
+        row = self.row_of[sha256]
+        try:
+            self.reader.read(row, maps, view)
+        except UNREADABLE as error:
+            raise self._bad(sha256, view, f"all anatomies ({error})") from error
+        for anatomy, name in enumerate(self.anatomies):
+            if row_checksum(maps[anatomy]) != self.crc32c[row, view, anatomy]:
+                raise self._bad(sha256, view, name)
+
+    def _bad(self, sha256: str, view: int, anatomy: str) -> MtkdError:
+        """What to raise for a map that is not as this cache's manifest has it."""
+        try:
+            now = read_checked_json(Folder(self.url), MANIFEST)
+        except MtkdError:
+            now = self.manifest
+        if now is None and not Folder(self.url).exists("plan.json"):
+            return MtkdError(f"{self.url} was deleted or moved since it was opened. Put it back, or build it again.")
+        if now != self.manifest:
+            return MtkdError(
+                f"{self.url} was written again since it was opened. Once that has finished, train into a new --run: "
+                "an interrupted run resumes only with the cache it started with."
+            )
+        return CorruptMapError(
+            sha256,
+            f"{self.url}: the map of sample {sha256[:12]}, view {view}, {anatomy}, is damaged or missing. "
+            f"Run mtkd-cache verify --repair --cache {self.url}.",
+        )

@@ -1,0 +1,100 @@
+"""The teachers at work on a device: all of them there at once where they fit its memory, else the one that speaks."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256, load_network
+from mtkd_cache.models.fast import compile_parts
+from mtkd_cache.models.network import Network
+
+SHARE = 0.5  # of a GPU's free memory that the teachers' weights take at most
+
+
+class TeacherRunner:
+    """Runs one teacher at a time on batches of pictures, channels-last, in the accelerator's precision.
+
+    compiled: the networks are; one compilation, at the first call, serves all of one architecture.
+    """
+
+    def __init__(self, networks: Sequence[Network], accelerator: Accelerator, compiled: bool = False):
+        self.networks, self.accelerator, self.device = networks, accelerator, accelerator.device
+        for network in networks if compiled else ():
+            compile_parts(network)
+        self.all_fit = True
+        if self.device.type == "cuda":
+            needed = sum(tensor.nbytes for network in networks for tensor in network.state_dict().values())
+            self.all_fit = needed <= SHARE * torch.cuda.mem_get_info(self.device)[0]
+        self._there: set[int] = set()
+        self._host_seconds = 0.0
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @property
+    def seconds(self) -> float:
+        """The time the forward passes have taken; on a GPU it waits for those under way."""
+        if self._marks:
+            torch.cuda.synchronize(self.device)
+        return self._host_seconds + sum(start.elapsed_time(end) for start, end in self._marks) / 1e3
+
+    def native(self, anatomy: int, images: Tensor) -> Tensor:
+        """Images float (B, 3, H, W) in [0, 1] -> native logits float32 (B, h, w) of one teacher. On a GPU it does not wait."""
+        network = self._move_to_device(anatomy)
+        with self._timed(), torch.inference_mode(), self.accelerator.autocast():
+            return network.native(images.contiguous(memory_format=torch.channels_last))[:, 0].float()
+
+    def _move_to_device(self, anatomy: int) -> Network:
+        if anatomy not in self._there:
+            if not self.all_fit:
+                for other in self._there:
+                    self.networks[other].to("cpu")
+                self._there.clear()
+            self.networks[anatomy].to(self.device, memory_format=torch.channels_last).eval()
+            self._there.add(anatomy)
+        return self.networks[anatomy]
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._marks.append((start, end))
+        else:
+            before = time.perf_counter()
+            yield
+            self._host_seconds += time.perf_counter() - before
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The teachers of a folder, one an anatomy, in the store's order."""
+
+    networks: list[Network]
+    about: dict[str, dict]
+
+    @classmethod
+    def load(cls, folder: Path, store: SampleStore) -> "Teachers":
+        """Raises MtkdError where one is missing, damaged, of another anatomy, of another stride than the first, or has no native
+        logits of the store's pictures.
+        """
+        networks, about = [], {}
+        for anatomy in store.anatomies:
+            network = load_network(folder / anatomy, anatomies=[anatomy])
+            network.check_size(store.size)
+            if networks and network.stride != networks[0].stride:
+                raise MtkdError(
+                    f"{folder / anatomy} is a {network.arch} with logits at stride {network.stride}, the others have stride "
+                    f"{networks[0].stride}. One cache holds one stride: train it with their architecture."
+                )
+            networks.append(network)
+            about[anatomy] = {"arch": network.arch, "weights_sha256": file_sha256(folder / anatomy / WEIGHTS)}
+        return cls(networks, about)

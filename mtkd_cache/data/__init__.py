@@ -1,0 +1,1 @@
+"""Dataset folder -> sample store -> augmented view."""

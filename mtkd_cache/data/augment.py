@@ -1,0 +1,124 @@
+"""Views: one augmented look at a sample, drawn once and applied to image, mask and logits each at its own resolution.
+
+Geometry is an affine map in normalised, corner-aligned coordinates: -1 and +1 are the centres of the first and the last pixel of
+an axis. The networks upsample their logits corner-aligned too (see `mtkd_cache.models.network.upsample`), so pixel i of w coarse ones
+lies at pixel i * (W - 1) / (w - 1) of W fine ones, and one map moves all resolutions alike. Sampling a coarse map at the
+positions of the fine pixels therefore upsamples and warps it in a single step.
+
+Ranges and order (affine, RGB shift, brightness and contrast; no flips) are those of Kolbinger et al. 2023's public code, which
+uses albumentations: ShiftScaleRotate, RGBShift, RandomBrightnessContrast. As there, each of the three is drawn with its own
+probability, contrast scales about black, and brightness is a fraction of full scale (brightness_by_max). Unlike there, what a
+warp brings in from beyond the edge is seen, mirrored, but counts in no loss.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtkd_cache.recipe import Augmentation
+
+EDGE = 1 + 1e-4  # a pixel on the border stays inside whatever the rounding of the grid
+
+
+@dataclass(frozen=True)
+class Views:
+    """A batch of views.
+
+    affine (B, 2, 3): from a pixel of the view to the place in the sample it shows, as torch's affine_grid wants it.
+    shift (B, 3), gain (B, 1), offset (B, 1): the colour of the view is clamp(gain * clamp(rgb + shift) + offset), rgb in [0, 1].
+    """
+
+    affine: Tensor
+    shift: Tensor
+    gain: Tensor
+    offset: Tensor
+
+    def to(self, device: torch.device) -> "Views":
+        return Views(*(getattr(self, name).to(device, non_blocking=True) for name in ("affine", "shift", "gain", "offset")))
+
+
+def draw_views(ranges: Augmentation, seed: int, hashes: Sequence[str], view: int, size: tuple[int, int]) -> Views:
+    """The view with a number for each of B samples; view 0 is the plain sample.
+
+    A view is determined by (seed, sample, view number) alone. hashes: the samples' content hashes; size: (width, height).
+    """
+    rows = np.stack([_draw(ranges, seed, sha256, view, size) for sha256 in hashes]).astype(np.float32)
+    values = torch.from_numpy(rows)
+    return Views(values[:, :6].reshape(-1, 2, 3), values[:, 6:9], values[:, 9:10], values[:, 10:11])
+
+
+def identity_views(count: int) -> Views:
+    """View 0, the plain sample, for a number of samples."""
+    return Views(torch.eye(2, 3).repeat(count, 1, 1), torch.zeros(count, 3), torch.ones(count, 1), torch.zeros(count, 1))
+
+
+def _draw(ranges: Augmentation, seed: int, sha256: str, view: int, size: tuple[int, int]) -> np.ndarray:
+    identity = np.array([1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0], float)
+    if view == 0:
+        return identity
+    random = np.random.default_rng([seed, view, int(sha256[:16], 16)])
+    chosen = random.random(3) < (ranges.affine_p, ranges.rgb_p, ranges.brightness_contrast_p)
+    spread = random.uniform(-1, 1, 9)
+    row = identity
+    if chosen[0]:
+        row[:6] = affine_row(
+            shift=(ranges.shift * spread[0], ranges.shift * spread[1]),
+            scale=1 + ranges.scale * spread[2],
+            degrees=ranges.rotate * spread[3],
+            size=size,
+        )
+    if chosen[1]:
+        row[6:9] = ranges.rgb_shift / 255 * spread[4:7]
+    if chosen[2]:
+        row[9] = 1 + ranges.contrast * spread[7]
+        row[10] = ranges.brightness * spread[8]
+    return row
+
+
+def affine_row(shift: tuple[float, float], scale: float, degrees: float, size: tuple[int, int]) -> np.ndarray:
+    """Six numbers of the map from view to sample for a content moved by `shift` (fractions of width and height, right and down),
+    enlarged by `scale` and turned by `degrees` (clockwise on the screen) about the centre of a picture of size = (width, height).
+    """
+    width, height = size[0] - 1, size[1] - 1
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    matrix = np.array([[cos, sin * height / width], [-sin * width / height, cos]]) / scale
+    translation = -matrix @ (2 * np.array(shift))
+    return np.concatenate([matrix, translation[:, None]], axis=1).reshape(6)
+
+
+def warp(maps: Tensor, affine: Tensor, size: tuple[int, int], mode: str = "bilinear", padding: str = "border") -> Tensor:
+    """Maps (B, C, h, w) seen through B views, at size = (H, W), which need not be (h, w): (B, C, H, W).
+
+    padding: what a view shows beyond the sample's edge; those pixels are not `inside` and count in no loss.
+    """
+    grid = F.affine_grid(affine.to(maps.dtype), [len(maps), 1, *size], align_corners=True)
+    return F.grid_sample(maps, grid, mode=mode, padding_mode=padding, align_corners=True)
+
+
+def inside(affine: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which pixels of the views show the sample and not what lies beyond its edge: bool (B, H, W)."""
+    grid = F.affine_grid(affine, [len(affine), 1, *size], align_corners=True)
+    return (grid.abs() <= EDGE).all(-1)
+
+
+def color_jitter(images: Tensor, views: Views) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] in the views' colours."""
+    shifted = (images + views.shift[:, :, None, None]).clamp(0, 1)
+    return (views.gain[:, :, None, None] * shifted + views.offset[:, :, None, None]).clamp(0, 1)
+
+
+def apply_views(images: Tensor, masks: Tensor, views: Views) -> tuple[Tensor, Tensor, Tensor]:
+    """Stored pictures through their views.
+
+    images uint8 (B, H, W, 3), masks uint8 (B, H, W). Returns images float (B, 3, H, W) in [0, 1], masks bool (B, H, W),
+    and which pixels count, bool (B, H, W).
+    """
+    size = tuple(masks.shape[1:])
+    pictures = warp(images.permute(0, 3, 1, 2).float() / 255, views.affine, size, padding="reflection")
+    seen = warp(masks[:, None].float(), views.affine, size, mode="nearest")[:, 0] > 0.5
+    return color_jitter(pictures, views).contiguous(memory_format=torch.channels_last), seen, inside(views.affine, size)

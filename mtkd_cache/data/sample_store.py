@@ -1,0 +1,142 @@
+"""The sample store: the ingested dataset as one Zarr v3 group.
+
+image    (sample, y, x, channel) uint8   RGB at training size
+mask     (sample, y, x)          uint8   1 where the sample's own anatomy is, 0 elsewhere
+anatomy, surgery, frame, split   (sample)   integers; `anatomy` and `split` index the attributes `anatomies` and `splits`
+sha256   (sample, byte)          uint8   the content hash, see `content_hash`
+crc32c   (sample)                uint32  of the decoded image and mask, checked at every read
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+
+from mtkd_cache.data.dresden import SPLITS, check_anatomies
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.storage.checked_json import MANIFEST, check_files, read_checked_json
+from mtkd_cache.storage.folder import Folder
+from mtkd_cache.storage.shard_reader import ShardReader, readers
+from mtkd_cache.storage.shard_writer import UNREADABLE, ArraySpec, row_checksum
+
+FORMAT = 1
+SHARD = 64
+PREPROCESSING = {"image": "pillow bilinear", "mask": "pillow nearest, > threshold"}
+COORDINATES = {"anatomy": "int16", "surgery": "int32", "frame": "int32", "split": "int8", "crc32c": "uint32"}
+REMEDY = "Run mtkd-cache ingest again."
+
+
+def picture_specs(size: tuple[int, int]) -> tuple[ArraySpec, ArraySpec]:
+    """The arrays `image` and `mask` for size = (width, height)."""
+    width, height = size
+    image = ArraySpec(
+        "image",
+        "uint8",
+        (height, width, 3),
+        ("sample", "y", "x", "channel"),
+        shard=SHARD,
+        codec=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=3),
+    )
+    mask = ArraySpec(
+        "mask",
+        "uint8",
+        (height, width),
+        ("sample", "y", "x"),
+        fill=255,
+        shard=SHARD,
+        codec=BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"),
+    )
+    return image, mask
+
+
+def content_hash(image: np.ndarray, mask: np.ndarray, anatomy: str, surgery: int, frame: int) -> str:
+    """SHA-256 over what makes a sample: its name in the dataset and the pixels of image and mask at training size."""
+    name = f"{anatomy}/{surgery}/{frame}:{image.shape}".encode()
+    return hashlib.sha256(name + image.tobytes() + mask.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class SampleStore:
+    """A finished sample store, open for reading. Rows number its samples."""
+
+    url: str
+    name: str
+    anatomies: tuple[str, ...]
+    size: tuple[int, int]
+    fingerprint: str
+    anatomy: np.ndarray
+    surgery: np.ndarray
+    frame: np.ndarray
+    split: np.ndarray
+    crc32c: np.ndarray
+    hashes: np.ndarray
+    group: zarr.Group
+    image: ShardReader
+    mask: ShardReader
+
+    @classmethod
+    def open(cls, url: str) -> "SampleStore":
+        """Raises MtkdError where the store is absent, unfinished, damaged or of a newer format."""
+        folder = Folder(url)
+        manifest = read_checked_json(folder, MANIFEST, "kind", "format", "files")
+        if manifest is None:
+            what = "is not finished" if folder.exists("settings.json") else "is no sample store"
+            raise MtkdError(f"{url} {what}. Run mtkd-cache ingest DATASET --store {url}.")
+        if manifest["kind"] != "sample store" or manifest["format"] > FORMAT:
+            raise MtkdError(
+                f"{url} is a {manifest['kind']} of format {manifest['format']}, not a sample store of format {FORMAT}."
+            )
+        check_files(folder, manifest, ("image/c/", "mask/c/"), REMEDY)
+        check_anatomies(manifest["anatomies"], url)
+        group = folder.zarr()
+        columns = {name: group[name][:] for name in (*COORDINATES, "sha256")}
+        hashes = np.array([row.tobytes().hex() for row in columns.pop("sha256")])
+        return cls(
+            url=str(url),
+            name=manifest["name"],
+            anatomies=tuple(manifest["anatomies"]),
+            size=tuple(manifest["size"]),
+            fingerprint=manifest["fingerprint"],
+            hashes=hashes,
+            group=group,
+            image=ShardReader(url, group["image"]),
+            mask=ShardReader(url, group["mask"]),
+            **columns,
+        )
+
+    def __len__(self) -> int:
+        return len(self.anatomy)
+
+    def rows(self, split: str, anatomy: str | None = None) -> np.ndarray:
+        """Row numbers (int64) of a split, of one anatomy's subset where it is named."""
+        chosen = self.split == SPLITS.index(split)
+        if anatomy is not None:
+            chosen &= self.anatomy == self.anatomies.index(anatomy)
+        return np.flatnonzero(chosen)
+
+    def describe(self, row: int) -> str:
+        """A sample's name in the dataset, as ``liver/03/image12``."""
+        return f"{self.anatomies[self.anatomy[row]]}/{self.surgery[row]:02d}/image{self.frame[row]:02d}"
+
+    def describe_all(self, rows: np.ndarray) -> str:
+        return ", ".join(self.describe(row) for row in rows)
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images (n, height, width, 3) and masks (n, height, width), uint8. Raises MtkdError for a damaged or missing sample."""
+        width, height = self.size
+        images = np.empty((len(rows), height, width, 3), np.uint8)
+        masks = np.empty((len(rows), height, width), np.uint8)
+        list(readers().map(self._read, rows, images, masks))
+        return images, masks
+
+    def _read(self, row: int, image: np.ndarray, mask: np.ndarray) -> None:
+        """Read one sample into an image and a mask."""
+        try:
+            self.image.read(int(row), image)
+            self.mask.read(int(row), mask)
+        except UNREADABLE as error:
+            raise MtkdError(f"{self.url}: sample {self.describe(row)} is damaged or missing ({error}). {REMEDY}") from error
+        if row_checksum(image, mask) != self.crc32c[row]:
+            raise MtkdError(f"{self.url}: sample {self.describe(row)} is damaged or missing. {REMEDY}")

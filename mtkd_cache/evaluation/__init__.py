@@ -1,0 +1,1 @@
+"""What a trained network is worth: Dice, the multilabel subset, the model card."""

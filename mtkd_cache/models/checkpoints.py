@@ -1,0 +1,157 @@
+"""Weights as safetensors that say what they are, and the state from which an interrupted training goes on.
+
+The file's one metadata entry, "about", is a JSON object: what the file is, and the CRC-32C of that and of all tensors.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import google_crc32c
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.models.network import Network, create_network
+from mtkd_cache.models.records import STUDENT, TEACHER, read_record
+from mtkd_cache.storage.folder import write_durably
+
+WEIGHTS = "weights.safetensors"
+STATE = "state.safetensors"
+CHECKSUM = "crc32c"
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict) -> None:
+    """Write named tensors with a JSON description, whole or not at all."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, save(contiguous, {"about": json.dumps({**about, CHECKSUM: _checksum(contiguous, about)})}))
+
+
+def read_tensors(path: Path, **members: type) -> tuple[dict[str, Tensor], dict]:
+    """What `write_tensors` wrote.
+
+    Raises MtkdError where the file is absent, unreadable, damaged, or not described by the members asked for, of their types.
+    """
+    try:
+        path.open("rb").close()  # safe_open calls any file missing that it cannot open
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["about"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        checksum = about.pop(CHECKSUM, None)
+        if checksum is not None and checksum != _checksum(tensors, about):
+            raise ValueError("its checksum does not fit")
+        if lacking := [member for member, kind in members.items() if not isinstance(about.get(member), kind)]:
+            raise ValueError(f"it does not say {', '.join(lacking)}")
+        return tensors, about
+    except FileNotFoundError as error:
+        raise MtkdError(f"{path} is missing. Train it first, or name the folder that holds it.") from error
+    except OSError as error:
+        raise MtkdError(f"{path} cannot be read ({error.strerror}). Make it readable, or name another folder.") from error
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise MtkdError(
+            f"{path} is damaged or not one of this project's checkpoints ({error}). "
+            f"Restore it, or delete {path.parent} and train again."
+        ) from error
+
+
+def _checksum(tensors: dict[str, Tensor], about: dict) -> int:
+    """CRC-32C of a description and of named tensors: names, types, shapes and values."""
+    value = google_crc32c.value(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        value = google_crc32c.extend(value, f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        value = google_crc32c.extend(value, tensor.flatten().view(torch.uint8).numpy())
+    return value
+
+
+def save_network(path: Path, network: Network, anatomies: Sequence[str]) -> None:
+    """Write a network's weights with its architecture and the anatomies of its heads, in order."""
+    write_tensors(path, network.state_dict(), {"arch": network.arch, "anatomies": list(anatomies)})
+
+
+def load_network(folder: Path, *, anatomies: Sequence[str] | None = None, arch: str | None = None) -> Network:
+    """The network in a run's or a teacher's folder, in eval mode on the CPU.
+
+    anatomies, arch: what it has to be. Raises MtkdError where it is another one, or damaged.
+    """
+    path = Path(folder) / WEIGHTS
+    tensors, about = read_weights(path.parent)
+    if arch is not None and about["arch"] != arch:
+        raise MtkdError(f"{path} is a {about['arch']}, not a {arch}. Name the matching --arch or another folder.")
+    if anatomies is not None and about["anatomies"] != list(anatomies):
+        raise MtkdError(f"{path} knows the anatomies {', '.join(about['anatomies'])}; here they are {', '.join(anatomies)}.")
+    network = create_network(about["arch"], len(about["anatomies"]))
+    load_weights(network, tensors, path)
+    return network.eval()
+
+
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict]:
+    """The weights that a training left in a folder, and their description.
+
+    Raises MtkdError where they are missing, damaged, not finite, or not those that the folder's record names.
+    """
+    path = folder / WEIGHTS
+    tensors, about = read_tensors(path, arch=str, anatomies=list)
+    for name in (STUDENT, TEACHER):
+        recorded = (read_record(folder / name) or {}).get("weights_sha256")
+        if recorded is not None and recorded != (found := file_sha256(path)):
+            raise MtkdError(
+                f"{path} holds other weights than {name} records (SHA-256 {found[:12]}, recorded {recorded[:12]}). "
+                f"Restore the recorded weights, or delete {folder} and train again."
+            )
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise MtkdError(f"{path} holds NaN or infinity in {broken[0]}. Restore the weights, or delete {folder} and train again.")
+    return tensors, about
+
+
+def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises MtkdError where the tensors are not the network's, by name, shape or type."""
+    for name, own in network.state_dict().items():
+        if name in tensors and tensors[name].dtype != own.dtype:
+            raise MtkdError(f"{path}: {name} is {tensors[name].dtype}, not {own.dtype}. Bring the file as it was trained.")
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise MtkdError(f"{path} does not fit its architecture ({first[:120]}). Train it again with this version.") from error
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, about: dict) -> None:
+    """Write network and Adam's moments, so that `load_state` goes on as if nothing had happened."""
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        for key, tensor in optimizer.state.get(parameter, {}).items():
+            tensors[f"adam.{key}.{name}"] = tensor
+    write_tensors(path, tensors, about)
+
+
+def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, identity: str, precision: str) -> dict:
+    """Restore what `save_state` wrote and return its description.
+
+    Raises MtkdError where it is the state of a training with another identity or precision, or damaged.
+    """
+    tensors, about = read_tensors(path, identity=str, history=list)
+    if about["identity"] != identity:
+        raise MtkdError(
+            f"{path.parent} holds an interrupted training with other settings. Name another folder, or delete {path}."
+        )
+    if (was := about.get("precision", precision)) != precision:  # which earlier versions did not write
+        raise MtkdError(
+            f"{path.parent} holds a training interrupted in precision {was}, not {precision}. Resume it with --precision {was}."
+        )
+    load_weights(network, {key.removeprefix("network."): t for key, t in tensors.items() if key.startswith("network.")}, path)
+    for name, parameter in network.named_parameters():
+        moments = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        if moments["step"] is not None:
+            optimizer.state[parameter] = {
+                key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in moments.items()
+            }
+    return about

@@ -1,0 +1,1 @@
+"""What the library runs on: device and processes, memory, timing."""

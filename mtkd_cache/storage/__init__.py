@@ -1,0 +1,1 @@
+"""Files that cannot be torn: folders, locks, checked JSON and shard files."""

@@ -1,0 +1,148 @@
+"""What the report says before its tables: which data, which runs, and how far the paper's numbers may be compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mtkd_cache.data.dresden import ANATOMIES
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.study.report.collect import Result, Row, teachers_of
+from mtkd_cache.study.report.formats import TIMES, full_name, percent, spoken
+from mtkd_cache.study.report.tables import references
+
+if TYPE_CHECKING:
+    from mtkd_cache.data.sample_store import SampleStore
+
+DRESDEN_SAMPLES = 13_195
+TEACHER = "segformer-mit_b3"  # the paper's
+SECTIONS = {"separate": ("teacher", "augmentation"), "shared": ("student", "augmentation")}
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data all rows were evaluated on. samples: how many the sample store holds; None where it is not at hand."""
+
+    name: str | None
+    anatomies: tuple[str, ...]
+    size: tuple[int, int]
+    fingerprint: str | None
+    samples: int | None = None
+
+    @property
+    def same_anatomies(self) -> bool:
+        """Whether the anatomies are the paper's eleven."""
+        return self.anatomies == ANATOMIES
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether this is the whole Dresden set: its eleven anatomies in 13,195 samples."""
+        return self.same_anatomies and self.samples == DRESDEN_SAMPLES
+
+
+def describe_data(rows: Sequence[Row], store: "SampleStore | None") -> Data:
+    """The data of the rows. Raises MtkdError where the store is not the one they were evaluated on."""
+    results = [result for row in rows for result in row.results]
+    one = results[0]
+    if store is None:
+        return Data(one.dataset, one.anatomies, one.size, one.store_fingerprint)
+    for result in results:
+        if result.store_fingerprint not in (None, store.fingerprint):
+            raise MtkdError(f"{result.path} was evaluated on another sample store than {store.url}. Name its own.")
+    return Data(store.name, tuple(store.anatomies), tuple(store.size), store.fingerprint, len(store))
+
+
+def facts(data: Data, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """(term, description) pairs of the header."""
+    results = [result for row in rows for result in row.results]
+    images = sorted({result.images for result in results})
+    pairs = [("Data", _data(data))]
+    pairs.append(("Test split", f"{_some(images)} images, split by surgery; Dice is the mean over an anatomy's images"))
+    pairs.append((f"{len(data.anatomies)} anatomies", ", ".join(map(spoken, data.anatomies))))
+    pairs.append(("Seeds", _some(sorted({result.seed for result in results}))))
+    taught = [(result, teachers_of(rows, result)) for result in results if result.kd]
+    if teachers := dict.fromkeys(_teachers(folder) for result, folder in taught if folder or result.teachers):
+        pairs.append(("Teachers", "; ".join(teachers)))
+    if caches := cache_fingerprints(rows):
+        pairs.append(("Logit cache", ", ".join(f"fingerprint {short(fingerprint)}" for fingerprint in caches)))
+    return pairs
+
+
+def cache_fingerprints(rows: Sequence[Row]) -> list[str]:
+    """The fingerprints of the logit caches that distilled runs were trained from, sorted."""
+    return sorted({r.cache_fingerprint for row in rows for r in row.results if r.cache_fingerprint})
+
+
+def whole_study(data: Data, rows: Sequence[Row]) -> bool:
+    """Whether the rows are all of the paper's, on its eleven anatomies: a study that repeats it, be it on other images."""
+    return data.same_anatomies and {row.key for row in rows} >= references().keys()
+
+
+def short(fingerprint: str) -> str:
+    """The first 16 digits of a fingerprint; the report's return value has all of them."""
+    return fingerprint[:16]
+
+
+def _data(data: Data) -> str:
+    parts = [data.name or "unnamed", f"{data.samples:,} samples" if data.samples else ""]
+    parts += [f"{data.size[0]}{TIMES}{data.size[1]} pixels"]
+    parts += [f"fingerprint {short(data.fingerprint)}" if data.fingerprint else ""]
+    return ", ".join(filter(None, parts))
+
+
+def _teachers(folder: Result | None) -> str:
+    if folder is None:
+        return "not among these rows"
+    paper = "" if folder.arch == TEACHER else f"; the paper's: {full_name(TEACHER)}"
+    return f"{full_name(folder.arch)}, one an anatomy, mean Dice {percent(folder.mean_dice)} %{paper}"
+
+
+def _some(values: Sequence[int]) -> str:
+    return ", ".join(f"{value:,}" for value in values)
+
+
+def remarks(data: Data, rows: Sequence[Row]) -> list[str]:
+    """What a reader must know before comparing: other data than the paper's, missing teachers, unequal settings."""
+    said = []
+    if not data.is_papers:
+        name = f"the data ({data.name})" if data.name else "the data"
+        what = f"{name[0].upper()}{name[1:]} are not the whole Dresden Surgical Anatomy Dataset"
+        if data.same_anatomies and data.samples is None:
+            what = f"Without a sample store it is not known whether {name} are the whole Dresden Surgical Anatomy Dataset"
+        also = "" if data.same_anatomies else f", and its parameters are those of {len(ANATOMIES)} anatomies"
+        shown = "the paper's Dice, and a difference from it, stand" if whole_study(data, rows) else "the paper's Dice stands"
+        said.append(f"{what}: {shown} here for orientation only{also}.")
+    for row in rows:
+        for result in row.results:
+            missing = [anatomy for anatomy in data.anatomies if result.dice.get(anatomy) is None]
+            if missing:
+                said.append(f"{_named(result)} has no Dice for {', '.join(map(spoken, missing))}; its mean is over the others.")
+    return said + unequal_settings(rows)
+
+
+def _named(result: Result) -> str:
+    return f"{full_name(result.arch)} {result.layout}{' with KD' if result.kd else ''} (seed {result.seed})"
+
+
+def unequal_settings(rows: Sequence[Row]) -> list[str]:
+    """One sentence for each architecture whose runs were trained with different settings, by their recipes."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for row in rows:
+        groups.setdefault((row.arch, row.layout), []).extend(row.results)
+    said = []
+    for (arch, layout), results in groups.items():
+        unequal = _unequal(results, SECTIONS[layout]) + _unequal([r for r in results if r.kd], ("distillation", "cache"))
+        if unequal:
+            said.append(f"{full_name(arch)} {layout}: not all runs have the same settings: {'; '.join(unequal)}.")
+    return said
+
+
+def _unequal(results: Sequence[Result], sections: Sequence[str]) -> list[str]:
+    """``section.key is 20, 60`` for each setting of these sections on which the recipes differ."""
+    found = []
+    for section in sections:
+        settings = [result.recipe[section] for result in results if isinstance(result.recipe.get(section), dict)]
+        for key in sorted({key for setting in settings for key in setting}):
+            values = list(dict.fromkeys(str(setting.get(key)) for setting in settings))
+            if len(values) > 1:
+                found.append(f"{section}.{key} is {', '.join(values)}")
+    return found

@@ -1,0 +1,94 @@
+"""Stage 1: one network for each anatomy, trained on that anatomy's own samples with binary cross-entropy, equation (1)."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from torch import Tensor
+
+from mtkd_cache.cache.loader import Batch, BatchReader, epoch_batches, prefetch, preload
+from mtkd_cache.data.augment import apply_views, draw_views
+from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.losses import exclusive_cross_entropy
+from mtkd_cache.models.records import TEACHER
+from mtkd_cache.recipe import Recipe, seed_for
+from mtkd_cache.runtime.accelerator import mean_across_ranks
+from mtkd_cache.training.loop import Task
+from mtkd_cache.training.metrics import split_dice
+from mtkd_cache.training.run_folder import start_network, train_or_resume
+
+
+def train_teachers(
+    store: SampleStore,
+    out: Path,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    anatomies: Sequence[str] = (),
+    resident: str = "auto",
+    compiled: bool = False,
+) -> dict:
+    """Train the teachers that are not finished yet into out/ANATOMY/, and return each one's record.
+
+    anatomies: only these. resident: see `mtkd_cache.cache.loader.preload`; compiled: see `mtkd_cache.training.loop.Task`.
+    Raises MtkdError for an unknown anatomy, for a teacher that was trained with other settings or samples, and for pictures
+    whose native logits no cache could hold.
+    """
+    for anatomy in anatomies:
+        if anatomy not in store.anatomies:
+            raise MtkdError(f"anatomy {anatomy!r} is not in {store.url}. It has {', '.join(store.anatomies)}.")
+    records = {}
+    for anatomy in anatomies or store.anatomies:
+        settings = recipe.as_dict()
+        identity = {
+            "kind": "teacher",
+            "anatomy": anatomy,
+            "arch": recipe.teacher.arch,
+            "anatomies": list(store.anatomies),
+            "size": list(store.size),
+            "seed": recipe.seed,
+            "recipe": {"teacher": settings["teacher"], "augmentation": settings["augmentation"]},
+            "store_fingerprint": store.fingerprint,
+        }
+        make_task = partial(teacher_task, store, anatomy, recipe, accelerator, resident, compiled)
+        records[anatomy] = train_or_resume(out / anatomy / TEACHER, identity, make_task, accelerator)
+    return records
+
+
+def teacher_task(
+    store: SampleStore, anatomy: str, recipe: Recipe, accelerator: Accelerator, resident: str, compiled: bool = False
+) -> Task:
+    """What `fit` trains: one anatomy's network on that anatomy's own training samples."""
+    seed = seed_for(recipe.seed, "teacher", anatomy)
+    network = start_network(recipe.teacher.arch, 1, recipe.teacher.weights, seed)
+    network.check_size(store.size)
+    rows = store.rows("train", anatomy)
+    feed = preload(BatchReader(store), np.concatenate([rows, store.rows("validation", anatomy)]), accelerator.device, resident)
+    order = partial(
+        epoch_batches, rows, recipe.teacher.batch, seed, rank=accelerator.process_index, world=accelerator.num_processes
+    )
+
+    def losses(forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        views = draw_views(recipe.augmentation, seed, store.hashes[batch.rows], epoch + 1, store.size).to(batch.images.device)
+        images, masks, valid = apply_views(batch.images, batch.masks, views)
+        return {
+            "loss": exclusive_cross_entropy(
+                forward(images).float(), masks, batch.anatomy * 0, valid, mean_across_ranks(accelerator)
+            )
+        }
+
+    return Task(
+        label=anatomy,
+        network=network,
+        anatomies=[anatomy],
+        stage=recipe.teacher,
+        seed=seed,
+        batches=lambda epoch: prefetch(((rows,) for rows in order(epoch)), feed.read),
+        steps=len(order(0)),
+        losses=losses,
+        validate=lambda network: split_dice({anatomy: (network, 0)}, store, "validation", accelerator, feed)["mean_dice"],
+        name_samples=store.describe_all,
+        compiled=compiled,
+    )

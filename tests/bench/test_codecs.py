@@ -1,0 +1,89 @@
+"""`bench codecs`: every chain gives back what it was given, and is what a Zarr array with those codecs holds."""
+
+import json
+
+import numpy as np
+import pytest
+import zarr
+import zarr.codecs.numcodecs as registered
+from click.testing import CliRunner
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+from zarr.storage import MemoryStore
+
+from mtkd_cache.bench.codecs import STEPS, Chain, chains
+from mtkd_cache.cache.layout import logits_spec
+from mtkd_cache.cli.bench import command
+
+SHAPE = (3, 24, 40)
+
+
+@pytest.fixture(scope="module")
+def maps() -> np.ndarray:
+    """Integers that would fit int8, as smooth as logits are."""
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:24, :40]
+    return np.stack([20 * np.sin(y / 9 + k) * np.cos(x / 7) + random.normal(0, 1, y.shape) for k in range(3)]).astype(np.int16)
+
+
+@pytest.mark.parametrize("chain", list(chains()), ids=lambda chain: chain.name)
+def test_what_goes_in_comes_out(chain, maps):
+    stored = chain.encode(maps.astype(chain.dtype))
+    assert np.array_equal(chain.decode(stored, SHAPE), maps)
+    with pytest.raises(ValueError, match="checksum"):
+        chain.decode(stored[:9] + bytes([stored[9] ^ 4]) + stored[10:], SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("name", "filters", "compressor"),
+    [
+        ("blosc zstd-5 bitshuffle", (), BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2)),
+        ("blosc lz4-5 noshuffle", (), BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle", typesize=2)),
+        ("zstd-5", (), ZstdCodec(level=5)),
+        ("gzip-6", (), GzipCodec(level=6)),
+        ("delta, zstd-5", (registered.Delta(dtype="<i2"),), ZstdCodec(level=5)),
+        (
+            "delta, offset 128, blosc zstd-5 shuffle",
+            (registered.Delta(dtype="<i2"), registered.FixedScaleOffset(offset=-128, scale=1, dtype="<i2", astype="<u2")),
+            BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=2),
+        ),
+        (
+            "anatomy last, blosc zstd-5 bitshuffle",
+            (TransposeCodec(order=(1, 2, 0)),),
+            BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2),
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+def test_a_chain_is_what_zarr_writes(name, filters, compressor, maps):
+    store = MemoryStore()
+    array = zarr.create_array(
+        store, shape=SHAPE, chunks=SHAPE, dtype="int16", filters=filters, compressors=[compressor, Crc32cCodec()]
+    )
+    array[...] = maps
+    chunk = store._store_dict["c/0/0/0"].to_bytes()
+    chain = next(chain for chain in chains() if chain.name == name)
+    assert len(chain.encode(maps)) == len(chunk)
+    assert np.array_equal(chain.decode(chunk, SHAPE), maps) and np.array_equal(array[...], maps)
+
+
+def test_the_first_chain_is_the_caches(maps):
+    spec = logits_spec(1, 3, (24, 40), 0.25)
+    first: Chain = next(chains())
+    shard = spec.encode_shard(maps[None, None])
+    assert first.encode(maps) in shard
+
+
+def test_the_table(organ_store, organ_teachers):
+    arguments = ["codecs", "--store", organ_store.url, "--teachers", str(organ_teachers), "--samples", "2"]
+    result = CliRunner().invoke(command, [*arguments, "--device", "cpu", "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert (found["samples"], found["anatomies"], found["grid"]) == (2, 2, [32, 32])
+    names = {chain.name for chain in chains() if chain.dtype == "int16"}
+    for step in STEPS:
+        rows = {row["chain"]: row for row in found["rows"] if row["step"] == step}
+        assert names <= rows.keys()
+        for row in rows.values():
+            assert 0 < row["bits_per_logit"] < 20 and row["decode_ms"] > 0 and row["encode_ms"] > 0
+            assert 0 < row["max_abs_error"] <= step / 2 and 0 < row["mean_kl_nats"] < 1e-3
+    assert "bits/logit" in result.stderr

@@ -1,0 +1,85 @@
+"""What is in a cache, told and shown."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mtkd_cache.cache.inspect import contact_sheet, inspect_cache
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.models.network import upsample
+from mtkd_cache.storage.checked_json import MANIFEST
+from mtkd_cache.storage.folder import Folder
+from mtkd_cache.training.metrics import image_dice
+
+
+def test_a_finished_cache(organ_cache):
+    found = inspect_cache(organ_cache.url)
+    assert {key: found[key] for key in organ_cache.manifest if key != "files"} == {
+        key: value for key, value in organ_cache.manifest.items() if key != "files"
+    }
+    folder = Folder(organ_cache.url)
+    sizes = [len(folder.read(key)) for key in folder.keys() if key != MANIFEST]
+    assert (found["files"], found["bytes"], found["samples"]) == (len(sizes), sum(sizes), 12)
+    assert sum(found["bytes_by"].values()) == found["bytes"] and found["bytes_by"].keys() == {"logits", "records", "metadata"}
+    weights = {anatomy: about["weights_sha256"] for anatomy, about in organ_cache.manifest["teachers"].items()}
+    assert found["progress"] == {"done": 1, "of": 1, "maps": {anatomy: {sha256: 12} for anatomy, sha256 in weights.items()}}
+    assert found["finished"] and json.dumps(found)
+
+
+def test_an_unfinished_cache(organ_cache, copy_of):
+    path = copy_of(organ_cache.url)
+    for key in ("manifest.json", "zarr.json", "records/00000-000.json"):
+        (path / key).unlink()
+    found = inspect_cache(str(path))
+    assert not found["finished"] and found["progress"]["done"] == 0 and found["progress"]["of"] == 1
+    assert found["settings"] == organ_cache.settings and found["bytes"] == 0
+
+
+def test_no_cache_and_a_damaged_one(organ_cache, copy_of, tmp_path):
+    with pytest.raises(MtkdError, match="no logit cache"):
+        inspect_cache(str(tmp_path))
+    path = copy_of(organ_cache.url)
+    (path / MANIFEST).write_bytes((path / MANIFEST).read_bytes().replace(b"kidney", b"kidnez", 1))
+    with pytest.raises(MtkdError, match="is damaged"):
+        inspect_cache(str(path))
+
+
+def test_contact_sheet_shows_the_worst_teacher_first(organ_cache, organ_store, tmp_path):
+    dice = {}
+    for index, anatomy in enumerate(organ_store.anatomies):
+        rows = organ_store.rows("train", anatomy)
+        logits = torch.from_numpy(organ_cache.read(organ_store.hashes[rows])[:, [index]]) * organ_cache.step
+        predicted = upsample(logits, organ_store.size[::-1])[:, 0] > 0
+        dice[anatomy] = float(image_dice(predicted, torch.from_numpy(organ_store.read(rows)[1]) > 0).mean())
+    order = contact_sheet(organ_cache, organ_store, tmp_path / "new" / "sheet.png", samples=3)
+    assert order == sorted(dice, key=dice.get) and len(set(dice.values())) == 2
+    picture = np.asarray(Image.open(tmp_path / "new" / "sheet.png").convert("RGB"))
+    assert picture.shape[0] > 300 and picture.shape[1] > 400 and picture.std() > 20
+
+
+def test_contact_sheet_believes_the_teachers_records(organ_cache, organ_store, tmp_path):
+    for anatomy, dice in (("kidney", 0.25), ("tongue", 0.75)):
+        (tmp_path / anatomy).mkdir()
+        (tmp_path / anatomy / "teacher.json").write_text(json.dumps({"val_dice": dice}))
+    out = tmp_path / "sheet.png"
+    assert contact_sheet(organ_cache, organ_store, out, samples=1, teachers=tmp_path) == ["kidney", "tongue"]
+    Path(tmp_path / "tongue" / "teacher.json").unlink()
+    with pytest.raises(MtkdError, match=r"no teacher\.json of tongue"):
+        contact_sheet(organ_cache, organ_store, out, samples=1, teachers=tmp_path)
+
+
+def test_contact_sheet_takes_a_name_as_it_is(organ_cache, organ_store, tmp_path):
+    """Dollar signs would be typeset as a formula."""
+    names = (r"$\frac{a}{b$", "tongue")
+    cache, store = (replace(one, anatomies=names) for one in (organ_cache, organ_store))
+    assert set(contact_sheet(cache, store, tmp_path / "sheet.png", samples=2)) == set(names)
+
+
+def test_contact_sheet_of_another_store(organ_cache, phantom_store, tmp_path):
+    with pytest.raises(MtkdError, match="built for the anatomies"):
+        contact_sheet(organ_cache, phantom_store, tmp_path / "sheet.png")

@@ -1,0 +1,43 @@
+"""The order in which a training meets its samples."""
+
+import numpy as np
+import pytest
+
+from mtkd_cache.cache.loader import epoch_batches, prefetch
+
+ROWS = np.arange(100, 121)
+
+
+def test_an_epoch_is_every_sample_once_in_an_order_of_its_own():
+    met = [np.concatenate(epoch_batches(ROWS, 7, seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    for order in met:
+        assert sorted(order) == sorted(ROWS)
+        assert not np.array_equal(order, ROWS)
+    assert not np.array_equal(met[0], met[1])
+    assert not np.array_equal(met[0], met[2])
+    assert np.array_equal(met[0], np.concatenate(epoch_batches(ROWS, 7, 0, 0)))
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(8, [8, 8]), (7, [7, 7, 7]), (21, [21]), (99, [21]), (1, [1] * 21)])
+def test_a_last_batch_that_is_not_full_is_left_out_unless_it_is_the_only_one(batch, sizes):
+    assert [len(rows) for rows in epoch_batches(ROWS, batch, 0, 0)] == sizes
+
+
+def test_processes_share_the_batches_of_one():
+    alone = epoch_batches(ROWS, 8, 3, 2)
+    shared = [epoch_batches(ROWS, 8, 3, 2, rank, 4) for rank in range(4)]
+    for number, rows in enumerate(alone):
+        assert sorted(np.concatenate([one[number] for one in shared])) == sorted(rows)
+        assert all(len(one[number]) == 2 for one in shared)
+
+
+def test_what_is_read_ahead_comes_in_order_and_fails_where_it_was_asked_for():
+    def read(number: int) -> int:
+        if number == 4:
+            raise ValueError("no 4")
+        return number
+
+    came = []
+    with pytest.raises(ValueError, match="no 4"):
+        came.extend(prefetch(((number,) for number in range(9)), read))
+    assert came == [0, 1, 2, 3]

@@ -1,0 +1,138 @@
+"""A build shared by several processes gives what one process gives; where one of them fails, all end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import served_bucket
+
+from mtkd_cache.cache.build import build
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.verify import verify
+from mtkd_cache.data.ingest import ingest
+from mtkd_cache.data.sample_store import SampleStore
+
+BLOCK = 2
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from mtkd_cache.cache import builder, layout
+from mtkd_cache.cache.build import build
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.recipe import load_recipe
+from mtkd_cache.runtime.accelerator import make_accelerator
+from mtkd_cache.data.sample_store import SampleStore
+
+layout.BLOCK = {block}
+accelerator = make_accelerator(None)
+store, teachers = SampleStore.open({store!r}), Path({teachers!r})
+
+def fail(*arguments):
+    raise MtkdError("the second process cannot go on")
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+for target in sys.argv[1:]:
+    write = builder.Builder._write
+    if accelerator.process_index == 1:
+        builder.Builder._write = fail if "broken" in target else die if "killed" in target else write
+    try:
+        result = build(store, teachers, target, load_recipe("paper"), accelerator)
+        print("rank", accelerator.process_index, "maps", result["maps_computed"], flush=True)
+    except MtkdError as error:
+        print("rank", accelerator.process_index, "error", error, flush=True)
+    builder.Builder._write = write
+"""
+
+
+@pytest.fixture(scope="module")
+def store(write_organs, organ_split, tmp_path_factory) -> SampleStore:
+    root = tmp_path_factory.mktemp("processes")
+    ingest(write_organs(root / "organs", size=(32, 32)), str(root / "samples.zarr"), size=(32, 32), split=organ_split)
+    return SampleStore.open(str(root / "samples.zarr"))
+
+
+def launch(processes: int, store: SampleStore, teachers: Path, tmp_path: Path, *targets: str, killed: int = 0) -> list[str]:
+    """Run a build in several processes, of which so many do not survive, as torchrun would start them.
+
+    Returns the lines that they printed, sorted.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(block=BLOCK, store=store.url, teachers=str(teachers)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "CUDA_VISIBLE_DEVICES": "",
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(script), *targets],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(processes)
+    ]
+    try:
+        printed = [process.communicate(timeout=600)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert sorted(process.returncode for process in started) == [-signal.SIGKILL] * killed + [0] * (processes - killed)
+    return sorted(line for text in printed for line in text.splitlines() if line.startswith("rank"))
+
+
+def test_three_processes_build_what_one_builds(store, organ_teachers, recipe, accelerator, tmp_path, monkeypatch):
+    monkeypatch.setattr("mtkd_cache.cache.layout.BLOCK", BLOCK)
+    alone, shared, broken = (str(tmp_path / f"{name}.zarr") for name in ("alone", "shared", "broken"))
+    build(store, organ_teachers, alone, recipe(), accelerator)
+    lines = launch(3, store, organ_teachers, tmp_path, shared, broken)
+    error = "the second process cannot go on"
+    others = [f"rank {rank} error another process failed: {error}" for rank in (0, 2)]
+    assert lines == sorted([f"rank 1 error {error}", *others, *(f"rank {rank} maps 24" for rank in range(3))])
+    one, several = LogitCache.open(alone), LogitCache.open(shared)
+    hashes = sorted(one.row_of)
+    assert one.fingerprint == several.fingerprint and one.manifest["files"] == several.manifest["files"]
+    assert np.array_equal(one.read(hashes), several.read(hashes))
+    assert [problem["kind"] for problem in verify(broken)["problems"]] == ["unfinished"]
+    again = build(store, organ_teachers, broken, recipe(), accelerator)
+    assert again["fingerprint"] == one.fingerprint and again["maps_computed"] == 8
+
+
+def test_one_of_three_processes_is_killed(store, organ_teachers, recipe, accelerator, tmp_path, monkeypatch):
+    monkeypatch.setattr("mtkd_cache.cache.layout.BLOCK", BLOCK)
+    alone, killed = str(tmp_path / "alone.zarr"), str(tmp_path / "killed.zarr")
+    build(store, organ_teachers, alone, recipe(), accelerator)
+    lines = launch(3, store, organ_teachers, tmp_path, killed, killed=1)
+    error = "another process is gone. Run the same command again, which goes on from here."
+    assert lines == [f"rank {rank} error {error}" for rank in (0, 2)]
+    assert [problem["kind"] for problem in verify(killed)["problems"]] == ["unfinished"]
+    again = build(store, organ_teachers, killed, recipe(), accelerator)
+    one, several = LogitCache.open(alone), LogitCache.open(killed)
+    hashes = sorted(one.row_of)
+    assert again["fingerprint"] == one.fingerprint and again["maps_computed"] == 8
+    assert np.array_equal(one.read(hashes), several.read(hashes))
+
+
+def test_two_processes_build_behind_a_url(store, organ_teachers, recipe, accelerator, tmp_path, monkeypatch):
+    """What one process wrote to the object store is seen by the others, whatever these had listed before."""
+    monkeypatch.setattr("mtkd_cache.cache.layout.BLOCK", BLOCK)
+    alone = str(tmp_path / "alone.zarr")
+    build(store, organ_teachers, alone, recipe(), accelerator)
+    with served_bucket() as bucket:
+        lines = launch(2, store, organ_teachers, tmp_path, f"{bucket}/shared.zarr")
+        one, shared = LogitCache.open(alone), LogitCache.open(f"{bucket}/shared.zarr")
+        hashes = sorted(one.row_of)
+        assert lines == ["rank 0 maps 24", "rank 1 maps 24"]
+        assert one.fingerprint == shared.fingerprint and np.array_equal(one.read(hashes), shared.read(hashes))

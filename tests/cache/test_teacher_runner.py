@@ -1,0 +1,96 @@
+"""Teachers that do not fit the device together take turns and say the same; the time of their passes is kept."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from click.testing import CliRunner
+
+from mtkd_cache.bench.build import spread_out
+from mtkd_cache.cache.build import build as build_cache
+from mtkd_cache.cache.builder import one_core
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.teacher_runner import TeacherRunner
+from mtkd_cache.cli.build import command
+from mtkd_cache.models import mininetv2
+from mtkd_cache.models.encoders import IMAGENET
+from mtkd_cache.models.network import Network, create_network
+
+
+def test_one_at_a_time_says_what_all_together_say(accelerator, monkeypatch):
+    torch.manual_seed(0)
+    networks, images = [spread_out(create_network("mininetv2", 1)) for _ in range(3)], torch.rand(2, 3, 32, 32)
+    together, turns = TeacherRunner(networks, accelerator), TeacherRunner(networks, accelerator)
+    turns.all_fit = False
+    sent: list[tuple[int, str]] = []
+    really = torch.nn.Module.to
+
+    def to(self, *arguments, **options):
+        if self in networks:
+            sent.append((networks.index(self), str(arguments[0])))
+        return really(self, *arguments, **options)
+
+    said = [together.native(number, images) for number in (0, 1, 1, 2)]
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    for number, before in zip((0, 1, 1, 2), said, strict=True):
+        assert torch.equal(turns.native(number, images), before)
+    here = str(accelerator.device)
+    assert sent == [(0, here), (0, "cpu"), (1, here), (1, "cpu"), (2, here)]
+    assert turns.seconds > 0
+
+
+def test_a_build_by_turns_is_the_same(organ_store, organ_teachers, organ_cache, recipe, accelerator, tmp_path, monkeypatch):
+    monkeypatch.setattr(TeacherRunner, "all_fit", property(lambda self: False, lambda self, value: None), raising=False)
+    build_cache(organ_store, organ_teachers, str(tmp_path / "c.zarr"), recipe(), accelerator)
+    turns = LogitCache.open(str(tmp_path / "c.zarr"))
+    assert turns.fingerprint == organ_cache.fingerprint and turns.manifest["files"] == organ_cache.manifest["files"]
+
+
+def test_native_logits_are_the_networks_own(accelerator):
+    network, images = spread_out(create_network("mininetv2", 1)), torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        expected = network.native(images)[:, 0]
+    said = TeacherRunner([network], accelerator).native(0, images)
+    assert said.dtype == torch.float32 and said.shape == (1, 16, 16)
+    torch.testing.assert_close(said, expected, atol=1e-4, rtol=0)
+
+
+def test_compiled_teachers_say_what_they_say_uncompiled(accelerator):
+    """On networks of few layers, for each of them takes its time to compile; one compilation serves both."""
+    torch.manual_seed(0)
+
+    def teacher() -> Network:
+        return Network("mininetv2", mininetv2.Down(3, 8), [torch.nn.Conv2d(8, 1, 3, padding=1)], IMAGENET)
+
+    networks, images = [teacher() for _ in range(2)], torch.rand(2, 3, 32, 32)
+    said = [TeacherRunner(networks, accelerator).native(number, images) for number in range(2)]
+    torch._dynamo.utils.counters.clear()
+    compiled = TeacherRunner(networks, accelerator, compiled=True)
+    for number in range(2):
+        torch.testing.assert_close(compiled.native(number, images), said[number], atol=1e-5, rtol=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # an encoder's and a decoder's
+
+
+def test_build_compiles_its_teachers_where_asked(phantom_store, tmp_path, untrained_teacher, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("mtkd_cache.cache.teacher_runner.compile_parts", compiled.append)
+    for anatomy in phantom_store.anatomies:
+        untrained_teacher(tmp_path / "teachers", anatomy)
+    arguments = ["--store", phantom_store.url, "--teachers", str(tmp_path / "teachers"), "--device", "cpu"]
+    for name, flags, count in (("plain.zarr", [], 0), ("compiled.zarr", ["--compile"], 11)):
+        result = CliRunner().invoke(command, [*arguments, "--cache", str(tmp_path / name), *flags], catch_exceptions=False)
+        assert result.exit_code == 0 and len(compiled) == count
+    one, other = (LogitCache.open(str(tmp_path / name)) for name in ("plain.zarr", "compiled.zarr"))
+    assert one.fingerprint == other.fingerprint
+
+
+def test_a_thread_of_one_core_leaves_the_other_threads_theirs():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with one_core("figures") as pool:
+            assert pool.submit(torch.get_num_threads).result() == 1
+            assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,70 @@
+"""Dice as Kolbinger et al. compute it."""
+
+import json
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from mtkd_cache.cli.main import main
+from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256, load_network, save_network
+from mtkd_cache.models.network import create_network
+from mtkd_cache.training.metrics import image_dice, split_dice, summarize
+
+
+def test_dice_of_images():
+    truth = torch.zeros(4, 4, 4, dtype=torch.bool)
+    predicted = truth.clone()
+    truth[0, :2], predicted[0, 1:3] = True, True  # 8 and 8 pixels, 4 shared
+    predicted[2, 0, 0] = True  # an empty truth with a prediction
+    truth[3] = True  # a truth that is not found at all
+    dice = image_dice(predicted, truth).tolist()
+    assert dice[0] == pytest.approx(0.5)
+    assert math.isnan(dice[1])
+    assert dice[2:] == [0, 0]
+
+
+def test_means_are_of_images_then_of_anatomies():
+    said = summarize([("liver", [1.0, 0.5]), ("colon", [0.25, math.nan]), ("liver", [0.0]), ("ureter", [math.nan])])
+    assert said["dice"] == {"liver": 0.5, "colon": 0.25, "ureter": None}
+    assert said["mean_dice"] == pytest.approx(0.375)
+    assert said["images_by_anatomy"] == {"liver": 3, "colon": 2, "ureter": 1}
+    assert said["images"] == 6
+
+
+def test_each_anatomy_is_judged_by_its_own_head_on_its_own_subset(organ_store, accelerator):
+    torch.manual_seed(0)
+    network = create_network("mininetv2", 2).eval()
+    said = split_dice({"kidney": (network, 0), "tongue": (network, 1)}, organ_store, "test", accelerator)
+    for head, organ in enumerate(organ_store.anatomies):
+        images, masks = (torch.from_numpy(values) for values in organ_store.read(organ_store.rows("test", organ)))
+        with torch.inference_mode():
+            predicted = network(images.permute(0, 3, 1, 2).float() / 255)[:, head] > 0
+        found = [float(2 * (p & t).sum() / (p.sum() + t.sum())) for p, t in zip(predicted, masks > 0, strict=True)]
+        assert said["dice"][organ] == pytest.approx(sum(found) / len(found), abs=1e-6)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("kind", ["run", "teachers"])
+def test_a_split_is_judged_by_itself(kind, split, organ_store, organ_teachers, accelerator, copy_of, tmp_path):
+    organs = organ_store.anatomies
+    if kind == "run":
+        torch.manual_seed(0)
+        folder = tmp_path / "run"
+        save_network(folder / WEIGHTS, create_network("mininetv2", 2), organs)
+        heads = {organ: (load_network(folder), head) for head, organ in enumerate(organs)}
+        weights = file_sha256(folder / WEIGHTS)
+    else:
+        folder = copy_of(organ_teachers)
+        heads = {organ: (load_network(folder / organ), 0) for organ in organs}
+        weights = {organ: file_sha256(folder / organ / WEIGHTS) for organ in organs}
+    words = ["evaluate", f"--{kind}", str(folder), "--store", organ_store.url, "--split", split, "--device", "cpu", "--json"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    said = json.loads((folder / f"evaluation-{split}.json").read_text())
+    assert json.loads(done.stdout) == said
+    assert (said["split"], said["weights_sha256"]) == (split, weights)
+    by_split = {name: split_dice(heads, organ_store, name, accelerator)["dice"] for name in ("validation", "test")}
+    assert said["dice"] == pytest.approx(by_split[split], abs=1e-6)
+    assert said["dice"] != pytest.approx(by_split["test" if split == "validation" else "validation"], abs=1e-6)

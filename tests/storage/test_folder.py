@@ -1,0 +1,121 @@
+"""Files that are written whole or not at all, folders by any name, and one writer at a time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import zarr
+
+from mtkd_cache.errors import LockedError, MtkdError
+from mtkd_cache.storage import lock
+from mtkd_cache.storage.folder import LOCK, Folder
+from mtkd_cache.storage.lock import locked
+from mtkd_cache.storage.shard_writer import ArraySpec
+from mtkd_cache.study.run import _enter
+
+KILLED_AT_THE_FLUSH = """
+import os, signal, sys
+from pathlib import Path
+from mtkd_cache.storage.folder import write_durably
+os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+write_durably(Path(sys.argv[1]), b"new" * 100_000)
+"""
+SUCCESSOR = json.dumps({"owner": "another machine", "token": "another", "time": 0.0}).encode()
+
+
+def test_a_writer_killed_while_it_flushes_leaves_the_old_bytes(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", KILLED_AT_THE_FLUSH, tmp_path / "file"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["a::b", "memory::c", "simplecache::d/e"])
+def test_a_local_path_with_colons_is_a_local_path(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    folder = Folder(name)
+    with locked(folder):
+        folder.write("key", b"here")
+        for key, data in ArraySpec("array", "uint8", (2,), ("sample", "x")).metadata(1).items():
+            folder.write(key, data)
+        folder.write("zarr.json", b'{"zarr_format": 3, "node_type": "group"}')
+    assert (tmp_path / name / "key").read_bytes() == folder.read("key") == b"here"
+    assert list(folder.keys()) == ["array/zarr.json", "key", "zarr.json"]
+    assert isinstance(folder.zarr()["array"], zarr.Array)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_web_server_is_refused_in_words(scheme):
+    with pytest.raises(MtkdError, match=f"{scheme}://.* cannot be written. Name a local folder"):
+        Folder(f"{scheme}://127.0.0.1:9/samples.zarr")
+
+
+def test_a_folder_that_is_held_is_told_apart_from_one_that_cannot_be_locked(tmp_path, monkeypatch):
+    with locked(Folder(tmp_path / "a")), ExitStack() as held:
+        assert not _enter(held, Folder(tmp_path / "a"))
+        assert _enter(held, Folder(tmp_path / "b"))
+    (tmp_path / "file").touch()
+    with ExitStack() as held, pytest.raises(MtkdError, match="Not a directory"):
+        _enter(held, Folder(tmp_path / "file" / "below"))
+
+    def no_locks(file: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    with ExitStack() as held, pytest.raises(MtkdError, match="cannot be locked") as caught:
+        _enter(held, Folder(tmp_path / "a"))
+    assert not isinstance(caught.value, LockedError) and "No locks available" in str(caught.value)
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_no_permission_is_not_taken_for_busy(tmp_path):
+    tmp_path.chmod(0o500)
+    with ExitStack() as held, pytest.raises(MtkdError, match="Permission denied"):
+        _enter(held, Folder(tmp_path))
+
+
+def test_a_lock_file_that_cannot_be_opened_is_told_in_words(tmp_path):
+    (tmp_path / LOCK).mkdir()
+    with ExitStack() as held, pytest.raises(MtkdError, match="Is a directory"):
+        _enter(held, Folder(tmp_path))
+
+
+@pytest.mark.parametrize("left", [SUCCESSOR, None])
+def test_a_writer_that_lost_its_lock_leaves_its_successors_alone(left):
+    """A writer behind a URL that was suspended, while another took its lock over (and has finished: None)."""
+    folder = Folder("memory://suspended")
+    sign = lock._Sign(folder)
+    sign.take()
+    before = folder.read(LOCK)
+    folder.write(LOCK, before[:-1] + b" }")
+    sign.renew()
+    assert not folder.lost and folder.read(LOCK) != before[:-1] + b" }"  # its own is renewed
+    if left:
+        folder.write(LOCK, left)
+    else:
+        folder.delete(LOCK)
+    sign.renew()
+    with pytest.raises(MtkdError, match="took the lock over"):
+        folder.write("key", b"torn")
+    with pytest.raises(MtkdError, match="took the lock over"):
+        sign.release()
+    other = Folder("memory://suspended")
+    assert (other.read(LOCK) if other.exists(LOCK) else None) == left
+    assert not other.exists("key")
+    other.delete(LOCK)
+
+
+def test_a_lost_lock_is_told_at_the_end_by_who_writes_no_more():
+    folder, other = Folder("memory://lost"), Folder("memory://lost")
+    with pytest.raises(MtkdError, match="took the lock over"), locked(folder):
+        other.write(LOCK, SUCCESSOR)
+    assert other.read(LOCK) == SUCCESSOR
+    with locked(other):  # the successor is dead as well by now
+        assert other.read(LOCK) != SUCCESSOR

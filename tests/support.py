@@ -1,0 +1,59 @@
+"""Functions that several test files call; what they share as fixtures is in conftest.py."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.models.network import Network, create_network
+from mtkd_cache.storage.folder import Folder
+
+
+@contextmanager
+def served_bucket() -> Iterator[str]:
+    """The URL of a new S3 bucket, served on the loopback interface."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.filesystem("s3").mkdir(f"anatomy-{port}")  # moto's servers share what one process holds
+        yield f"s3://anatomy-{port}"
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+def same_cache(left: Path, right: Path) -> bool:
+    one, other = LogitCache.open(str(left)), LogitCache.open(str(right))
+    hashes = sorted(one.row_of)
+    return (
+        one.fingerprint == other.fingerprint
+        and hashes == sorted(other.row_of)
+        and np.array_equal(one.read(hashes), other.read(hashes))
+    )
+
+
+def finished_shards(path: Path) -> int:
+    return sum(key.startswith("records/") for key in Folder(path).keys())
+
+
+def settled(arch: str, heads: int) -> Network:
+    """A network whose batch norms have seen something, so that folding them matters."""
+    torch.manual_seed(0)
+    network = create_network(arch, heads)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    return network.eval()

@@ -1,0 +1,88 @@
+"""Stage 2's objective on stored samples: image, mask and cached logits are seen through one view, the same in both arms."""
+
+import pytest
+import torch
+
+from mtkd_cache.cache.build import build
+from mtkd_cache.cache.loader import BatchReader
+from mtkd_cache.cache.quantize import dequantize
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.data.augment import apply_views, draw_views, identity_views, warp
+from mtkd_cache.data.dresden import SPLITS
+from mtkd_cache.losses import channelwise_kl, exclusive_cross_entropy
+from mtkd_cache.recipe import seed_for
+from mtkd_cache.training.metrics import split_dice
+from mtkd_cache.training.student import student_task
+from mtkd_cache.training.teachers import teacher_task
+
+MOVED = "augmentation.affine_p=1.0"
+EPOCH = 3
+
+
+@pytest.mark.parametrize("recorded", [1, 2])
+def test_the_student_meets_what_the_teachers_say_of_the_picture_it_sees(
+    recorded, organ_store, organ_teachers, recipe, accelerator, tmp_path
+):
+    settings = recipe(MOVED, f"cache.views={recorded}")
+    build(organ_store, organ_teachers, str(tmp_path / "c.zarr"), settings, accelerator)
+    cache = LogitCache.open(str(tmp_path / "c.zarr"))
+    rows = organ_store.rows("train")[1:7]
+    hashes = organ_store.hashes[rows]
+    if recorded == 1:
+        views = draw_views(settings.augmentation, seed_for(settings.seed, "student"), hashes, EPOCH + 1, organ_store.size)
+        move = views.affine
+    else:  # the maps are already those of the warped pictures
+        views, move = cache.draw_views(hashes, EPOCH % recorded), identity_views(len(rows)).affine
+    batch = BatchReader(organ_store, cache).read(rows, EPOCH % recorded)
+    images, masks, valid = apply_views(batch.images, batch.masks, views)
+    teacher = warp(dequantize(batch.logits, cache.step), move, (64, 64))
+    assert not valid.all()
+
+    def losses(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        def forward(given: torch.Tensor) -> torch.Tensor:
+            assert torch.equal(given, images)
+            return logits
+
+        return student_task(organ_store, settings, accelerator, cache, "off").losses(forward, batch, EPOCH)
+
+    assert losses(teacher)["kl"] == pytest.approx(0, abs=1e-6)
+    other = torch.randn_like(teacher)
+    said = losses(other)
+    assert said["cross_entropy"] == pytest.approx(float(exclusive_cross_entropy(other, masks, batch.anatomy, valid)))
+    assert said["kl"] == pytest.approx(float(channelwise_kl(other, teacher, 4.0, valid)))
+    assert said["loss"] == pytest.approx(float(said["cross_entropy"] + 3 * said["kl"]))
+
+
+@pytest.mark.parametrize("recorded", [1, 2])
+def test_the_baseline_begins_sees_and_learns_the_same(recorded, organ_store, organ_teachers, recipe, accelerator, tmp_path):
+    settings = recipe(MOVED, f"cache.views={recorded}")
+    build(organ_store, organ_teachers, str(tmp_path / "c.zarr"), settings, accelerator)
+    both = (LogitCache.open(str(tmp_path / "c.zarr")), None)
+    tasks = [student_task(organ_store, settings, accelerator, cache, "off") for cache in both]
+    distilled, baseline = (task.network.state_dict() for task in tasks)
+    assert all(torch.equal(distilled[name], baseline[name]) for name in distilled)
+    assert tasks[0].steps == tasks[1].steps
+    for epoch in range(2):
+        for ours, theirs in zip(*(task.batches(epoch) for task in tasks), strict=True):
+            seen = []
+
+            def forward(images: torch.Tensor, seen: list = seen) -> torch.Tensor:
+                seen.append(images)
+                return torch.zeros(len(images), 2, *images.shape[2:])
+
+            said = [task.losses(forward, batch, epoch) for task, batch in zip(tasks, (ours, theirs), strict=True)]
+            assert torch.equal(*seen)
+            assert torch.equal(said[0]["cross_entropy"], said[1]["loss"])
+
+
+@pytest.mark.parametrize("stage", ["student", "teacher"])
+def test_validation_is_on_the_validation_split(stage, organ_store, recipe, accelerator):
+    if stage == "student":
+        task = student_task(organ_store, recipe(), accelerator, None, "off")
+        heads = {organ: (task.network.eval(), head) for head, organ in enumerate(organ_store.anatomies)}
+    else:
+        task = teacher_task(organ_store, "kidney", recipe(), accelerator, "off")
+        heads = {"kidney": (task.network.eval(), 0)}
+    said = {split: split_dice(heads, organ_store, split, accelerator)["mean_dice"] for split in SPLITS}
+    assert len(set(said.values())) == len(SPLITS)
+    assert task.validate(task.network) == said["validation"]

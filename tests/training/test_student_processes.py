@@ -1,0 +1,105 @@
+"""A student trained by two processes: the same loss as of one process with the same global batch, and one lock for both."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256
+from mtkd_cache.storage.folder import Folder
+from mtkd_cache.storage.lock import locked
+
+SCRIPT = """
+import json, sys
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.recipe import load_recipe
+from mtkd_cache.runtime.accelerator import make_accelerator
+from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.training.student import student_task
+
+accelerator = make_accelerator("cpu")
+store, cache, *overrides = sys.argv[1:]
+task = student_task(SampleStore.open(store), load_recipe("paper", overrides), accelerator, LogitCache.open(cache), "off")
+forward = accelerator.prepare(task.network)
+forward.eval()  # batch statistics and dropout are each process's own
+for number, batch in enumerate(task.batches(0)):
+    forward.zero_grad()
+    parts = task.losses(forward, batch, 0)
+    accelerator.backward(parts["loss"])
+    gradient = sum(p.grad.square().sum() for p in forward.parameters() if p.grad is not None).sqrt()
+    said = {name: float(accelerator.reduce(value.detach(), "mean")) for name, value in parts.items()}
+    if accelerator.is_main_process:
+        print(json.dumps({**said, "gradient": float(gradient), "samples": len(batch.rows)}), flush=True)
+    if number == 1:
+        break
+accelerator.end_training()
+"""
+
+LOCKED = """
+import json, sys
+from mtkd_cache.errors import LockedError
+from mtkd_cache.recipe import load_recipe
+from mtkd_cache.runtime.accelerator import make_accelerator
+from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.training.student import train_student
+from pathlib import Path
+
+accelerator = make_accelerator("cpu")
+store, run, *overrides = sys.argv[1:]
+try:
+    record = train_student(SampleStore.open(store), Path(run), load_recipe("paper", overrides), accelerator, None)
+    said = {key: record[key] for key in ("processes", "weights_sha256")}
+except LockedError as error:
+    said = {"refused": str(error)}
+print(json.dumps(said))
+accelerator.end_training()
+"""
+
+
+def launch(processes: int, code: str, *arguments: str) -> list[list[dict]]:
+    """Run a script in some processes that find each other. Returns the JSON lines that each one printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(processes)
+    ]
+    printed = [process.communicate(timeout=600)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes
+    return [[json.loads(line) for line in text.splitlines() if line.startswith("{")] for text in printed]
+
+
+@pytest.fixture(scope="module")
+def losses(organ_store, organ_cache):
+    arguments = (SCRIPT, organ_store.url, organ_cache.url, "student.batch=4", "student.weights=none")
+    return launch(1, *arguments)[0], launch(2, *arguments)[0]
+
+
+def test_the_loss_is_that_of_one_process(losses):
+    alone, together = losses
+    assert len(alone) == len(together) == 2
+    for one, two in zip(alone, together, strict=True):
+        assert two["samples"] * 2 == one["samples"]
+        for part in ("loss", "cross_entropy", "kl", "gradient"):
+            assert two[part] == pytest.approx(one[part], rel=1e-4), part
+
+
+def test_a_lock_that_is_refused_ends_every_process(organ_store, tmp_path):
+    arguments = (organ_store.url, str(tmp_path), "student.weights=none", "student.batch=4", "student.epochs=1")
+    with locked(Folder(tmp_path)):
+        (first,), (second,) = launch(2, LOCKED, *arguments)
+    assert first == second
+    assert first["refused"].startswith(f"{tmp_path} is being written")
+    (first,), (second,) = launch(2, LOCKED, *arguments)
+    assert first == second == {"processes": 2, "weights_sha256": file_sha256(tmp_path / WEIGHTS)}
