@@ -18,11 +18,7 @@ OUTSIDE = -1e30  # a scaled logit of a pixel that does not count
 
 
 def exclusive_cross_entropy(
-    logits: Tensor,
-    mask: Tensor,
-    anatomy: Tensor,
-    valid: Tensor | None = None,
-    average: Callable[[Tensor], Tensor] | None = None,
+    logits: Tensor, mask: Tensor, anatomy: Tensor, valid: Tensor | None = None, average: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """Binary cross-entropy with mutual exclusivity: one mean over the pixels that count, of all heads together.
 

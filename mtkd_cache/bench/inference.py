@@ -13,12 +13,7 @@ from mtkd_cache.runtime.timing import interleaved, ratio, seconds, spread
 
 
 def bench_inference(
-    archs: Sequence[str],
-    size: tuple[int, int],
-    heads: int,
-    rounds: int,
-    device: torch.device,
-    forms: Sequence[str],
+    archs: Sequence[str], size: tuple[int, int], heads: int, rounds: int, device: torch.device, forms: Sequence[str]
 ) -> Iterator[dict]:
     """A row for each architecture and layout: medians in milliseconds a picture of batch 1, in eval mode, all forms in turn.
 

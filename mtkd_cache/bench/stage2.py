@@ -30,12 +30,7 @@ ONLINE_ROUNDS = 2  # turns of the way that takes minutes a step on a CPU, which 
 
 
 def bench_stage2(
-    recipe: Recipe,
-    size: tuple[int, int],
-    rounds: int,
-    accelerator: Accelerator,
-    resident: str = "off",
-    compiled: bool = False,
+    recipe: Recipe, size: tuple[int, int], rounds: int, accelerator: Accelerator, resident: str = "off", compiled: bool = False
 ) -> dict:
     """Medians of a step in seconds with their spread, the share of a step spent waiting for data, and peak memory.
 

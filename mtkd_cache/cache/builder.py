@@ -89,11 +89,7 @@ class Builder:
         done = total - sum(int(missing.sum()) for _, _, missing in todo)
         todo = todo[self.accelerator.process_index :: self.accelerator.num_processes]
         progress = tqdm(
-            total=total,
-            initial=done,
-            desc="build",
-            unit="map",
-            disable=None if self.accelerator.is_main_process else True,
+            total=total, initial=done, desc="build", unit="map", disable=None if self.accelerator.is_main_process else True
         )
         if todo:
             mark_incomplete(self.folder)

@@ -36,12 +36,7 @@ BY_HAND = "or fetch it with a browser and run again with --archive FILE"
 
 
 def download(
-    target: Path,
-    *,
-    url: str = FIGSHARE_URL,
-    sha256: str = DSAD_SHA256,
-    archive: Path | None = None,
-    max_bytes: int = MAX_BYTES,
+    target: Path, *, url: str = FIGSHARE_URL, sha256: str = DSAD_SHA256, archive: Path | None = None, max_bytes: int = MAX_BYTES
 ) -> dict[str, str | int | None]:
     """Bring the dataset's zip to TARGET.zip and unpack it into the folder `target`.
 

@@ -195,13 +195,7 @@ def _finalize(folder: Folder, name: str, records: list[dict], split: Split, sett
     small |= ArraySpec("sha256", "uint8", (32,), ("sample", "byte")).whole(hashes)
     for spec in picture_specs(tuple(settings["size"])):
         small |= spec.metadata(len(samples))
-    attributes = {
-        **described,
-        "splits": list(SPLITS),
-        "split": asdict(split),
-        "fingerprint": fingerprint,
-        "complete": True,
-    }
+    attributes = {**described, "splits": list(SPLITS), "split": asdict(split), "fingerprint": fingerprint, "complete": True}
     arrays = {key: data for key, data in small.items() if key.endswith("zarr.json")}
     small["zarr.json"] = group_metadata(attributes, arrays)
 

@@ -25,10 +25,7 @@ def abdominal_wall(s: Scene) -> None:
 def liver(s: Scene) -> None:
     """A large dark lobe with a sharp lower edge that comes in from the upper left."""
     reach = 0.1 if s.focus == "liver" else 0.0
-    centre, axes = (
-        (s.about(-0.5, 0.14), s.about(-0.44, 0.1)),
-        (s.about(0.82, 0.12) + reach, s.about(0.44, 0.08) + reach),
-    )
+    centre, axes = ((s.about(-0.5, 0.14), s.about(-0.44, 0.1)), (s.about(0.82, 0.12) + reach, s.about(0.44, 0.08) + reach))
     bend, taper, wobble = s.about(0.15, 0.2), s.about(0.35, 0.25), 0.022 * s.noise(2.5)
     inside, dome = bean(s.view, centre, axes, s.about(0.05, 0.25), bend=bend, taper=taper, wobble=wobble)
     grain, slow = s.noise(38), s.noise(3)

@@ -105,12 +105,7 @@ def fit(task: Task, folder: Path, identity: str, accelerator: Accelerator) -> di
 
 
 def _epoch(
-    task: Task,
-    epoch: int,
-    forward: Callable,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    progress: tqdm,
+    task: Task, epoch: int, forward: Callable, optimizer: torch.optim.Optimizer, accelerator: Accelerator, progress: tqdm
 ) -> dict:
     """One epoch's steps.
 

@@ -65,12 +65,7 @@ def train_student(
 
 
 def student_task(
-    store: SampleStore,
-    recipe: Recipe,
-    accelerator: Accelerator,
-    cache: LogitCache | None,
-    resident: str,
-    compiled: bool = False,
+    store: SampleStore, recipe: Recipe, accelerator: Accelerator, cache: LogitCache | None, resident: str, compiled: bool = False
 ) -> Task:
     """What `fit` trains: the student on the store's training samples, distilled from the cache where there is one."""
     seed = seed_for(recipe.seed, "student")

@@ -59,11 +59,7 @@ class Handler(BaseHTTPRequestHandler):
             status = 206 if start < len(server.body) else 416
             headers = {"Content-Range": f"bytes {start + server.shift}-{len(server.body) - 1}/{len(server.body)}"}
         body = server.body[start:] if status in (200, 206) else b""
-        headers |= {
-            "Content-Type": server.kind,
-            **server.tags,
-            **({"Content-Length": len(body)} if server.length else {}),
-        }
+        headers |= {"Content-Type": server.kind, **server.tags, **({"Content-Length": len(body)} if server.length else {})}
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, str(value))

@@ -43,12 +43,7 @@ def write(path: Path, value: object) -> None:
 def student(folder: Path, scores: dict, *, kd=False, seed=0, arch="mininetv2", params=1.52, **more) -> Path:
     """A run folder of a student with Dice `scores` by anatomy."""
     run = {"kind": "student", "arch": arch, "layout": "shared", "kd": kd, "seed": seed, "anatomies": list(scores)}
-    run |= {
-        "size": [640, 512],
-        "params_m": params,
-        "store_fingerprint": "aa",
-        "cache_fingerprint": "cc" if kd else None,
-    }
+    run |= {"size": [640, 512], "params_m": params, "store_fingerprint": "aa", "cache_fingerprint": "cc" if kd else None}
     write(folder / "run.json", {**run, "recipe": {"student": {"epochs": 60}}, **more})
     return evaluated(folder, scores)
 

@@ -17,12 +17,7 @@ from mtkd_cache.study.report.write import write_report
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 
-SCORES = {
-    ("mininetv2", False): 0.31,
-    ("mininetv2", True): 0.58,
-    ("segformer-mit_b0", True): 0.612,
-    ("fpn-x", False): 0.4,
-}
+SCORES = {("mininetv2", False): 0.31, ("mininetv2", True): 0.58, ("segformer-mit_b0", True): 0.612, ("fpn-x", False): 0.4}
 
 SORT = """
 const text = (table, column) => [...table.querySelectorAll("tbody tr")].map(row => row.cells[column].innerText);
