@@ -16,6 +16,7 @@ from torch.func import functional_call, stack_module_state
 from mtkd_cache.bench.machine import machine
 from mtkd_cache.bench.synthetic import make_store, write_cache
 from mtkd_cache.cache.teacher_runner import TeacherRunner
+from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.dresden import ANATOMIES
 from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.recipe import Recipe
@@ -47,8 +48,7 @@ def bench_build(
         store = make_store(folder, size, samples)
         rows = store.rows("train")
         batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-        read = (torch.from_numpy(store.read(part)[0]).to(accelerator.device) for part in batches)
-        pictures = [images.permute(0, 3, 1, 2).float() / 255 for images in read]
+        pictures = [to_float(torch.from_numpy(store.read(part)[0]).to(accelerator.device)) for part in batches]
 
         def bare(teachers: TeacherRunner) -> list[Tensor]:
             return [teachers.native(anatomy, images) for anatomy in range(len(networks)) for images in pictures]

@@ -22,6 +22,7 @@ from torch import Tensor
 from mtkd_cache.bench.machine import machine
 from mtkd_cache.cache.quantize import dequantize, quantize
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
+from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.losses import map_kl
 from mtkd_cache.runtime.timing import CPU, interleaved, seconds
@@ -135,8 +136,7 @@ def _logits(store: SampleStore, teachers: Teachers, rows: np.ndarray, accelerato
     """Native logits float32 (n, A, h, w), one picture at a time."""
     ensemble, said = TeacherRunner(teachers.networks, accelerator), []
     for row in rows:
-        image = torch.from_numpy(store.read(np.array([row]))[0]).to(accelerator.device)
-        image = image.permute(0, 3, 1, 2).float() / 255
+        image = to_float(torch.from_numpy(store.read(np.array([row]))[0]).to(accelerator.device))
         said.append(torch.stack([ensemble.native(number, image) for number in range(len(teachers.networks))], 1).cpu())
     return torch.cat(said)
 

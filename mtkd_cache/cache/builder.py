@@ -17,7 +17,7 @@ from mtkd_cache.cache.layout import FIGURES, ShardTask, logits_spec, recorded_vi
 from mtkd_cache.cache.loader import Batch, BatchReader, prefetch
 from mtkd_cache.cache.quantize import dequantize, quantize
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
-from mtkd_cache.data.augment import apply_views
+from mtkd_cache.data.augment import apply_views, to_float
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.losses import map_kl
@@ -211,7 +211,7 @@ class Builder:
         """The pictures of a batch in a view, as the teachers see them: float (B, 3, H, W)."""
         batch = batch.to(self.accelerator.device)
         if view == 0:
-            return batch.images.permute(0, 3, 1, 2).float() / 255
+            return to_float(batch.images)
         views = recorded_views(self.settings, self.store.hashes[batch.rows], view).to(self.accelerator.device)
         return apply_views(batch.images, batch.masks, views)[0]
 

@@ -91,6 +91,11 @@ def affine_row(shift: tuple[float, float], scale: float, degrees: float, size: t
     return np.concatenate([matrix, translation[:, None]], axis=1).reshape(6)
 
 
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images (B, H, W, 3) as a network takes them: float32 (B, 3, H, W) in [0, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
 def warp(maps: Tensor, affine: Tensor, size: tuple[int, int], mode: str = "bilinear", padding: str = "border") -> Tensor:
     """Maps (B, C, h, w) seen through B views, at size = (H, W), which need not be (h, w): (B, C, H, W).
 
@@ -119,6 +124,6 @@ def apply_views(images: Tensor, masks: Tensor, views: Views) -> tuple[Tensor, Te
     and which pixels count, bool (B, H, W).
     """
     size = tuple(masks.shape[1:])
-    pictures = warp(images.permute(0, 3, 1, 2).float() / 255, views.affine, size, padding="reflection")
+    pictures = warp(to_float(images), views.affine, size, padding="reflection")
     seen = warp(masks[:, None].float(), views.affine, size, mode="nearest")[:, 0] > 0.5
     return color_jitter(pictures, views).contiguous(memory_format=torch.channels_last), seen, inside(views.affine, size)

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.dresden import MULTILABEL, check_anatomies, read_image, read_mask
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
@@ -131,7 +132,7 @@ def count(claims: dict[str, Tensor], truths: dict[str, Tensor]) -> dict:
 
 
 def _count(predict: Callable[[Tensor], Tensor], store: SampleStore, image: np.ndarray, truths: dict[str, np.ndarray]) -> dict:
-    claimed = predict(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255)[0].cpu()
+    claimed = predict(to_float(torch.from_numpy(image.copy())[None]))[0].cpu()
     claims = dict(zip(store.anatomies, claimed, strict=True))
     return count(claims, {anatomy: torch.from_numpy(mask > 0) for anatomy, mask in truths.items()})
 

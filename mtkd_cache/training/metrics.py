@@ -15,6 +15,7 @@ from segmentation_models_pytorch.metrics import get_stats
 from torch import Tensor
 
 from mtkd_cache.cache.loader import BatchReader, prefetch
+from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.models.network import Network
 
@@ -46,7 +47,7 @@ def split_dice(
         for batch in prefetch(batches, feed.read):
             sent = batch.to(accelerator.device)
             with torch.inference_mode(), accelerator.autocast():
-                logits = network(sent.images.permute(0, 3, 1, 2).float() / 255, heads=[head])[:, 0]
+                logits = network(to_float(sent.images), heads=[head])[:, 0]
             found[anatomy] += image_dice(logits > 0, sent.masks > 0).tolist()
     return summarize(gather_object(list(found.items())))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.models.checkpoints import load_network
 from mtkd_cache.models.network import Network
@@ -57,5 +58,5 @@ def panels(
 @torch.no_grad()
 def predict(network: Network, image: np.ndarray, head: int) -> np.ndarray:
     """The mask (H, W), bool, that a network's head gives of an image (H, W, 3) uint8: probability above one half."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    pixels = to_float(torch.from_numpy(image)[None])
     return (network(pixels)[0, head] > 0).numpy()
