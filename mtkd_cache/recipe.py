@@ -4,20 +4,22 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from mtkd_cache.errors import MtkdError
+
+Section = TypeVar("Section")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How the networks of one stage are trained: Adam, the learning rate falling exponentially by epoch from lr to final_lr.
+    """How the networks of one stage are trained: with Adam, its learning rate decaying exponentially from lr to final_lr.
 
-    weights: what the network starts from, see `mtkd_cache.models.pretrained.load_pretrained`; "paper" takes what the paper took.
+    weights: the initial weights, see `mtkd_cache.models.pretrained.load_pretrained`; "paper" are those of the paper.
     """
 
     arch: str
@@ -28,17 +30,17 @@ class Stage:
     final_lr: float
 
     def learning_rate(self, epoch: int) -> float:
-        """The rate of an epoch counted from 0.
+        """The learning rate of an epoch, counted from 0.
 
-        As with torch's ExponentialLR, stepped after each epoch: the first epoch has `lr`, each next one a factor
-        (final_lr / lr)^(1 / epochs) less, and after the last one the rate has fallen to `final_lr`.
+        As with torch's ExponentialLR stepped after each epoch: the first epoch uses `lr`, each later one the rate before times
+        (final_lr / lr)^(1 / epochs), and the step after the last epoch reaches `final_lr`.
         """
-        return self.lr * (self.final_lr / self.lr) ** (epoch / self.epochs)
+        return self.lr * math.pow(self.final_lr / self.lr, epoch / self.epochs)
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """The KL term of stage 2, see `mtkd_cache.losses`. combine: "sum" or "product"."""
+    """The KL term of stage 2; combine is "sum" or "product", see `mtkd_cache.losses.distillation_objective`."""
 
     temperature: float
     weight: float
@@ -49,7 +51,8 @@ class Distillation:
 class Augmentation:
     """Ranges from which views are drawn, see `mtkd_cache.data.augment`.
 
-    shift is in fractions of the picture, rotate in degrees, rgb_shift of 255.
+    A value is drawn from -range to +range: shift in fractions of the image's width and height, rotate in degrees, rgb_shift in
+    levels of 255, scale, brightness and contrast as fractions. affine_p, rgb_p and brightness_contrast_p are probabilities.
     """
 
     affine_p: float
@@ -65,7 +68,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Cache:
-    """The logit cache: the quantiser's step, and how many views of each sample are recorded."""
+    """The logit cache: the quantizer's step in logits, and how many views of each sample are recorded."""
 
     step: float
     views: int
@@ -73,6 +76,8 @@ class Cache:
 
 @dataclass(frozen=True)
 class Recipe:
+    """Every setting of both stages and of the cache, see `load_recipe`."""
+
     seed: int
     teacher: Stage
     student: Stage
@@ -80,32 +85,37 @@ class Recipe:
     augmentation: Augmentation
     cache: Cache
 
-    def as_dict(self) -> dict:
-        """The recipe as it is recorded: JSON values, under the keys of the first recorded runs and caches."""
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe as runs and caches record it: JSON values, with the keys of version 0.1."""
         sections = asdict(self)
         sections["augmentation"]["light_p"] = sections["augmentation"].pop("brightness_contrast_p")
         return sections
 
 
-OLD_KEYS = {"light_p": "brightness_contrast_p"}  # as recipes, runs and caches of version 0.1 have them
+OLD_KEYS = {"light_p": "brightness_contrast_p"}  # of recipes, runs and caches written by version 0.1
 
 
-def augmentation_from(table: dict) -> Augmentation:
+def augmentation_from(table: dict[str, Any]) -> Augmentation:
     """The augmentation that a run or a cache recorded."""
     return _read(Augmentation, table, "augmentation")
 
 
 def shipped() -> list[str]:
     """Names of the recipes in the package."""
-    return sorted(
-        path.name.removesuffix(".toml") for path in resources.files("mtkd_cache.recipes").iterdir() if path.name.endswith(".toml")
-    )
+    names = (path.name for path in resources.files("mtkd_cache.recipes").iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A shipped recipe by name, or a TOML file by path, with overrides such as ``student.epochs=30``.
+def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Recipe:
+    """Load a recipe and check it.
 
-    Raises MtkdError for an unknown recipe or key, a missing key, and a value that is of another type or impossible.
+    Args:
+        name: a recipe shipped with the package ("paper", "small", "demo", "smoke"), or the path of a .toml file.
+        overrides: texts KEY=VALUE such as "student.epochs=30", the value in TOML or a bare string.
+        values: by key, applied after `overrides`, such as {"seed": 3, "student.arch": "mininetv2"}; None keeps the recipe's.
+
+    Raises:
+        MtkdError: an unknown recipe or key, a missing key, a value of another type, or one out of range.
     """
     path = Path(name)
     if path.suffix != ".toml":
@@ -118,46 +128,50 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise MtkdError(f"recipe {name}: there is no such file.")
     try:
         table = tomllib.loads(text)
-        for override in overrides:
-            _override(table, override)
     except tomllib.TOMLDecodeError as error:
         raise MtkdError(f"recipe {name}: not TOML ({error}).") from error
+    chosen = [(key, value) for key, value in (values or {}).items() if value is not None]
+    for key, value in [*map(_parse, overrides), *chosen]:
+        _set(table, key, value)
     return recipe_from(table, name)
 
 
-def _override(table: dict, override: str) -> None:
+def _parse(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals:
         raise MtkdError(f"override {override!r}: write KEY=VALUE, as student.epochs=30.")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return key, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
+        return key, text
+
+
+def _set(table: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise MtkdError(f"override {override!r}: {section} is no section of a recipe.")
+            raise MtkdError(f"override {key!r}: {section} is no section of a recipe.")
     table[last] = value
 
 
-def recipe_from(table: dict, where: str) -> Recipe:
-    """A recipe from its table; see `load_recipe` for the errors."""
+def recipe_from(table: dict[str, Any], where: str) -> Recipe:
+    """A recipe from its table; `where` names its origin in messages. Raises MtkdError as `load_recipe`."""
     recipe = _read(Recipe, table, f"recipe {where}")
     _check(recipe, f"recipe {where}")
     return recipe
 
 
-def _read(kind: type, table: Any, where: str) -> Any:
+def _read(kind: type[Section], table: Any, where: str) -> Section:
     if not isinstance(table, dict):
         raise MtkdError(f"{where}: expected a section.")
     table = {OLD_KEYS.get(key, key): value for key, value in table.items()}
-    known = {field.name: field.type for field in fields(kind)}
+    types = get_type_hints(kind)
     for key in table:
-        if key not in known:
-            raise MtkdError(f"{where}: unknown key {key!r}. Known here: {', '.join(known)}.")
+        if key not in types:
+            raise MtkdError(f"{where}: unknown key {key!r}. Known here: {', '.join(types)}.")
     values = {}
-    for key, expected in known.items():
+    for key, expected in types.items():
         if key not in table:
             raise MtkdError(f"{where}: {key!r} is missing.")
         value = table[key]
@@ -196,6 +210,6 @@ def _check(recipe: Recipe, where: str) -> None:
 
 
 def seed_for(seed: int, *names: str) -> int:
-    """A seed of its own for each named use of a recipe's seed."""
+    """A seed derived from a recipe's seed for one named use, so that no two uses draw the same numbers."""
     text = json.dumps([seed, *names], separators=(",", ":"))
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)

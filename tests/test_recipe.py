@@ -55,6 +55,15 @@ def test_overrides(tmp_path):
     assert load_recipe(str(path), ["student.epochs=4"]).student.epochs == 4
 
 
+def test_values_override_the_recipe_and_its_overrides_where_they_are_not_none():
+    recipe = load_recipe("paper", ["seed=5", "student.epochs=3"], {"seed": 7, "student.arch": 'a"b', "cache.step": None})
+    assert (recipe.seed, recipe.student.epochs, recipe.student.arch, recipe.cache.step) == (7, 3, 'a"b', 0.25)
+    with pytest.raises(MtkdError, match=r"cache\.views = 0 is impossible"):
+        load_recipe("paper", values={"cache.views": 0})
+    with pytest.raises(MtkdError, match=r"\[student\]: unknown key 'architecture'"):
+        load_recipe("paper", values={"student.architecture": "mininetv2"})
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
