@@ -20,7 +20,7 @@ def command(out: Path, size: tuple[int, int], images_per_surgery: int, surgeries
 
     Resumes after an interruption.
     """
-    from mtkd_cache.phantom import write_phantom
+    from mtkd_cache.phantom.dataset import write_phantom
 
     result = write_phantom(out, size=size, images_per_surgery=images_per_surgery, seed=seed, surgeries=surgeries, workers=workers)
     say(f"{result['images']} images in {out}")

@@ -20,7 +20,7 @@ from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.models.checkpoints import WEIGHTS, save_network
 from mtkd_cache.models.network import create_network
-from mtkd_cache.phantom import write_phantom
+from mtkd_cache.phantom.dataset import write_phantom
 from mtkd_cache.recipe import load_recipe
 from mtkd_cache.runtime.accelerator import make_accelerator
 

@@ -11,11 +11,10 @@ import pytest
 from PIL import EpsImagePlugin, ExifTags, Image, ImageFile
 
 from mtkd_cache.data import dresden as dataset
-from mtkd_cache.data.dresden import Split, check_split, find_samples, read_image, read_mask
+from mtkd_cache.data.dresden import ANATOMIES, Split, check_split, find_samples, read_image, read_mask
 from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.phantom import ANATOMIES
 
 SIZE = (64, 64)
 

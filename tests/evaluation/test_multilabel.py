@@ -15,7 +15,7 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.multilabel import count, evaluate_multilabel, find_scenes, known_precision
 from mtkd_cache.models.checkpoints import WEIGHTS, save_network
 from mtkd_cache.models.network import create_network
-from mtkd_cache.phantom import MULTILABEL_ANATOMIES
+from mtkd_cache.phantom.dataset import MULTILABEL_ANATOMIES
 
 
 def mask(*rows: str) -> torch.Tensor:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtkd_cache.data.dresden import REFERENCE_TEST, REFERENCE_VALIDATION, find_samples
+from mtkd_cache.data.dresden import ANATOMIES, REFERENCE_TEST, REFERENCE_VALIDATION, find_samples
 from mtkd_cache.errors import LockedError, MtkdError
-from mtkd_cache.phantom import ANATOMIES, MULTILABEL_ANATOMIES, _surgeries_of, render, write_phantom
 from mtkd_cache.phantom.canvas import BACKGROUND, Canvas, linear
+from mtkd_cache.phantom.dataset import MULTILABEL_ANATOMIES, _surgeries_of, write_phantom
+from mtkd_cache.phantom.scene import render
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
 

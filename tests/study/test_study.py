@@ -19,7 +19,7 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import file_sha256
 from mtkd_cache.models.network import PAPER_ARCHITECTURES, create_network
-from mtkd_cache.phantom import write_phantom
+from mtkd_cache.phantom.dataset import write_phantom
 from mtkd_cache.recipe import load_recipe
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked

@@ -1,0 +1,185 @@
+"""A synthetic dataset in the layout of the Dresden Surgical Anatomy Dataset, for the demo and the tests.
+
+Surgeries differ in light, camera and tissue color, so that a network must generalize from some to others. Every image shows
+several anatomies, of which only the one of its subset is annotated. Results on it say nothing about real surgery.
+"""
+
+import csv
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mtkd_cache.data.dresden import ANATOMIES, MULTILABEL, REFERENCE_SURGERIES, REFERENCE_TEST, REFERENCE_VALIDATION
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.phantom.scene import render, rng_for
+from mtkd_cache.runtime.processes import run_in_processes
+from mtkd_cache.storage.folder import Folder
+from mtkd_cache.storage.lock import locked
+
+MULTILABEL_ANATOMIES = ("abdominal_wall", "colon", "liver", "pancreas", "small_intestine", "spleen", "stomach")
+FREQUENCY = dict(zip(ANATOMIES, (1.0, 1.15, 0.85, 0.95, 1.0, 0.8, 1.1, 1.0, 1.2, 0.8, 0.7), strict=True))
+RATERS = ("anno_1", "anno_2", "anno_3", "merged")
+SMALLEST = 32
+SETTINGS, UNFINISHED = ".phantom.json", ".unfinished"  # in the dataset's folder
+WEAK_LABELS = "weak_labels.csv"  # the last file of a surgery's folder
+SURGERIES, IMAGES = 1001, 1002  # second number of the `rng_for` keys that draw no image; above any surgery's number
+
+
+def write_phantom(
+    out: Path,
+    *,
+    size: tuple[int, int] = (320, 256),
+    images_per_surgery: int = 4,
+    seed: int = 0,
+    surgeries: Sequence[int] | None = None,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Write a synthetic dataset folder, or resume an interrupted call with the same settings.
+
+    Args:
+        out: the folder: absent, empty or written by a call with the same settings.
+        size: (width, height) of every image in pixels, at least 32 each.
+        images_per_surgery: the approximate number of images in a surgery's folder of an anatomy: 0.5 to 1.5 times it, times
+            the anatomy's `FREQUENCY`.
+        seed: the same seed gives the same pixels, whatever `workers` and `surgeries` are.
+        surgeries: write these for every anatomy. None takes 20 to 23 of the 32 for each anatomy, with some of training,
+            validation and test among them.
+        workers: processes that draw.
+
+    Returns:
+        {"images", "by_anatomy": {anatomy: images}, "surgeries": [number], "size": [width, height], "seed", "bytes"};
+        the `multilabel` copies of the stomach images count in bytes alone.
+
+    Raises:
+        MtkdError: `out` is a file, holds something else, is being written by another process or cannot be written, or a number
+            is out of range.
+    """
+    _check(size, images_per_surgery, seed, surgeries, workers)
+    chosen = None if surgeries is None else sorted(set(surgeries))
+    folders = []
+    for anatomy in ANATOMIES:
+        numbers = _surgeries_of(seed, anatomy) if chosen is None else chosen
+        folders += [_SurgeryFolder(out, anatomy, n, images_per_surgery, seed, size, n == numbers[0]) for n in numbers]
+    settings = {"size": list(size), "images_per_surgery": images_per_surgery, "seed": seed, "surgeries": chosen}
+    _check_folder(out, settings)
+    try:
+        with locked(Folder(out)):
+            Folder(out).write(SETTINGS, json.dumps(settings).encode())
+            written = list(run_in_processes(_write_folder, folders, workers))
+            shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    except OSError as error:
+        raise MtkdError(f"{out} cannot be written ({error}). Free some space and run the same command again.") from error
+    by_anatomy: Counter[str] = Counter()
+    for folder, (images, _) in zip(folders, written, strict=True):
+        by_anatomy[folder.anatomy] += images
+    return {
+        "images": by_anatomy.total(),
+        "by_anatomy": dict(by_anatomy),
+        "surgeries": sorted({folder.surgery for folder in folders}),
+        "size": list(size),
+        "seed": seed,
+        "bytes": sum(size_on_disk for _, size_on_disk in written),
+    }
+
+
+@dataclass(frozen=True)
+class _SurgeryFolder:
+    """One surgery's folder of one anatomy, for a worker to write; `raters`: with the masks of several raters."""
+
+    out: Path
+    anatomy: str
+    surgery: int
+    images_per_surgery: int
+    seed: int
+    size: tuple[int, int]
+    raters: bool
+
+
+def _check(size: tuple[int, int], images_per_surgery: int, seed: int, surgeries: Sequence[int] | None, workers: int) -> None:
+    if min(size) < SMALLEST:
+        raise MtkdError(f"Image size {tuple(size)} is too small. Give {SMALLEST} pixels or more each way.")
+    if images_per_surgery < 1 or workers < 1:
+        raise MtkdError(f"images_per_surgery is {images_per_surgery}, workers {workers}. Give 1 or more of each.")
+    if seed < 0:
+        raise MtkdError(f"seed is {seed}. Give 0 or more.")
+    if surgeries is not None and not (surgeries and set(surgeries) <= set(REFERENCE_SURGERIES)):
+        raise MtkdError(f"Surgeries {list(surgeries)}: name some of 1 to {max(REFERENCE_SURGERIES)}.")
+
+
+def _check_folder(out: Path, settings: dict[str, Any]) -> None:
+    if out.exists() and not out.is_dir():
+        raise MtkdError(f"{out} is a file. Name a folder for the synthetic dataset.")
+    if (out / SETTINGS).exists():
+        earlier = json.loads((out / SETTINGS).read_bytes())
+        if earlier != settings:
+            raise MtkdError(f"{out} was begun with other settings ({earlier}). Name another folder or delete it.")
+    elif any(Folder(out).keys()):
+        raise MtkdError(f"{out} is not empty. Name another folder or delete it.")
+
+
+def _surgeries_of(seed: int, anatomy: str) -> list[int]:
+    """20 to 23 surgeries of an anatomy: 2 or 3 for validation, 5 or 6 for test, the others for training."""
+    rng = rng_for(seed, SURGERIES, ANATOMIES.index(anatomy))
+    training = sorted(set(REFERENCE_SURGERIES) - set(REFERENCE_VALIDATION) - set(REFERENCE_TEST))
+    total, validation, test = rng.integers(20, 24), rng.integers(2, 4), rng.integers(5, 7)
+    parts = ((REFERENCE_VALIDATION, validation), (REFERENCE_TEST, test), (training, total - validation - test))
+    return sorted(int(number) for part, count in parts for number in rng.choice(part, count, replace=False))
+
+
+def _write_folder(folder: _SurgeryFolder) -> tuple[int, int]:
+    """Write a surgery's folder unless it is complete, with its multilabel copy for the stomach: (images, bytes)."""
+    anatomy, surgery = folder.anatomy, f"{folder.surgery:02d}"
+    target, multilabel = folder.out / anatomy / surgery, folder.out / MULTILABEL / surgery
+    if not (target / WEAK_LABELS).exists():
+        unfinished = folder.out / UNFINISHED / f"{anatomy}-{surgery}-{os.getpid()}"
+        _draw_folder(folder, unfinished / anatomy, unfinished / MULTILABEL)
+        if anatomy == "stomach":  # moved first, so that an existing `target` means that both are complete
+            shutil.rmtree(multilabel, ignore_errors=True)
+            _move(unfinished / MULTILABEL, multilabel)
+        _move(unfinished / anatomy, target)
+    files = [path for top in (target, *[multilabel] * (anatomy == "stomach")) for path in top.rglob("*.*")]
+    return len(list(target.glob("image*.png"))), sum(path.stat().st_size for path in files)
+
+
+def _move(folder: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(target)
+
+
+def _draw_folder(folder: _SurgeryFolder, target: Path, multilabel: Path) -> None:
+    anatomy, surgery = folder.anatomy, folder.surgery
+    spread = rng_for(folder.seed, IMAGES, surgery, ANATOMIES.index(anatomy)).uniform(0.5, 1.5)
+    images = max(1, round(folder.images_per_surgery * FREQUENCY[anatomy] * spread))
+    raters = RATERS if folder.raters else ()
+    for path in (target, multilabel, *(target / rater for rater in raters)):
+        path.mkdir(parents=True, exist_ok=True)
+    visible = []
+    for index in range(images):
+        image, masks = render(folder.seed, surgery, anatomy, index, folder.size)
+        name, mask = f"image{index:02d}.png", f"mask{index:02d}"
+        _save(image, target / name)
+        _save(masks[anatomy], target / f"{mask}.png")
+        visible.append([name, *(int(masks[other].any()) for other in ANATOMIES)])
+        if anatomy == "stomach":
+            _save(image, multilabel / name)
+            for other in MULTILABEL_ANATOMIES:
+                _save(masks[other], multilabel / f"{mask}_{other}.png")
+        for shift, rater in enumerate(raters, start=-1):
+            _save(np.roll(masks[anatomy], shift, axis=1), target / rater / f"{mask}.png")
+    with (target / WEAK_LABELS).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([["image", *ANATOMIES], *visible])
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    """Write an RGB image, or a mask as 0 and 255."""
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * np.uint8(255)
+    Image.fromarray(pixels).save(path, compress_level=1)
