@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.network import Network, create_network
-from mtkd_cache.models.records import STUDENT, TEACHER, read_record
+from mtkd_cache.models.records import RUN, TEACHER, read_json
 from mtkd_cache.storage.folder import write_durably
 
 WEIGHTS = "weights.safetensors"
@@ -24,11 +24,11 @@ STATE = "state.safetensors"
 CHECKSUM = "crc32c"
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
     """Write named tensors with a JSON description, whole or not at all."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, save(contiguous, {"about": json.dumps({**about, CHECKSUM: _checksum(contiguous, about)})}))
+    write_durably(path, save(contiguous, {"about": json.dumps({**metadata, CHECKSUM: _checksum(contiguous, metadata)})}))
 
 
 def read_tensors(path: Path, **members: type) -> tuple[dict[str, Tensor], dict]:
@@ -39,14 +39,14 @@ def read_tensors(path: Path, **members: type) -> tuple[dict[str, Tensor], dict]:
     try:
         path.open("rb").close()  # safe_open calls any file missing that it cannot open
         with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["about"])
+            metadata = json.loads(file.metadata()["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        checksum = about.pop(CHECKSUM, None)
-        if checksum is not None and checksum != _checksum(tensors, about):
+        checksum = metadata.pop(CHECKSUM, None)
+        if checksum is not None and checksum != _checksum(tensors, metadata):
             raise ValueError("its checksum does not fit")
-        if lacking := [member for member, kind in members.items() if not isinstance(about.get(member), kind)]:
+        if lacking := [member for member, kind in members.items() if not isinstance(metadata.get(member), kind)]:
             raise ValueError(f"it does not say {', '.join(lacking)}")
-        return tensors, about
+        return tensors, metadata
     except FileNotFoundError as error:
         raise MtkdError(f"{path} is missing. Train it first, or name the folder that holds it.") from error
     except OSError as error:
@@ -58,9 +58,9 @@ def read_tensors(path: Path, **members: type) -> tuple[dict[str, Tensor], dict]:
         ) from error
 
 
-def _checksum(tensors: dict[str, Tensor], about: dict) -> int:
+def _checksum(tensors: dict[str, Tensor], metadata: dict) -> int:
     """CRC-32C of a description and of named tensors: names, types, shapes and values."""
-    value = google_crc32c.value(json.dumps(about, sort_keys=True).encode())
+    value = google_crc32c.value(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         value = google_crc32c.extend(value, f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         value = google_crc32c.extend(value, tensor.flatten().view(torch.uint8).numpy())
@@ -72,20 +72,33 @@ def save_network(path: Path, network: Network, anatomies: Sequence[str]) -> None
     write_tensors(path, network.state_dict(), {"arch": network.arch, "anatomies": list(anatomies)})
 
 
-def load_network(folder: Path, *, anatomies: Sequence[str] | None = None, arch: str | None = None) -> Network:
-    """The network in a run's or a teacher's folder, in eval mode on the CPU.
+def load_network(folder: Path | str, *, anatomies: Sequence[str] | None = None, arch: str | None = None) -> Network:
+    """The network in a run folder or a teacher's folder, in eval mode on the CPU.
 
-    anatomies, arch: what it has to be. Raises MtkdError where it is another one, or damaged.
+    Args:
+        folder: holds `weights.safetensors`.
+        anatomies: those that its heads must be of, in order.
+        arch: the architecture that it must have.
+
+    Raises:
+        MtkdError: the network is another one, or damaged.
     """
+    return load_heads(folder, anatomies, arch)[0]
+
+
+def load_heads(
+    folder: Path | str, anatomies: Sequence[str] | None = None, arch: str | None = None
+) -> tuple[Network, tuple[str, ...]]:
+    """What `load_network` returns, and the anatomies of its heads."""
     path = Path(folder) / WEIGHTS
-    tensors, about = read_weights(path.parent)
-    if arch is not None and about["arch"] != arch:
-        raise MtkdError(f"{path} is a {about['arch']}, not a {arch}. Name the matching --arch or another folder.")
-    if anatomies is not None and about["anatomies"] != list(anatomies):
-        raise MtkdError(f"{path} knows the anatomies {', '.join(about['anatomies'])}; here they are {', '.join(anatomies)}.")
-    network = create_network(about["arch"], len(about["anatomies"]))
+    tensors, metadata = read_weights(path.parent)
+    if arch is not None and metadata["arch"] != arch:
+        raise MtkdError(f"{path} is a {metadata['arch']}, not a {arch}. Name the matching --arch or another folder.")
+    if anatomies is not None and metadata["anatomies"] != list(anatomies):
+        raise MtkdError(f"{path} knows the anatomies {', '.join(metadata['anatomies'])}; here they are {', '.join(anatomies)}.")
+    network = create_network(metadata["arch"], len(metadata["anatomies"]))
     load_weights(network, tensors, path)
-    return network.eval()
+    return network.eval(), tuple(metadata["anatomies"])
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict]:
@@ -94,9 +107,9 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict]:
     Raises MtkdError where they are missing, damaged, not finite, or not those that the folder's record names.
     """
     path = folder / WEIGHTS
-    tensors, about = read_tensors(path, arch=str, anatomies=list)
-    for name in (STUDENT, TEACHER):
-        recorded = (read_record(folder / name) or {}).get("weights_sha256")
+    tensors, metadata = read_tensors(path, arch=str, anatomies=list)
+    for name in (RUN, TEACHER):
+        recorded = (read_json(folder / name) or {}).get("weights_sha256")
         if recorded is not None and recorded != (found := file_sha256(path)):
             raise MtkdError(
                 f"{path} holds other weights than {name} records (SHA-256 {found[:12]}, recorded {recorded[:12]}). "
@@ -104,7 +117,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict]:
             )
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise MtkdError(f"{path} holds NaN or infinity in {broken[0]}. Restore the weights, or delete {folder} and train again.")
-    return tensors, about
+    return tensors, metadata
 
 
 def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -124,13 +137,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, about: dict) -> None:
+def save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, metadata: dict) -> None:
     """Write network and Adam's moments, so that `load_state` goes on as if nothing had happened."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for name, parameter in network.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():
             tensors[f"adam.{key}.{name}"] = tensor
-    write_tensors(path, tensors, about)
+    write_tensors(path, tensors, metadata)
 
 
 def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, identity: str, precision: str) -> dict:
@@ -138,12 +151,12 @@ def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
 
     Raises MtkdError where it is the state of a training with another identity or precision, or damaged.
     """
-    tensors, about = read_tensors(path, identity=str, history=list)
-    if about["identity"] != identity:
+    tensors, metadata = read_tensors(path, identity=str, history=list)
+    if metadata["identity"] != identity:
         raise MtkdError(
             f"{path.parent} holds an interrupted training with other settings. Name another folder, or delete {path}."
         )
-    if (was := about.get("precision", precision)) != precision:  # which earlier versions did not write
+    if (was := metadata.get("precision", precision)) != precision:  # which earlier versions did not write
         raise MtkdError(
             f"{path.parent} holds a training interrupted in precision {was}, not {precision}. Resume it with --precision {was}."
         )
@@ -154,4 +167,4 @@ def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
             optimizer.state[parameter] = {
                 key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in moments.items()
             }
-    return about
+    return metadata

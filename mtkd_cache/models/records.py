@@ -1,27 +1,122 @@
-"""The JSON that trainings and evaluations leave beside the weights."""
+"""The JSON that trainings and evaluations leave beside the weights: file names and contents.
+
+RUN/run.json                     a student
+TEACHERS/ANATOMY/teacher.json    a teacher
+evaluation-SPLIT.json            Dice, in either folder; multilabel-SPLIT.json: of images with several annotations
+"""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.folder import write_durably
+from mtkd_cache.storage.record import JsonRecord
 
-STUDENT, TEACHER = "run.json", "teacher.json"
-
-
-def write_record(path: Path, record: dict) -> None:
-    """Write a record, whole or not at all."""
-    write_durably(path, json.dumps(record, indent=1).encode() + b"\n")
+RUN, TEACHER = "run.json", "teacher.json"
+EVALUATION, MULTILABEL = "evaluation-{}.json", "multilabel-{}.json"  # of a split
+Record = TypeVar("Record", bound=JsonRecord)
 
 
-def read_record(path: Path) -> dict | None:
-    """A record, or None where it is absent. Raises MtkdError where it is damaged or cannot be read."""
+@dataclass(frozen=True, kw_only=True)
+class Training(JsonRecord):
+    """What a finished training records. Earlier versions did not write the fields with a default.
+
+    anatomies: of the whole store; size: (width, height) of its images; recipe: the sections that the training depends on.
+    history: a dict for each epoch; val_dice: the validation Dice in [0, 1] of best_epoch, whose weights are kept.
+    """
+
+    format: int = 1
+    kind: str
+    arch: str
+    anatomies: tuple[str, ...]
+    size: tuple[int, int]
+    seed: int
+    recipe: dict[str, Any] = field(default_factory=dict)
+    store_fingerprint: str | None = None
+    history: tuple[dict[str, Any], ...] = ()
+    best_epoch: int
+    val_dice: float
+    seconds_per_epoch: float | None = None
+    warm_up_seconds: float | None = None
+    precision: str | None = None
+    processes: int | None = None
+    params_m: float | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    weights_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Training):
+    """A student's run. kd: whether it was distilled, and then from teachers {anatomy: {arch, weights_sha256}}."""
+
+    layout: str
+    kd: bool
+    dataset: str | None = None
+    cache_fingerprint: str | None
+    teachers: dict[str, dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecord(Training):
+    anatomy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(JsonRecord):
+    """Dice in [0, 1] of a split, None for an anatomy without an image that counts.
+
+    weights_sha256: of the student's weights, or {anatomy: of the teacher's}; earlier versions did not write it.
+    """
+
+    kind: str | None = None
+    layout: str | None = None
+    arch: str | None = None
+    seed: int | None = None
+    kd: bool | None = None
+    weights_sha256: str | dict[str, str] | None = None
+    split: str
+    dataset: str | None = None
+    store_fingerprint: str | None = None
+    size: tuple[int, int] | None = None
+    dice: dict[str, float | None]
+    mean_dice: float
+    images: int
+    images_by_anatomy: dict[str, int] = field(default_factory=dict)
+
+    def is_of(self, trainings: Sequence[Training]) -> bool:
+        """Whether these weights were evaluated; an evaluation or a training that names no weights counts as fitting."""
+        evaluated = self.weights_sha256
+        return evaluated is None or all(
+            training.weights_sha256
+            in (None, evaluated if isinstance(evaluated, str) else evaluated.get(getattr(training, "anatomy", "")))
+            for training in trainings
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultilabelEvaluation(Evaluation):
+    """See `mtkd_cache.evaluation.multilabel`."""
+
+    claimed: float
+    claimed_twice: float
+    known_precision: dict[str, float | None]
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    write_durably(path, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where the file is absent. Raises MtkdError where it is damaged or cannot be read."""
     try:
-        record = json.loads(path.read_bytes())
-        if not isinstance(record, dict):
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
-        return record
+        return content
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -32,15 +127,45 @@ def read_record(path: Path) -> dict | None:
         raise MtkdError(f"{path} is damaged ({error}). Delete it and run the command that wrote it again.") from error
 
 
-def read_trainings(folder: Path) -> list[dict]:
+def read_as(kind: type[Record], path: Path) -> Record | None:
+    """A record, or None where the file is absent. Raises MtkdError where it is damaged or lacks a key."""
+    content = read_json(path)
+    return None if content is None else kind.from_json(content, path)
+
+
+def read_run(folder: Path) -> RunRecord | None:
+    """The record of the student trained in a run folder."""
+    return read_as(RunRecord, folder / RUN)
+
+
+def read_teacher(folder: Path) -> TeacherRecord | None:
+    """The record of the teacher trained in TEACHERS/ANATOMY."""
+    return read_as(TeacherRecord, folder / TEACHER)
+
+
+def read_training_records(folder: Path) -> list[Training]:
     """The record of the student in a run folder, or those of the teachers in a teachers folder; empty where there is none."""
-    student = read_record(folder / STUDENT)
-    found = [student] if student else [read_record(path) for path in sorted(folder.glob(f"*/{TEACHER}"))]
+    run = read_run(folder)
+    teachers = () if run else (read_teacher(path.parent) for path in sorted(folder.glob(f"*/{TEACHER}")))
+    return [record for record in (run, *teachers) if record]
+
+
+def read_evaluation(folder: Path, split: str) -> Evaluation | None:
+    """The evaluation of a run or teachers folder on a split."""
+    return read_as(Evaluation, folder / EVALUATION.format(split))
+
+
+# What follows goes as soon as its callers use the types above.
+STUDENT, read_record, write_record = RUN, read_json, write_json
+
+
+def read_trainings(folder: Path) -> list[dict[str, Any]]:
+    student = read_json(folder / RUN)
+    found = [student] if student else [read_json(path) for path in sorted(folder.glob(f"*/{TEACHER}"))]
     return [record for record in found if record]
 
 
-def is_current(evaluation: dict, trainings: Sequence[dict]) -> bool:
-    """Whether an evaluation judged the weights that the trainings recorded. Those of earlier versions name none, and count."""
+def is_current(evaluation: dict[str, Any], trainings: Sequence[dict[str, Any]]) -> bool:
     judged = evaluation.get("weights_sha256")
     return judged is None or all(
         record.get("weights_sha256") in (None, judged if isinstance(judged, str) else judged.get(record.get("anatomy")))
