@@ -1,17 +1,18 @@
 """Geometry of a synthetic scene: the pixel grid under a camera, smooth noise, curves, tubes and bent ellipses.
 
-Lengths are in image heights. Arrays are float32 of shape (height, width), and what is done with them is +, -, *, / and
-sqrt, which IEEE 754 rounds the same everywhere: no matrix product, no sine of an array, so that a seed gives the same
-pixels on any machine.
+Lengths are in image heights. Arrays are float32 of shape (height, width), computed with +, -, *, / and sqrt alone, which IEEE 754
+rounds the same everywhere: no matrix product, no sine of an array, so that a seed gives the same pixels on any machine.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from math import ceil, cos, sin
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-Array = np.ndarray
+Array = npt.NDArray[np.floating[Any]]
 MARGIN, FAR = 0.06, 100.0
 
 
@@ -33,7 +34,7 @@ class View:
         return self.u.shape
 
     def to_view(self, points: Array) -> Array:
-        """Scene coordinates (N, 2) as camera coordinates (N, 2): the way back from `x`, `y`, without the warp."""
+        """Scene coordinates (N, 2) as camera coordinates (N, 2): the inverse of `x`, `y` without the warp."""
         x, y = (points[:, 0] - self.shift[0]) / self.zoom, (points[:, 1] - self.shift[1]) / self.zoom
         c, s = cos(self.angle), sin(self.angle)
         return np.stack([c * x + s * y, c * y - s * x], axis=1)
@@ -56,24 +57,20 @@ def make_view(rng: np.random.Generator, size: tuple[int, int]) -> View:
 
 
 @lru_cache(maxsize=256)
-def _spline(places: int, cells: float) -> tuple[tuple[Array, Array], ...]:
-    """Cubic B-spline at `places` places spread evenly over `cells` cells: four (knot index, weight), each (places,)."""
-    place = (np.arange(places) + 0.5) / places * cells
-    cell = place.astype(int)
-    t = place - cell
+def _spline(samples: int, cells: float) -> list[tuple[npt.NDArray[np.intp], Array]]:
+    """Cubic B-spline at `samples` points spread evenly over `cells` cells: four (knot index, weight), each (samples,)."""
+    position = (np.arange(samples) + 0.5) / samples * cells
+    cell = position.astype(np.intp)
+    t = position - cell
     r = 1 - t
     weights = (r * r * r, 3 * t * t * t - 6 * t * t + 4, 3 * r * r * r - 6 * r * r + 4, t * t * t)
-    return tuple((cell + offset, (weight / 6).astype(np.float32)) for offset, weight in enumerate(weights))
+    return [(cell + offset, (weight / 6).astype(np.float32)) for offset, weight in enumerate(weights)]
 
 
-def _interpolate(knots: Array, places: int, cells: float) -> Array:
-    """Values (places, N) of the spline whose control values are `knots` (at least cells + 3, N)."""
-    values = None
-    for index, weight in _spline(places, cells):
-        part = knots[index]
-        part *= weight[:, None]
-        values = part if values is None else np.add(values, part, out=values)
-    return values
+def _interpolate(knots: Array, samples: int, cells: float) -> Array:
+    """Values (samples, N) of the spline whose control values are `knots` (at least cells + 3, N)."""
+    parts = (knots[index] * weight[:, None] for index, weight in _spline(samples, cells))
+    return reduce(np.add, parts)
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, int], cells: float, stretch: float = 1.0) -> Array:
@@ -93,8 +90,9 @@ def lobules(rng: np.random.Generator, shape: tuple[int, int], cells: float) -> A
 
 def capillaries(rng: np.random.Generator, shape: tuple[int, int], cells: float, width: float = 0.12) -> Array:
     """Fine vessels on a surface (H, W), 0 to 1: where smooth noise crosses zero, in patches."""
-    line = np.clip(1 - np.abs(noise(rng, shape, cells)) / width, 0, 1)
-    return line * np.clip(0.3 + noise(rng, shape, 0.7 * cells), 0, 1)
+    lines: Array = np.clip(1 - np.abs(noise(rng, shape, cells)) / width, 0, 1)
+    lines *= np.clip(0.3 + noise(rng, shape, 0.7 * cells), 0, 1)
+    return lines
 
 
 def curve(points: Array, samples: int) -> Array:
@@ -114,7 +112,8 @@ class Tube:
     @property
     def inside(self) -> Array:
         """Distance to the tube's border, positive inside."""
-        return self.radius * (1 - np.abs(self.across))
+        share: Array = 1 - np.abs(self.across)
+        return self.radius * share
 
     @property
     def relief(self) -> Array:
@@ -157,7 +156,7 @@ def tube(view: View, path: Array, radius: Array) -> Tube:
 
 def bean(
     view: View,
-    centre: tuple[float, float],
+    center: tuple[float, float],
     axes: tuple[float, float],
     angle: float,
     *,
@@ -175,7 +174,7 @@ def bean(
         dome: (H, W) height, 1 in the middle, 0 at the border and outside.
     """
     c, s = np.float32(cos(angle)), np.float32(sin(angle))
-    dx, dy = view.x - np.float32(centre[0]), view.y - np.float32(centre[1])
+    dx, dy = view.x - np.float32(center[0]), view.y - np.float32(center[1])
     p, q = (c * dx + s * dy) / np.float32(axes[0]), (c * dy - s * dx) / np.float32(axes[1])
     q = q + np.float32(bend) * (p * p - np.float32(0.4))
     if taper:

@@ -1,4 +1,4 @@
-"""Work spread over processes that end with the one that started them."""
+"""Work spread over processes that exit when the one that started them does."""
 
 import multiprocessing
 import os
@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def run_in_processes(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    """The results of `work`, a function at the top of a module, in the items' order; in this process where one is enough."""
+    """The results of `work`, a function at the top of a module, in the items' order; in this process if one is enough."""
     if min(workers, len(items)) <= 1:
         yield from map(work, items)
         return
@@ -25,6 +26,6 @@ def run_in_processes(work: Callable[[Item], Result], items: Sequence[Item], work
 
 
 def _end_with_parent() -> None:
-    """Let a worker end when the process that started it is killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    """Exit when the process that started this worker is killed, instead of waiting for work forever."""
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
