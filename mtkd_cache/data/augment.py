@@ -13,7 +13,7 @@ warp brings in from beyond the edge is seen, mirrored, but counts in no loss.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,11 @@ from mtkd_cache.recipe import Augmentation
 EDGE = 1 + 1e-4  # a pixel on the border stays inside whatever the rounding of the grid
 
 
-@dataclass(frozen=True)
-class Views:
-    """A batch of views.
+class Views(NamedTuple):
+    """A batch of B views, as `draw_views` draws them and `apply_views` applies them. A DataLoader collates single views to a batch.
 
-    affine (B, 2, 3): from a pixel of the view to the place in the sample it shows, as torch's affine_grid wants it.
-    shift (B, 3), gain (B, 1), offset (B, 1): the colour of the view is clamp(gain * clamp(rgb + shift) + offset), rgb in [0, 1].
+    - `affine` (B, 2, 3): from a pixel of the view to the position in the sample that it shows, as torch's affine_grid takes it
+    - `shift` (B, 3), `gain` (B, 1), `offset` (B, 1): the view's color is clamp(gain * clamp(rgb + shift) + offset), rgb in [0, 1]
     """
 
     affine: Tensor
@@ -39,13 +38,24 @@ class Views:
     offset: Tensor
 
     def to(self, device: torch.device) -> "Views":
-        return Views(*(getattr(self, name).to(device, non_blocking=True) for name in ("affine", "shift", "gain", "offset")))
+        """The same views on a device."""
+        return Views(*(values.to(device, non_blocking=True) for values in self))
 
 
 def draw_views(ranges: Augmentation, seed: int, hashes: Sequence[str], view: int, size: tuple[int, int]) -> Views:
-    """The view with a number for each of B samples; view 0 is the plain sample.
+    """Draw one view of each of B samples. A view is determined by (seed, sample, view number) alone.
 
-    A view is determined by (seed, sample, view number) alone. hashes: the samples' content hashes; size: (width, height).
+    Args:
+        ranges: what is drawn, as load_recipe("paper").augmentation.
+        seed: of the views.
+        hashes: the samples' content hashes, `SampleStore.hashes` of their rows.
+        view: the view's number; 0 is the plain sample.
+        size: (width, height) of the images in pixels.
+
+    Returns:
+        B views, on the CPU.
+
+    Reference: ranges, order and probabilities are those of Kolbinger et al. 2023's public code.
     """
     rows = np.stack([_draw(ranges, seed, sha256, view, size) for sha256 in hashes]).astype(np.float32)
     values = torch.from_numpy(rows)
@@ -97,9 +107,18 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def warp(maps: Tensor, affine: Tensor, size: tuple[int, int], mode: str = "bilinear", padding: str = "border") -> Tensor:
-    """Maps (B, C, h, w) seen through B views, at size = (H, W), which need not be (h, w): (B, C, H, W).
+    """Warp maps, and resize them in the same step: teachers' logits at their native stride become logits at the images' size.
 
-    padding: what a view shows beyond the sample's edge; those pixels are not `inside` and count in no loss.
+    Args:
+        maps: float (B, C, h, w).
+        affine: float (B, 2, 3), `Views.affine`.
+        size: (H, W) of the result; it need not be (h, w).
+        mode: "bilinear" or "nearest", see torch's grid_sample.
+        padding: "border", "reflection" or "zeros": what is shown beyond the sample's edge. Those pixels are not `valid` in what
+            `apply_views` returns and count in no loss.
+
+    Returns:
+        float (B, C, H, W).
     """
     grid = F.affine_grid(affine.to(maps.dtype), [len(maps), 1, *size], align_corners=True)
     return F.grid_sample(maps, grid, mode=mode, padding_mode=padding, align_corners=True)
@@ -118,10 +137,16 @@ def color_jitter(images: Tensor, views: Views) -> Tensor:
 
 
 def apply_views(images: Tensor, masks: Tensor, views: Views) -> tuple[Tensor, Tensor, Tensor]:
-    """Stored pictures through their views.
+    """Show stored images and masks through views.
 
-    images uint8 (B, H, W, 3), masks uint8 (B, H, W). Returns images float (B, 3, H, W) in [0, 1], masks bool (B, H, W),
-    and which pixels count, bool (B, H, W).
+    Args:
+        images: uint8 (B, H, W, 3).
+        masks: uint8 (B, H, W), 0 and 1.
+        views: B views, on the device of the images.
+
+    Returns:
+        images float (B, 3, H, W) in [0, 1]; masks bool (B, H, W); valid bool (B, H, W), the pixels that show the sample and not
+        what lies beyond its edge.
     """
     size = tuple(masks.shape[1:])
     pictures = warp(to_float(images), views.affine, size, padding="reflection")

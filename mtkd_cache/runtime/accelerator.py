@@ -4,6 +4,7 @@ import platform
 import re
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-import mtkd_cache
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.runtime.malloc import keep_freed_memory
 
@@ -21,7 +21,7 @@ def environment(device: torch.device) -> dict:
     """What a run was made with."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
     return {
-        "mtkd_cache": mtkd_cache.__version__,
+        "mtkd_cache": version("mtkd-cache"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": f"{device.type}: {name}",
