@@ -1,8 +1,8 @@
 """Views: one augmented look at a sample, drawn once and applied to image, mask and logits each at its own resolution.
 
 Geometry is an affine map in normalised, corner-aligned coordinates: -1 and +1 are the centres of the first and the last pixel of
-an axis. The networks upsample their logits corner-aligned too (see `mtkd_cache.models.network.upsample`), so pixel i of w coarse ones
-lies at pixel i * (W - 1) / (w - 1) of W fine ones, and one map moves all resolutions alike. Sampling a coarse map at the
+an axis. The networks upsample their logits corner-aligned too (see `mtkd_cache.models.network.upsample`), so pixel i of w coarse
+ones lies at pixel i * (W - 1) / (w - 1) of W fine ones, and one map moves all resolutions alike. Sampling a coarse map at the
 positions of the fine pixels therefore upsamples and warps it in a single step.
 
 Ranges and order (affine, RGB shift, brightness and contrast; no flips) are those of Kolbinger et al. 2023's public code, which
@@ -26,7 +26,7 @@ EDGE = 1 + 1e-4  # a pixel on the border stays inside whatever the rounding of t
 
 
 class Views(NamedTuple):
-    """A batch of B views, as `draw_views` draws them and `apply_views` applies them. A DataLoader collates single views to a batch.
+    """A batch of B views: drawn by `draw_views`, applied by `apply_views`. A DataLoader collates single views to a batch.
 
     - `affine` (B, 2, 3): from a pixel of the view to the position in the sample that it shows, as torch's affine_grid takes it
     - `shift` (B, 3), `gain` (B, 1), `offset` (B, 1): the view's color is clamp(gain * clamp(rgb + shift) + offset), rgb in [0, 1]
