@@ -1,5 +1,5 @@
 """python -m mtkd_cache.cli"""
 
-from mtkd_cache.cli.main import main
+from .main import main
 
 main()

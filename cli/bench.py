@@ -2,8 +2,8 @@
 
 import click
 
-from mtkd_cache.cli import bench_codecs, common
-from mtkd_cache.cli.common import NUMBERS, SIZE, reports, say
+from . import bench_codecs, common
+from .common import NUMBERS, SIZE, reports, say
 
 size = click.option("--size", type=SIZE, default="640x512", show_default=True, help="Width x height of the pictures.")
 rounds = click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns each form is given.")

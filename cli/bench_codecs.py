@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from mtkd_cache.cli import common
-from mtkd_cache.cli.common import reports, say
+from . import common
+from .common import reports, say
 
 
 @click.command("codecs")

@@ -1,11 +1,12 @@
 """mtkd-cache build"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mtkd_cache.cli import common
-from mtkd_cache.cli.common import load, reports, say
+from . import common
+from .common import accelerator_of, file_size, plural, recipe_of, reports, say
 
 
 @click.command("build")
@@ -13,29 +14,34 @@ from mtkd_cache.cli.common import load, reports, say
 @common.teachers
 @common.cache
 @common.from_recipe
-@click.option("--step", type=float, help="Override the recipe's step of the quantiser (a power of two).")
-@click.option("--views", type=int, help="Override the recipe's number of recorded views.")
+@click.option("--step", type=float, help="Override the recipe's quantization step, in logits (a power of two).")
+@click.option("--views", type=int, help="Override the recipe's number of recorded views per sample.")
 @common.splits
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images in one forward pass.")
+@click.option("--batch", type=click.IntRange(1), default=8, help="Images per forward pass.")
 @common.compute
 @common.compiled
 @reports
 def command(
-    store, teachers: Path, cache, recipe, overrides, seed, step, views, splits, batch, device, precision, compiled
-) -> dict:
-    """Run the teachers once over the samples and write their logits; the same command resumes after an interruption."""
+    store: str,
+    teachers: Path,
+    cache: str,
+    step: float | None,
+    views: int | None,
+    splits: tuple[str, ...],
+    batch: int,
+    compiled: bool,
+    **options: Any,
+) -> dict[str, Any]:
+    """Run the teachers once over the samples and cache their logits. Resumes after an interruption."""
     from mtkd_cache.cache.build import build
     from mtkd_cache.data.sample_store import SampleStore
-    from mtkd_cache.runtime.accelerator import make_accelerator
 
-    overrides += (f"cache.step={step}",) if step is not None else ()
-    overrides += (f"cache.views={views}",) if views is not None else ()
-    settings = load(recipe, overrides, seed)
-    accelerator = make_accelerator(device, precision)
-    result = build(SampleStore.open(store), teachers, cache, settings, accelerator, splits, batch, compiled)
+    recipe = recipe_of(options, {"cache.step": step, "cache.views": views})
+    accelerator = accelerator_of(options)
+    result = build(SampleStore.open(store), teachers, cache, recipe, accelerator, splits, batch, compiled)
     say(
-        f"{result['samples']} samples x {result['views']} views x {len(result['anatomies'])} anatomies in {cache}: "
-        f"{result['bytes'] / 1e6:.1f} MB, largest error {result['max_abs_error']:.4g} of {result['step'] / 2:g} allowed, "
+        f"{cache}: {result['samples']} samples x {plural(result['views'], 'view')} x {len(result['anatomies'])} anatomies, "
+        f"{file_size(result['bytes'])}; largest error {result['max_abs_error']:.4g} of {result['step'] / 2:g} allowed, "
         f"mean KL {result['mean_kl_nats']:.2g} nats"
     )
     return result

@@ -6,80 +6,71 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.types import FuncParamType
 
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.recipe import Recipe, load_recipe, shipped
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Size(click.ParamType):
-    name = "WxH"
-
-    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
-        width, _, height = value.lower().partition("x")
-        if not (_is_number(width) and _is_number(height) and int(width) and int(height)):
-            self.fail(f"{value!r} is no size; write WIDTHxHEIGHT as 640x512.", param, context)
-        return int(width), int(height)
+def size(text: str) -> tuple[int, int]:
+    """ "640x512" -> (640, 512)"""
+    width, _, height = text.lower().partition("x")
+    if not (_is_number(width) and _is_number(height) and int(width) and int(height)):
+        raise click.BadParameter(f"{text!r} is not a size; write WIDTHxHEIGHT, for example 640x512.")
+    return int(width), int(height)
 
 
-class Numbers(click.ParamType):
-    name = "N,N,..."
-
-    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
-        numbers = [number.strip() for number in value.split(",")]
-        if not all(map(_is_number, numbers)):
-            self.fail(f"{value!r} is no list of numbers as 3,21,26.", param, context)
-        return tuple(map(int, numbers))
+def numbers(text: str) -> tuple[int, ...]:
+    """ "3,21,26" -> (3, 21, 26)"""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(map(_is_number, parts)):
+        raise click.BadParameter(f"{text!r} is not a list of numbers; write them as 3,21,26.")
+    return tuple(map(int, parts))
 
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
 
 
-SIZE, NUMBERS = Size(), Numbers()
+SIZE, NUMBERS, FOLDER = FuncParamType(size), FuncParamType(numbers), click.Path(path_type=Path)
 SPLIT = click.Choice(["train", "validation", "test"])
+ARCHITECTURES = "mininetv2, or deeplabv3-, segformer- or fpn- and the name of any smp encoder (segformer-mit_b3)"
 
-store = click.option("--store", default="data/samples.zarr", show_default=True, help="Sample store: a folder or an fsspec URL.")
-cache = click.option("--cache", default="data/logits.zarr", show_default=True, help="Logit cache: a folder or an fsspec URL.")
-teachers = click.option(
-    "--teachers", type=click.Path(path_type=Path), default="data/teachers", show_default=True, help="Teachers' folder."
-)
+store = click.option("--store", default="data/samples.zarr", help="Sample store: a folder or fsspec URL.")
+cache = click.option("--cache", default="data/logits.zarr", help="Logit cache: a folder or fsspec URL.")
+teachers = click.option("--teachers", type=FOLDER, default="data/teachers", help="Folder of the trained teachers.")
 splits = click.option(
-    "--split",
-    "splits",
-    multiple=True,
-    type=SPLIT,
-    default=["train"],
-    show_default=True,
-    help="Parts of the samples (repeatable).",
+    "--split", "splits", multiple=True, type=SPLIT, default=["train"], help="Split whose samples are cached (repeatable)."
 )
-recipe = click.option("--recipe", default="paper", show_default=True, help="A shipped recipe, or a TOML file.")
+recipe = click.option("--recipe", default="paper", help=f"Shipped recipe ({', '.join(shipped())}), or path of a TOML file.")
 overrides = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override the recipe (repeatable), as student.epochs=30."
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override the recipe (repeatable), e.g. student.epochs=30."
 )
 seed = click.option("--seed", type=int, help="Override the recipe's seed.")
-device = click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute.  [default: what is there]")
-precision = click.option(
-    "--precision", type=click.Choice(["no", "bf16", "fp16"]), default="no", show_default=True, help="Mixed precision."
-)
+device = click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Compute device.  [default: the GPU if there is one]")
+precision = click.option("--precision", type=click.Choice(["no", "bf16", "fp16"]), default="no", help="Mixed precision.")
 resident = click.option(
     "--resident",
     type=click.Choice(["auto", "device", "host", "off"]),
     default="auto",
-    show_default=True,
-    help="Hold the samples in the memory of the device or the host, or read them from the disk; auto holds them where they fit.",
+    help="Keep samples in device or host memory, or stream them from disk (off); auto uses memory if they fit.",
 )
 compiled = click.option(
-    "--compile",
-    "compiled",
-    is_flag=True,
-    help="Compile the networks, which makes the first step long: pays on some devices, see --compile of mtkd-cache bench.",
+    "--compile", "compiled", is_flag=True, help="Use torch.compile: a slow first step, then faster on some devices (see bench)."
 )
 
 
-def stack(*options: Callable) -> Callable:
+def stack(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
     """Several options as one decorator."""
     return lambda function: functools.reduce(lambda inner, option: option(inner), reversed(options), function)
 
@@ -88,27 +79,27 @@ compute = stack(device, precision)
 from_recipe = stack(recipe, overrides, seed)
 
 
-def reports(function: Callable[..., dict | list | None]) -> Callable:
-    """Give a command --json and --debug: it returns what it did; a failure ends in one or two lines and with status 1,
-    an interruption with 130.
+def reports(function: Callable[..., object]) -> Callable[..., None]:
+    """Add --json and --debug to a command that returns what it did.
 
-    A command prints for people with `say`, on standard error where --json owns standard output's last line.
+    An error ends it with one or two lines and status 1, an interruption with status 130. Messages for people go through `say` to
+    standard error: with --json, the last line of standard output is the result.
     """
 
-    @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of standard output.")
-    @click.option("--debug", is_flag=True, help="Show a traceback.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object, on the last line of stdout.")
+    @click.option("--debug", is_flag=True, help="Print the traceback of an error.")
     @functools.wraps(function)
-    def run(*args, as_json: bool, debug: bool, **options) -> None:
+    def run(*, as_json: bool, debug: bool, **options: Any) -> None:
         try:
-            result = function(*args, **options)
+            result = function(**options)
         except (click.ClickException, click.exceptions.Exit):
             raise
         except (Exception, KeyboardInterrupt) as error:
             if debug:
                 traceback.print_exc()
-            click.echo(f"mtkd-cache: {in_words(error)}", err=True)
+            click.echo(f"mtkd-cache: {explain(error)}", err=True)
             sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
-        if as_json and _speaks():
+        if as_json and _is_first_process():
             click.echo(json.dumps(result))
         if isinstance(result, dict) and result.get("ok") is False:
             sys.exit(1)
@@ -116,42 +107,70 @@ def reports(function: Callable[..., dict | list | None]) -> Callable:
     return run
 
 
-def in_words(error: BaseException) -> str:
-    """One or two lines for a person: what, where, what to do."""
+def explain(error: BaseException) -> str:
+    """An error in one or two lines: what, where, what to do."""
     if isinstance(error, MtkdError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted. What is finished is kept; the same command resumes from there."
+        return "interrupted. Finished work is kept; the same command resumes from there."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.filename or ''}: the disk is full. What is finished is kept; make room and run the same command again."
+        return f"{error.filename or ''}: the disk is full. Finished work is kept; free some space and run the same command again."
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}. Name another path, or change this one."
-    full = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch's only word of it
-    if full or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory. Take a smaller batch or smaller pictures, or hold less in memory with --resident off."
+    cpu_memory = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class of its own for it
+    if cpu_memory or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory. Use a smaller batch or smaller images, or keep less in memory with --resident off."
     last = traceback.extract_tb(error.__traceback__)[-1]
     first_line = (str(error).splitlines() or [""])[0]
-    return f"unexpected {type(error).__name__}: {first_line} ({last.filename}:{last.lineno}). Report it with what --debug shows."
+    return (
+        f"unexpected {type(error).__name__}: {first_line} ({last.filename}:{last.lineno}). Report it with the output of --debug."
+    )
 
 
 def say(text: str) -> None:
-    """A message for a person."""
-    if _speaks():
+    """Print a message for people."""
+    if _is_first_process():
         click.echo(text, err=True)
 
 
-def _speaks() -> bool:
-    """Of the processes of a launch (torchrun, accelerate) the first one reports; errors come from each."""
+def _is_first_process() -> bool:
+    """Of the processes of a launch (torchrun, accelerate) only the first reports; each prints its own errors."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def load(recipe: str, overrides: tuple[str, ...], seed: int | None):
-    """The recipe with a command's overrides."""
-    from mtkd_cache.recipe import load_recipe
-
-    return load_recipe(recipe, [*overrides, *([f"seed={seed}"] if seed is not None else [])])
+def recipe_of(options: Mapping[str, Any], values: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe that --recipe, --set and --seed name, with the values of a command's own options, by key."""
+    return load_recipe(options["recipe"], options["overrides"], {"seed": options.get("seed"), **(values or {})})
 
 
-def dice_lines(dice: dict[str, float | None]) -> str:
-    """Dice by anatomy, a line each, in percent."""
-    return "\n".join(f"  {anatomy:28}{'-' if value is None else f'{100 * value:5.1f}'}" for anatomy, value in dice.items())
+def accelerator_of(options: Mapping[str, Any]) -> "Accelerator":
+    """What --device and --precision name."""
+    from mtkd_cache.runtime.accelerator import make_accelerator
+
+    return make_accelerator(options["device"], options["precision"])
+
+
+def table(rows: Iterable[Iterable[str]]) -> str:
+    """Rows as aligned columns: text to the left, numbers to the right."""
+    columns = map(_aligned, zip(*rows, strict=True))
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
+
+
+def _aligned(column: Sequence[str]) -> list[str]:
+    width = max(map(len, column))
+    return [cell.rjust(width) if column[-1][:1].isdigit() else cell.ljust(width) for cell in column]
+
+
+def dice_table(dice: Mapping[str, float | None]) -> str:
+    """Dice by anatomy, in percent."""
+    return table((f"  {anatomy}", "-" if value is None else f"{100 * value:.1f}") for anatomy, value in dice.items())
+
+
+def file_size(count: float) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 view, 2 views"""
+    return f"{count} {noun}{'s' * (count != 1)}"

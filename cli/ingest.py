@@ -1,34 +1,37 @@
 """mtkd-cache ingest"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mtkd_cache.cli import common
-from mtkd_cache.cli.common import NUMBERS, SIZE, reports, say
+from . import common
+from .common import FOLDER, NUMBERS, SIZE, reports, say
 
 
 @click.command("ingest")
-@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("dataset", type=FOLDER)
 @common.store
-@click.option("--size", type=SIZE, default="640x512", show_default=True, help="Width x height in the store.")
+@click.option("--size", type=SIZE, default="640x512", help="Image size in the store, width x height.")
 @click.option(
-    "--threshold", type=click.IntRange(0, 254), help="Mask values above it are the anatomy; without it masks must be binary."
+    "--threshold", type=click.IntRange(0, 254), help="Foreground is mask > THRESHOLD; without it, masks must be 0 and 255."
 )
-@click.option("--validation", type=NUMBERS, help="Surgeries for validation, instead of the reference split.")
-@click.option("--test", type=NUMBERS, help="Surgeries for test, instead of the reference split.")
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
+@click.option("--validation", type=NUMBERS, help="Surgeries of the validation split, instead of the reference split's.")
+@click.option("--test", type=NUMBERS, help="Surgeries of the test split, instead of the reference split's.")
+@click.option("--workers", type=click.IntRange(1), default=2, help="Number of processes.")
 @reports
-def command(dataset: Path, store: str, size, threshold: int | None, validation, test, workers: int) -> dict:
-    """Turn the DATASET folder (ANATOMY/SURGERY/imageNN.png beside maskNN.png) into a sample store."""
+def command(
+    dataset: Path, store: str, validation: tuple[int, ...] | None, test: tuple[int, ...] | None, **options: Any
+) -> dict[str, Any]:
+    """Convert a DATASET folder (ANATOMY/SURGERY/imageNN.png with maskNN.png) into a sample store."""
     from mtkd_cache.data.dresden import Split
     from mtkd_cache.data.ingest import ingest
 
     if (validation is None) != (test is None):
         raise click.UsageError("--validation and --test go together.")
-    split = Split() if validation is None else Split(validation, test, None)
-    result = ingest(dataset, store, size=size, split=split, threshold=threshold, workers=workers)
+    split = Split() if validation is None or test is None else Split(validation, test, None)
+    result = ingest(dataset, store, split=split, **options)
     say(f"{result['samples']} samples in {store}: " + ", ".join(f"{n} {part}" for part, n in result["by_split"].items()))
     if result["skipped"]:
-        say("left alone: " + ", ".join(f"{count} {what}" for what, count in result["skipped"].items()))
+        say("skipped: " + ", ".join(f"{count} {what}" for what, count in result["skipped"].items()))
     return result

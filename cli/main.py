@@ -4,40 +4,44 @@ import importlib
 
 import click
 
+from mtkd_cache.runtime.malloc import keep_freed_memory
+
 COMMANDS = {
-    "download": "the Dresden Surgical Anatomy Dataset's zip, checked and unpacked",
-    "phantom": "a synthetic dataset in the real one's layout",
-    "ingest": "dataset folder -> sample store",
-    "train-teachers": "stage 1: one teacher for each anatomy",
-    "build": "teachers + sample store -> logit cache",
-    "verify": "is the cache whole, is it current",
-    "inspect": "what is in a cache: figures and a contact sheet",
-    "train-student": "stage 2: image, mask and cached logits -> student",
-    "evaluate": "Dice by anatomy of a student or of the teachers",
-    "report": "the paper's tables and figures with ours beside them",
-    "study": "all rows of the paper's Table 1: train, evaluate, report; shared by GPUs and machines",
-    "models": "every network in both layouts, parameters beside Table 1",
-    "bench": "inference, stage2 and cache against their limits",
+    "download": "download and unpack the Dresden Surgical Anatomy Dataset",
+    "phantom": "write a synthetic dataset in the same layout",
+    "ingest": "convert a dataset folder into a sample store",
+    "train-teachers": "stage 1: train one teacher per anatomy",
+    "build": "run the teachers once and cache their logits",
+    "verify": "check that a cache is intact and up to date",
+    "inspect": "show what is in a cache, draw a contact sheet",
+    "train-student": "stage 2: train a student on cached logits",
+    "evaluate": "compute Dice per anatomy of a student or of the teachers",
+    "report": "write tables and figures, the paper's results beside",
+    "study": "reproduce all rows of Table 1, on one or many GPUs",
+    "models": "list the networks' parameters beside Table 1",
+    "bench": "measure speed, size and scaling on this machine",
 }
 
 
 class Commands(click.Group):
     """Imports a command's file only when it is called, so that --help needs no torch."""
 
-    def list_commands(self, context: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"mtkd_cache.cli.{name.replace('-', '_')}").command
+        command: click.Command = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__).command
+        return command
 
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands, in the order of the work"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="mtkd-cache")
 def main() -> None:
-    """Multi-teacher knowledge distillation for surgical anatomy segmentation, with the teachers run once."""
+    """Multi-teacher knowledge distillation for surgical anatomy segmentation with a cache of the teachers' logits."""
+    keep_freed_memory()

@@ -2,7 +2,7 @@
 
 import click
 
-from mtkd_cache.cli.common import reports
+from .common import reports
 
 
 @click.command("models")

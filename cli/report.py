@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mtkd_cache.cli.common import reports, say
+from .common import reports, say
 
 
 @click.command("report")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from mtkd_cache.cli import common
-from mtkd_cache.cli.common import NUMBERS, load, reports, say
+from . import common
+from .common import NUMBERS, recipe_of, reports, say
 
 
 @click.command("study")
@@ -36,7 +36,7 @@ def command(store, out: Path | None, recipe, overrides, rows, seeds, dry_run, de
     from mtkd_cache.study.jobs import command_of, plan
     from mtkd_cache.study.run import Study, run_study
 
-    settings = load(recipe, overrides, None)
+    settings = recipe_of({"recipe": recipe, "overrides": overrides})
     out = out or Path("runs", Path(recipe).stem)
     study = Study(out, SampleStore.open(store), settings, resident)
     units = plan(settings, study.store.anatomies, seeds or (), rows)

@@ -1,34 +1,35 @@
 """mtkd-cache train-teachers"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mtkd_cache.cli import common
-from mtkd_cache.cli.common import load, reports, say
+from . import common
+from .common import ARCHITECTURES, accelerator_of, recipe_of, reports, say
 
 
 @click.command("train-teachers")
 @common.store
 @common.teachers
 @common.from_recipe
-@click.option("--arch", help="Override the recipe's architecture of the teachers.")
-@click.option("--anatomy", "anatomies", multiple=True, help="Train only this one (repeatable), so that machines can share them.")
+@click.option("--arch", help=f"Override the recipe's architecture of the teachers: {ARCHITECTURES}.")
+@click.option("--anatomy", "anatomies", multiple=True, help="Train only this one (repeatable): lets machines share the work.")
 @common.compute
 @common.resident
 @common.compiled
 @reports
-def command(store, teachers: Path, recipe, overrides, seed, arch, anatomies, device, precision, resident, compiled) -> dict:
-    """Train one network for each anatomy; finished ones are left alone, interrupted ones go on."""
+def command(
+    store: str, teachers: Path, arch: str | None, anatomies: tuple[str, ...], resident: str, compiled: bool, **options: Any
+) -> dict[str, Any]:
+    """Train one network per anatomy. Finished ones are kept, interrupted ones resume."""
     from mtkd_cache.data.sample_store import SampleStore
-    from mtkd_cache.runtime.accelerator import make_accelerator
     from mtkd_cache.training.teachers import train_teachers
 
-    overrides += (f'teacher.arch="{arch}"',) if arch else ()
-    settings = load(recipe, overrides, seed)
+    recipe = recipe_of(options, {"teacher.arch": arch})
     opened = SampleStore.open(store)
-    records = train_teachers(opened, teachers, settings, make_accelerator(device, precision), anatomies, resident, compiled)
-    say("validation Dice\n" + common.dice_lines({anatomy: record["val_dice"] for anatomy, record in records.items()}))
+    records = train_teachers(opened, teachers, recipe, accelerator_of(options), anatomies, resident, compiled)
+    say("validation Dice (%)\n" + common.dice_table({anatomy: record["val_dice"] for anatomy, record in records.items()}))
     return {
         anatomy: {"val_dice": record["val_dice"], "epochs": len(record["history"]), "path": str(teachers / anatomy)}
         for anatomy, record in records.items()

@@ -1,31 +1,49 @@
 """mtkd-cache verify"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mtkd_cache.cli import common
-from mtkd_cache.cli.common import reports, say
+from . import common
+from .common import FOLDER, file_size, plural, reports, say
+
+VERDICTS = {"unfinished": "incomplete", "samples": "not current", "teacher": "not current", "other store": "not current"}
 
 
 @click.command("verify")
 @common.cache
-@click.option("--store", help="Sample store: are its samples the cache's?")
-@click.option("--teachers", type=click.Path(path_type=Path), help="Teachers' folder: are they the ones that spoke?")
+@click.option("--store", help="Sample store: check that the cache holds its samples.")
+@click.option("--teachers", type=FOLDER, help="Folder of teachers: check that the cache is theirs.")
 @common.splits
-@click.option("--live", type=click.IntRange(0), default=0, help="Run the teachers again on that many random samples.")
-@click.option("--repair", is_flag=True, help="Make again what is broken, and nothing else.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the samples of --live.")
+@click.option("--live", metavar="N", type=click.IntRange(0), default=0, help="Re-run the teachers on N random samples.")
+@click.option("--repair", is_flag=True, help="Rebuild damaged and outdated shards, and only those.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Random seed of --live.")
 @common.device
 @reports
-def command(cache, store, teachers, splits, live, repair, seed, device) -> dict:
-    """Check every byte of a cache, and with --store and --teachers whether it is theirs. Status 1 where it is not whole."""
+def command(cache: str, store: str | None, teachers: Path | None, **options: Any) -> dict[str, Any]:
+    """Check every file of a cache by its checksum, and with --store and --teachers whether the cache is current.
+
+    Exits with status 1 if it is not whole and current.
+    """
     from mtkd_cache.cache.verify import verify
     from mtkd_cache.data.sample_store import SampleStore
 
-    opened = SampleStore.open(store) if store else None
-    result = verify(cache, store=opened, teachers=teachers, splits=splits, live=live, repair=repair, seed=seed, device=device)
+    result = verify(cache, store=SampleStore.open(store) if store else None, teachers=teachers, **options)
+    say(f"{cache}: {verdict(result['problems'], compared=bool(store and teachers))}")
     for problem in result["problems"]:
-        say(f"{problem['kind']}: {problem['where']}. {problem['what_to_do']}")
-    say(f"{cache}: {'whole' if result['ok'] else 'not whole'}, {result['files']} files, {result['seconds']:.1f} s")
+        say(f"  {problem['kind']}: {problem['where']}. {problem['what_to_do']}")
+    if result["repaired"]:
+        say(f"repaired {plural(len(result['repaired']), 'problem')}, recomputed {plural(result['maps_computed'], 'map')}")
+    if live := result["live"]:
+        say(f"re-ran the teachers on {plural(live['samples'], 'sample')}: largest difference {live['max_difference']:.4g}")
+    say(f"checked {result['files']} files, {file_size(result['bytes'])}, in {result['seconds']:.1f} s")
     return result
+
+
+def verdict(problems: list[dict[str, str]], compared: bool) -> str:
+    """compared: samples and teachers were compared, too."""
+    if not problems:
+        return "whole and current" if compared else "whole (name --store and --teachers to check that it is current)"
+    kinds = sorted({VERDICTS.get(problem["kind"], "damaged") for problem in problems})
+    return f"{' and '.join(kinds)}: {plural(len(problems), 'problem')}"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mtkd_cache.cli.common import in_words, reports
+from mtkd_cache.cli.common import explain, reports
 from mtkd_cache.cli.main import COMMANDS, main
 from mtkd_cache.storage.folder import write_durably
 
@@ -134,11 +134,14 @@ def torch_out_of_memory() -> RuntimeError:
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (KeyboardInterrupt(), "interrupted. What is finished is kept; the same command resumes from there."),
-        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b: the disk is full. What is finished is kept; make room"),
+        (KeyboardInterrupt(), "interrupted. Finished work is kept; the same command resumes from there."),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/b"),
+            "a/b: the disk is full. Finished work is kept; free some space",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied. Name another path"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "a/b: Not a directory."),
-        (torch.OutOfMemoryError("Tried to allocate 2 GiB"), "out of memory. Take a smaller batch"),
+        (torch.OutOfMemoryError("Tried to allocate 2 GiB"), "out of memory. Use a smaller batch"),
         (MemoryError(), "out of memory."),
         (torch_out_of_memory(), "out of memory."),
         (KeyError("colour"), "unexpected KeyError: 'colour' (" + __file__),
@@ -164,16 +167,16 @@ def test_a_disk_that_fills_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
         write_durably(tmp_path / "state", b"new")
-    assert in_words(caught.value).startswith(f"{tmp_path}/state: the disk is full.")
+    assert explain(caught.value).startswith(f"{tmp_path}/state: the disk is full.")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
 def test_wrong_usage_is_status_2():
-    assert "no size" in call("ingest", "x", "--size", "large", status=2).stderr
+    assert "not a size" in call("ingest", "x", "--size", "large", status=2).stderr
     for wrong in ("\u00b2x\u00b2", "64x", "0x64", "\u0663x64", "9" * 5000 + "x64"):
-        assert "is no size" in call("phantom", "x", "--size", wrong, status=2).stderr
+        assert "is not a size" in call("phantom", "x", "--size", wrong, status=2).stderr
     for wrong in ("\u00b2", "1,,2", "\u0663", "9" * 5000):
-        assert "is no list of numbers" in call("phantom", "x", "--surgeries", wrong, status=2).stderr
+        assert "is not a list of numbers" in call("phantom", "x", "--surgeries", wrong, status=2).stderr
     assert "go together" in call("ingest", "x", "--test", "3", status=2).stderr
     assert "either --run or --teachers" in call("evaluate", status=2).stderr
 
