@@ -6,20 +6,20 @@ RECIPE ?= paper
 
 .PHONY: help setup test lint demo teachers build student paper bench clean
 
-help:  ## what can be made
+help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: .venv/installed  ## .venv with the package in it
+setup: .venv/installed  ## make .venv and install the package into it
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
-test: setup  ## the tests
+test: setup  ## run all tests
 	$(BIN)/python -m pytest
 
-lint: setup  ## ruff, the order of imports, types
+lint: setup  ## ruff, import-linter (the order of the layers), mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -28,16 +28,16 @@ lint: setup  ## ruff, the order of imports, types
 demo: setup  ## phantom -> ingest -> teachers -> build -> students -> report, about ten minutes on two cores
 	$(BIN)/python -m mtkd_cache.study.demo
 
-teachers: setup  ## stage 1: one teacher for each anatomy of data/samples.zarr
+teachers: setup  ## stage 1: train one teacher per anatomy of data/samples.zarr
 	$(MTKD) train-teachers --recipe $(RECIPE)
 
-build: setup  ## the teachers' logits, once, into data/logits.zarr
+build: setup  ## run the teachers once and cache their logits in data/logits.zarr
 	$(MTKD) build --recipe $(RECIPE)
 
-student: setup  ## stage 2: the student, from the cache
+student: setup  ## stage 2: train the student on the cached logits
 	$(MTKD) train-student --recipe $(RECIPE)
 
-# RECIPE=smoke tries all of it on a phantom: some ten minutes on two cores and 8 GB of disk
+# RECIPE=smoke tries all of it on a phantom: about ten minutes on two cores and 8 GB of disk
 STUDY := runs/$(basename $(notdir $(RECIPE)))
 STORE := data/samples.zarr
 ifeq ($(RECIPE),smoke)
@@ -46,7 +46,7 @@ TIMED := --size 64x64 --rounds 1 --form folded
 PHANTOM := data/smoke/phantom
 endif
 
-paper: setup $(PHANTOM)  ## the study: all rows of Table 1, their times on this machine, and the report; RECIPE=smoke on a phantom
+paper: setup $(PHANTOM)  ## reproduce Table 1, with times on this machine, and write the report; RECIPE=smoke on a phantom
 ifdef PHANTOM
 	$(MTKD) ingest $(PHANTOM) --store $(STORE) --size 64x64
 endif
@@ -59,7 +59,7 @@ data/smoke/phantom: | setup
 	$(MTKD) phantom $@.part --size 64x64 --images-per-surgery 1 --surgeries 1,4,3,2
 	mv $@.part $@
 
-$(STUDY)/bench-inference.json: | setup  # whoever wants it measured anew deletes it
+$(STUDY)/bench-inference.json: | setup  # delete it to measure again
 	mkdir -p $(@D)
 	$(MTKD) bench inference $(TIMED) --json > $@.$$$$ && mv $@.$$$$ $@ || { rm -f $@.$$$$; exit 1; }
 
@@ -88,5 +88,5 @@ bench: $(BENCHES:%=$(MEASURED)/$(MACHINE)-%.json)  ## measure everything on this
 $(MEASURED)/$(MACHINE)-%.json: | setup
 	$(MTKD) bench $(BENCH_$*) --json > $@.part && mv $@.part $@
 
-clean:  ## forget .venv; data and runs stay
+clean:  ## remove .venv and build files; data and runs stay
 	rm -rf .venv build *.egg-info
