@@ -1,37 +1,41 @@
-"""Folders on a local disk or behind an fsspec URL (s3://, gs://, memory://), written so that a crash cannot tear a file.
+"""Folders on a local disk or behind an fsspec URL (s3://, gs://, memory://), whose files are written completely or not at all.
 
-A local write goes to a temporary name, is flushed to the disk and renamed; an object store's put is atomic by itself.
+A local file is written under a temporary name, flushed to the disk and renamed; an object store's put is atomic by itself.
 """
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import zarr
 from fsspec.implementations.local import LocalFileSystem
+from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
 from mtkd_cache.errors import MtkdError
 
-TEMPORARY = ".tmp"
 LOCK = ".lock"
 FRESH = {"use_listings_cache": False}  # other processes write to the same folder
+TEMPORARY = re.compile(r".+\.\d+\.tmp")  # NAME.PID.tmp, see `write_durably`
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EROFS)
 
 
 class Folder:
-    """One folder and the files below it, named by keys such as ``logits/c/0/0/0/0/0``."""
+    """One folder and the files below it, addressed by keys such as ``logits/c/0/0/0/0/0``."""
 
     def __init__(self, url: str | Path):
         self.url = str(url).rstrip("/")
-        self.lost = False  # the lock, to another writer: nothing is written any more
+        self.lost = False  # whether another writer took over the lock behind a URL: every write is then refused
         if self.url.startswith(("http://", "https://")):
             raise MtkdError(f"{self.url}: a web server's files cannot be written. Name a local folder, s3:// or gs://.")
         try:
             if "://" in self.url:
                 self.fs, path = fsspec.core.url_to_fs(self.url, **FRESH)
-            else:  # fsspec would take a path with :: for a chain of file systems
+            else:  # fsspec would read a path with :: as a chain of file systems
                 self.fs, path = LocalFileSystem(), LocalFileSystem._strip_protocol(self.url)
         except ImportError as error:
             raise MtkdError(f"{self.url}: {error} (for s3:// that is pip install 'mtkd-cache[s3]').") from error
@@ -46,16 +50,17 @@ class Folder:
     def exists(self, key: str = "") -> bool:
         if self.local:
             return Path(self.path, key).exists()
-        return self.fs.exists(f"{self.path}/{key}" if key else self.path)
+        return bool(self.fs.exists(f"{self.path}/{key}" if key else self.path))
 
     def read(self, key: str) -> bytes:
         """The bytes of one file. Raises FileNotFoundError."""
         if self.local:
             return Path(self.path, key).read_bytes()
-        return self.fs.cat_file(f"{self.path}/{key}")
+        return bytes(self.fs.cat_file(f"{self.path}/{key}"))
 
     def write(self, key: str, data: bytes) -> None:
-        """Write one file whole or not at all. Raises MtkdError where the disk is full, or an object store refuses."""
+        """Write one file completely or not at all. Raises MtkdError for a full disk, a path or permission that does not allow it,
+        an object store that refuses, and a lost lock."""
         if not self.local:
             self._put(key, data, "overwrite")
             return
@@ -64,16 +69,16 @@ class Folder:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_durably(target, data)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in NO_SPACE:
                 raise MtkdError(
-                    f"{target}: the disk is full. What is written is whole; make room and run the same command again."
+                    f"{target}: the disk is full. What is finished is kept; make room and run the same command again."
                 ) from error
-            if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EROFS):
+            if error.errno in NOT_WRITABLE:
                 raise MtkdError(f"{target}: cannot be written ({error.strerror}). Name another folder.") from error
             raise
 
     def create(self, key: str, data: bytes) -> None:
-        """Write one file behind a URL that is not there yet. Raises FileExistsError in all but one of the processes that try."""
+        """Create one file behind a URL. Raises FileExistsError where it exists, and in all but one of the processes that try."""
         try:
             self._put(key, data, "create")
         except MtkdError as error:
@@ -90,14 +95,14 @@ class Folder:
             raise MtkdError(f"{self.url}/{key} cannot be written ({error}). Check address, credentials and network.") from error
 
     def delete(self, key: str) -> None:
-        """Delete one file; nothing happens where it is absent."""
+        """Delete one file, if it exists."""
         if self.local:
             Path(self.path, key).unlink(missing_ok=True)
         elif self.exists(key):
             self.fs.rm_file(f"{self.path}/{key}")
 
     def keys(self, below: str = "") -> Iterator[str]:
-        """The files below a key, sorted, also behind links to folders; temporary files and the lock are not listed."""
+        """The keys of the files below a key, sorted, links to folders followed; without temporary files and the lock."""
         root = f"{self.path}/{below}".rstrip("/")
         start = len(self.path) + 1
         if self.local:
@@ -106,17 +111,19 @@ class Folder:
             names = self.fs.find(root)
         for name in sorted(names):
             key = name[start:]
-            if key != LOCK and not key.endswith(TEMPORARY):
+            if key != LOCK and not TEMPORARY.fullmatch(key):
                 yield key
 
     def delete_temporaries(self) -> None:
-        """Remove what a killed writer left under temporary names. Only the holder of the lock may call it."""
+        """Remove the temporary files of a killed writer. Only the holder of the lock may call it."""
         if self.local:
-            for path in Path(self.path).rglob(f"*{TEMPORARY}"):
-                path.unlink(missing_ok=True)
+            for path in Path(self.path).rglob("*.tmp"):
+                if TEMPORARY.fullmatch(path.name) and path.is_file():
+                    path.unlink(missing_ok=True)
 
     def zarr(self) -> zarr.Group:
         """The Zarr v3 group in this folder, read-only."""
+        store: Store
         if self.local:
             store = LocalStore(self.path, read_only=True)
         else:
@@ -126,7 +133,7 @@ class Folder:
 
 def write_durably(target: Path, data: bytes) -> None:
     """Write a local file so that after a crash or a power loss it holds either the old bytes or all the new ones."""
-    temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY}")
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)

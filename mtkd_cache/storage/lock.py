@@ -1,7 +1,6 @@
-"""One writer at a time. A local folder is locked by the kernel, so that a killed writer leaves no lock behind; behind a URL a
-small object with a heartbeat does it."""
+"""One writer at a time. A local folder is locked by the kernel, so that a killed writer leaves no lock behind; a folder behind a
+URL by a small object that its writer renews (a heartbeat)."""
 
-import fcntl
 import json
 import os
 import platform
@@ -10,20 +9,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from mtkd_cache.errors import LockedError, MtkdError
 from mtkd_cache.storage.folder import LOCK, Folder
 
-HEARTBEAT = 20.0  # seconds between two signs of life of a writer behind a URL
-SILENCE = 90.0  # seconds after which such a writer is taken for dead
+try:
+    import fcntl
+except ImportError as error:
+    raise MtkdError("mtkd-cache locks files with fcntl, which Windows lacks. Use it on Linux, macOS or WSL.") from error
+
+HEARTBEAT = 20.0  # seconds between two renewals of a lock behind a URL
+EXPIRY = 90.0  # seconds without a renewal after which another writer may take such a lock over
 
 
 @contextmanager
 def locked(folder: Folder) -> Iterator[None]:
-    """Hold the folder for writing.
+    """Lock a folder for writing.
 
-    Raises LockedError at once where another process holds it, MtkdError where it cannot be locked, or was lost by the end to
-    another writer because this process, behind a URL, gave no sign of life for too long.
+    Raises:
+        LockedError: another process holds the lock; raised at once.
+        MtkdError: the folder cannot be locked; or, at the end, the lock behind a URL was not renewed for `EXPIRY` seconds and
+            another writer took it over.
     """
     with locked_file(Path(folder.path, LOCK), folder.url) if folder.local else _locked_object(folder):
         yield
@@ -31,7 +38,7 @@ def locked(folder: Folder) -> Iterator[None]:
 
 @contextmanager
 def locked_file(path: Path, name: str) -> Iterator[None]:
-    """Hold a local lock file, made where it is absent, that stands for `name`. Raises LockedError or MtkdError as `locked`."""
+    """Lock a local file, created if absent, on behalf of `name`. Raises LockedError or MtkdError as `locked`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -41,7 +48,7 @@ def locked_file(path: Path, name: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise _held(name, "another process") from error
+            raise _locked_by(name, "another process") from error
         except OSError as error:
             raise MtkdError(f"{name} cannot be locked ({error.strerror}). Name a folder on another disk.") from error
         yield
@@ -49,8 +56,8 @@ def locked_file(path: Path, name: str) -> Iterator[None]:
         os.close(file)
 
 
-class _Sign:
-    """A writer's sign of life behind a URL: an object that names it and says when it was last renewed."""
+class _RemoteLock:
+    """A lock object behind a URL, which names its writer and the time of its last renewal."""
 
     def __init__(self, folder: Folder):
         self.folder, self.token = folder, os.urandom(8).hex()
@@ -59,30 +66,31 @@ class _Sign:
         owner = f"{platform.node()}, process {os.getpid()}"
         return json.dumps({"owner": owner, "token": self.token, "time": time.time()}).encode()
 
-    def _found(self) -> dict:
+    def _read(self) -> dict[str, Any]:
         try:
-            return json.loads(self.folder.read(LOCK))
+            content: dict[str, Any] = json.loads(self.folder.read(LOCK))
+            return content
         except FileNotFoundError:
             return {}
         except ValueError:
             return {"time": 0.0}
 
-    def take(self) -> None:
-        found = self._found()
-        if found and time.time() - found["time"] < SILENCE:
-            raise _held(self.folder.url, found["owner"])
-        if found:
+    def acquire(self) -> None:
+        current = self._read()
+        if current and time.time() - current["time"] < EXPIRY:
+            raise _locked_by(self.folder.url, current["owner"])
+        if current:
             self.folder.delete(LOCK)
         try:
             self.folder.create(LOCK, self._content())
         except FileExistsError as error:
-            raise _held(self.folder.url, "another process") from error
-        self.check()  # another may have taken the dead writer's lock for dead as well
+            raise _locked_by(self.folder.url, "another process") from error
+        self.check()  # another process may have taken the expired lock over at the same time
         if self.folder.lost:
-            raise _held(self.folder.url, "another process")
+            raise _locked_by(self.folder.url, "another process")
 
     def check(self) -> None:
-        self.folder.lost = self._found().get("token") != self.token
+        self.folder.lost = self._read().get("token") != self.token
 
     def renew(self) -> None:
         self.check()
@@ -93,7 +101,7 @@ class _Sign:
         self.check()
         if self.folder.lost:
             raise MtkdError(
-                f"{self.folder}: another process took the lock over, as this one gave no sign of life for {SILENCE:.0f} s."
+                f"{self.folder}: another process took the lock over, as this one had not renewed it for {EXPIRY:.0f} s."
                 "\nWait until that has finished, and run the same command again."
             )
         self.folder.delete(LOCK)
@@ -101,14 +109,14 @@ class _Sign:
 
 @contextmanager
 def _locked_object(folder: Folder) -> Iterator[None]:
-    sign = _Sign(folder)
-    sign.take()
+    lock = _RemoteLock(folder)
+    lock.acquire()
     stop = threading.Event()
 
     def beat() -> None:
         while not folder.lost and not stop.wait(HEARTBEAT):
-            with suppress(Exception):  # a network that is away for a moment
-                sign.renew()
+            with suppress(Exception):  # a brief network failure
+                lock.renew()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -117,8 +125,8 @@ def _locked_object(folder: Folder) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        sign.release()
+        lock.release()
 
 
-def _held(name: str, owner: str) -> LockedError:
+def _locked_by(name: str, owner: str) -> LockedError:
     return LockedError(f"{name} is being written by {owner}. Wait until it has finished, or name another folder.")

@@ -1,11 +1,12 @@
 """Zarr v3 arrays written shard by shard.
 
-An array's metadata and each of its shards are encoded in memory by zarr itself, so that this project alone decides when and
-how bytes reach the disk: whole, flushed and with a known SHA-256. Any Zarr v3 reader opens the result.
+Zarr itself encodes an array's metadata and each of its shards in memory, so that this project decides when and how the bytes
+reach the disk: complete, flushed and with a known SHA-256. Any Zarr v3 reader opens the result.
 """
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -14,7 +15,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
-UNREADABLE = (ValueError, RuntimeError, OSError)  # what zarr and its codecs raise for damaged bytes
+UNREADABLE = (ValueError, RuntimeError, OSError)  # raised by zarr and its codecs for damaged bytes
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class ArraySpec:
     shard: int = 0
     chunk_item: tuple[int, ...] | None = None
     codec: BloscCodec | None = None
-    attributes: tuple[tuple[str, object], ...] = ()
+    attributes: tuple[tuple[str, Any], ...] = ()
 
-    def _create(self, files: dict[str, Buffer], samples: int, item: tuple[int, ...]) -> zarr.Array:
+    def _create(self, files: dict[str, Buffer], samples: int, item: tuple[int, ...]) -> zarr.Array[Any]:
         codec = self.codec or BloscCodec(cname="zstd", clevel=5, shuffle="shuffle")
         chunk_item = self.chunk_item or self.item
         return zarr.create_array(
@@ -59,24 +60,23 @@ class ArraySpec:
         return _as_bytes(files, self.name)
 
     def whole(self, values: np.ndarray) -> dict[str, bytes]:
-        """Metadata and the one chunk of an array without shards, by key."""
+        """Metadata and the single chunk of an array without shards, by key."""
         files: dict[str, Buffer] = {}
         self._create(files, len(values), self.item)[...] = values
         return _as_bytes(files, self.name)
 
-    def shard_key(self, number: int, second: int = 0) -> str:
-        """The key of a shard by its place along the first and the second axis."""
-        item = self.chunk_item or self.item
-        return "/".join([self.name, "c", str(number), str(second), *["0"] * (len(item) - 1)])
+    def shard_key(self, first: int, second: int = 0) -> str:
+        """The key of a shard, see `shard_key`."""
+        return shard_key(self.name, len(self.item) + 1, first, second)
 
     def encode_shard(self, values: np.ndarray) -> bytes:
-        """The bytes of one shard file. values: (n, *chunk_item) with n at most `shard`; a short last shard is as good."""
+        """The bytes of one shard file. values: (n, *chunk_item), n <= `shard` (fewer in the last shard)."""
         files: dict[str, Buffer] = {}
         item = self.chunk_item or self.item
         self._create(files, self.shard, item)[: len(values)] = values
         return _as_bytes(files, self.name)[self.shard_key(0)]
 
-    def decode_shard(self, data: bytes) -> zarr.Array:
+    def decode_shard(self, data: bytes) -> zarr.Array[Any]:
         """The array (shard, *chunk_item) in a shard file's bytes. Reading a damaged sample of it raises one of `UNREADABLE`."""
         files: dict[str, Buffer] = {}
         array = self._create(files, self.shard, self.chunk_item or self.item)
@@ -84,12 +84,17 @@ class ArraySpec:
         return array
 
 
+def shard_key(array: str, axes: int, first: int, second: int) -> str:
+    """The key of an array's shard with these indexes along its first and second axis, all others being 0."""
+    return "/".join([array, "c", str(first), str(second), *["0"] * (axes - 2)])
+
+
 def _as_bytes(files: dict[str, Buffer], name: str) -> dict[str, bytes]:
     return {key: value.to_bytes() for key, value in files.items() if key.startswith(f"{name}/")}
 
 
-def group_metadata(attributes: dict, array_metadata: dict[str, bytes]) -> bytes:
-    """The group's zarr.json: its attributes and, consolidated, the metadata of its arrays, so that one read opens it all."""
+def group_metadata(attributes: dict[str, Any], array_metadata: dict[str, bytes]) -> bytes:
+    """The group's zarr.json: its attributes and the consolidated metadata of its arrays, so that one read opens all."""
     metadata = {key.rsplit("/", 1)[0]: json.loads(data) for key, data in array_metadata.items()}
     group = {
         "zarr_format": 3,
@@ -101,7 +106,7 @@ def group_metadata(attributes: dict, array_metadata: dict[str, bytes]) -> bytes:
 
 
 def row_checksum(*arrays: np.ndarray) -> int:
-    """CRC-32C of the bytes of arrays, one after the other."""
+    """CRC-32C of the concatenated bytes of arrays."""
     value = 0
     for array in arrays:
         value = google_crc32c.extend(value, np.ascontiguousarray(array))

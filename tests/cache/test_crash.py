@@ -16,7 +16,6 @@ from mtkd_cache.cache.verify import verify
 from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.storage.folder import TEMPORARY
 
 KILLS = int(os.environ.get("MTKD_KILLS", "6"))
 BLOCK = 2
@@ -105,7 +104,7 @@ def test_killed_builds_are_finished_by_the_same_command(store, organ_teachers, w
         result = build(store, organ_teachers, str(target), recipe(), accelerator)
         assert result["maps_computed"] == 2 * (len(store.rows("train")) - BLOCK * done)
         assert same_cache(target, whole) and verify(str(target))["ok"]
-        assert not list(target.rglob(f"*{TEMPORARY}"))
+        assert not list(target.rglob("*.tmp"))
     process.stdin.close()
     assert process.wait() == 0
 
@@ -123,11 +122,11 @@ def test_full_disk(store, organ_teachers, whole, recipe, accelerator, tmp_path, 
 
     target = tmp_path / "logits.zarr"
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(MtkdError, match=r"the disk is full\. What is written is whole; make room and run the same command again"):
+    with pytest.raises(MtkdError, match=r"the disk is full\. What is finished is kept; make room and run the same command again"):
         build(store, organ_teachers, str(target), recipe(), accelerator)
     monkeypatch.setattr(os, "fsync", really)
     done = finished_shards(target)
-    assert done == 1 and not list(target.rglob(f"*{TEMPORARY}"))
+    assert done == 1 and not list(target.rglob("*.tmp"))
     assert build(store, organ_teachers, str(target), recipe(), accelerator)["maps_computed"] == 2 * (12 - BLOCK)
     assert same_cache(target, whole)
 

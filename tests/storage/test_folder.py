@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -49,13 +50,37 @@ def test_a_local_path_with_colons_is_a_local_path(tmp_path, monkeypatch, name):
     assert isinstance(folder.zarr()["array"], zarr.Array)
 
 
+def test_only_the_writers_own_temporary_files_are_removed_and_not_listed(tmp_path):
+    own, foreign = ("a.json.123.tmp", "below/c.0.7.tmp"), ("mine.tmp", "below/draft.x.tmp", "folder.9.tmp/kept")
+    for key in (*own, *foreign):
+        (tmp_path / key).parent.mkdir(exist_ok=True)
+        (tmp_path / key).write_bytes(b"x")
+    folder = Folder(tmp_path)
+    assert sorted(folder.keys()) == sorted(foreign)
+    folder.delete_temporaries()
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(foreign)
+
+
+def test_a_folder_at_the_place_of_a_file_is_reported(tmp_path):
+    (tmp_path / "key").mkdir()
+    with pytest.raises(MtkdError, match=r"key: cannot be written \(Is a directory\)"):
+        Folder(tmp_path).write("key", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_system_without_fcntl_is_reported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(MtkdError, match="Windows"):
+        runpy.run_path(lock.__file__)
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_web_server_is_refused_in_words(scheme):
     with pytest.raises(MtkdError, match=f"{scheme}://.* cannot be written. Name a local folder"):
         Folder(f"{scheme}://127.0.0.1:9/samples.zarr")
 
 
-def test_a_folder_that_is_held_is_told_apart_from_one_that_cannot_be_locked(tmp_path, monkeypatch):
+def test_a_locked_folder_is_distinguished_from_one_that_cannot_be_locked(tmp_path, monkeypatch):
     with locked(Folder(tmp_path / "a")), ExitStack() as held:
         assert not _enter(held, Folder(tmp_path / "a"))
         assert _enter(held, Folder(tmp_path / "b"))
@@ -75,13 +100,13 @@ def test_a_folder_that_is_held_is_told_apart_from_one_that_cannot_be_locked(tmp_
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-def test_no_permission_is_not_taken_for_busy(tmp_path):
+def test_no_permission_is_not_reported_as_busy(tmp_path):
     tmp_path.chmod(0o500)
     with ExitStack() as held, pytest.raises(MtkdError, match="Permission denied"):
         _enter(held, Folder(tmp_path))
 
 
-def test_a_lock_file_that_cannot_be_opened_is_told_in_words(tmp_path):
+def test_a_lock_file_that_cannot_be_opened_is_reported(tmp_path):
     (tmp_path / LOCK).mkdir()
     with ExitStack() as held, pytest.raises(MtkdError, match="Is a directory"):
         _enter(held, Folder(tmp_path))
@@ -91,31 +116,31 @@ def test_a_lock_file_that_cannot_be_opened_is_told_in_words(tmp_path):
 def test_a_writer_that_lost_its_lock_leaves_its_successors_alone(left):
     """A writer behind a URL that was suspended, while another took its lock over (and has finished: None)."""
     folder = Folder("memory://suspended")
-    sign = lock._Sign(folder)
-    sign.take()
+    remote = lock._RemoteLock(folder)
+    remote.acquire()
     before = folder.read(LOCK)
     folder.write(LOCK, before[:-1] + b" }")
-    sign.renew()
+    remote.renew()
     assert not folder.lost and folder.read(LOCK) != before[:-1] + b" }"  # its own is renewed
     if left:
         folder.write(LOCK, left)
     else:
         folder.delete(LOCK)
-    sign.renew()
+    remote.renew()
     with pytest.raises(MtkdError, match="took the lock over"):
         folder.write("key", b"torn")
     with pytest.raises(MtkdError, match="took the lock over"):
-        sign.release()
+        remote.release()
     other = Folder("memory://suspended")
     assert (other.read(LOCK) if other.exists(LOCK) else None) == left
     assert not other.exists("key")
     other.delete(LOCK)
 
 
-def test_a_lost_lock_is_told_at_the_end_by_who_writes_no_more():
+def test_a_lost_lock_is_an_error_at_the_end_even_without_a_further_write():
     folder, other = Folder("memory://lost"), Folder("memory://lost")
     with pytest.raises(MtkdError, match="took the lock over"), locked(folder):
         other.write(LOCK, SUCCESSOR)
     assert other.read(LOCK) == SUCCESSOR
-    with locked(other):  # the successor is dead as well by now
+    with locked(other):  # the successor has expired as well
         assert other.read(LOCK) != SUCCESSOR
