@@ -1,4 +1,4 @@
-"""A build against the bare forward passes of its teachers, and these one after the other against one batched call of all."""
+"""Time of a cache build against the teachers' forward passes alone, and of these against one batched call of all teachers."""
 
 import copy
 import statistics
@@ -7,82 +7,95 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.func import functional_call, stack_module_state
 
-from mtkd_cache.bench.machine import machine
-from mtkd_cache.bench.synthetic import make_store, write_cache
+from mtkd_cache.bench.machine import conditions
+from mtkd_cache.bench.synthetic import as_teachers, make_store
+from mtkd_cache.cache.build import build_cache
+from mtkd_cache.cache.layout import CacheSpec
 from mtkd_cache.cache.teacher_runner import TeacherRunner
 from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.dresden import ANATOMIES
 from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.recipe import Recipe
-from mtkd_cache.runtime.timing import interleaved, ratio, spread
+from mtkd_cache.runtime.timing import interleaved, medians, ratio, spreads
 
 
 def bench_build(
     recipe: Recipe,
+    accelerator: Accelerator,
     size: tuple[int, int],
-    samples: int,
     batch: int,
     rounds: int,
-    accelerator: Accelerator,
+    samples: int,
     compiled: bool = False,
     also_stacked: bool = False,
-) -> dict:
-    """Medians in seconds, taken in turn: a build of new maps, reading, quantising, compressing and writing included, and the
-    teachers' forward passes alone on the same pictures, already on the device.
+) -> dict[str, Any]:
+    """Time whole builds of new caches (reading, quantizing, compressing, writing) and the bare forward passes, interleaved.
 
-    samples: at least so many, rounded up to a multiple of the anatomies. compiled: the teachers are; plain_s is what they take as
-    they are. also_stacked: also all teachers as one batched call (torch.func.vmap over their stacked weights). throughput:
-    bare_s / build_s, 1 where a build costs nothing but its passes.
+    The bare passes take the same images, which are on the device already.
+
+    Args:
+        samples: at least so many, rounded up to a multiple of the anatomies.
+        compiled: compile the teachers; plain_s is then the time of the passes without compilation.
+        also_stacked: also run all teachers as one batched call (torch.func.vmap over their stacked weights).
+
+    Returns:
+        Medians in seconds. throughput: bare_s / build_s, 1 for a build that costs nothing but its passes.
     """
     torch.manual_seed(0)
     networks = [spread_out(create_network(recipe.teacher.arch, 1)) for _ in ANATOMIES]
-    ensemble = TeacherRunner(networks, accelerator, compiled)
+    teachers = TeacherRunner(networks, accelerator, compiled)
     with tempfile.TemporaryDirectory() as name:
         folder, numbers = Path(name), count()
         store = make_store(folder, size, samples)
+        spec = CacheSpec.of(store, networks[0].stride, recipe, accelerator.mixed_precision)
+        temperature = recipe.distillation.temperature
         rows = store.rows("train")
-        batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-        pictures = [to_float(torch.from_numpy(store.read(part)[0]).to(accelerator.device)) for part in batches]
+        chunks = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+        images = [to_float(torch.from_numpy(store.read(chunk)[0]).to(accelerator.device)) for chunk in chunks]
 
-        def bare(teachers: TeacherRunner) -> list[Tensor]:
-            return [teachers.native(anatomy, images) for anatomy in range(len(networks)) for images in pictures]
+        def build() -> None:
+            url, synthetic = str(folder / f"{next(numbers)}.zarr"), as_teachers(networks, store)
+            build_cache(store, synthetic, spec, url, accelerator, temperature=temperature, batch=batch, compiled=compiled)
 
-        def built() -> None:
-            write_cache(folder / f"{next(numbers)}.zarr", store, networks, recipe, accelerator, batch, compiled)
-
-        actions: dict[str, Callable[[], object]] = {"bare": partial(bare, ensemble), "build": built}
+        actions: dict[str, Callable[[], object]] = {"bare": partial(_run_all, teachers, images), "build": build}
         if compiled:
-            actions["plain"] = partial(bare, TeacherRunner(copy.deepcopy(networks), accelerator))  # a copy is not compiled
+            plain = TeacherRunner(copy.deepcopy(networks), accelerator)  # a copy is not compiled
+            actions["plain"] = partial(_run_all, plain, images)
         if also_stacked:
-            actions["stacked"] = stacked(networks, pictures, accelerator)
+            actions["stacked"] = stacked(networks, images, accelerator)
         times = interleaved(actions, rounds, accelerator.device)
     return {
-        **{f"{way}_s": statistics.median(taken) for way, taken in times.items()},
+        **{f"{name}_s": median for name, median in medians(times).items()},
         "throughput": ratio(times, "bare", "build"),
         **({"plain_over_compiled": ratio(times, "plain", "bare")} if compiled else {}),
         **({"loop_over_stacked": ratio(times, "bare", "stacked")} if also_stacked else {}),
         "seconds_per_sample": statistics.median(times["build"]) / len(rows),
-        "spread_s": {way: spread(taken) for way, taken in times.items()},
+        "spread_s": spreads(times),
         "teacher": recipe.teacher.arch,
         "teachers": len(networks),
-        "samples": len(rows),
-        "size": list(size),
-        "batch": batch,
-        "precision": accelerator.mixed_precision,
-        "machine": machine(accelerator.device),
+        **conditions(accelerator, size, samples=len(rows), batch=batch, rounds=rounds),
     }
 
 
+def _run_all(teachers: TeacherRunner, batches: Sequence[Tensor]) -> list[Tensor]:
+    return [teachers.native(anatomy, images) for anatomy in range(len(teachers.networks)) for images in batches]
+
+
 def spread_out(network: Network, spread: float = 5.0) -> Network:
-    """An untrained network whose logits vary as a trained one's do, by its last layer; `spread`: their standard deviation."""
+    """Scale the last layer of an untrained network so that its logits vary as a trained one's do.
+
+    spread: the standard deviation of the logits.
+    """
     convolutions = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
     last = [module for module in network.decoders[0].modules() if isinstance(module, convolutions)][-1]
+    assert last.bias is not None
     with torch.inference_mode():
         native = network.eval().native(torch.rand(4, 3, 64, 64))
     with torch.no_grad():
@@ -92,31 +105,27 @@ def spread_out(network: Network, spread: float = 5.0) -> Network:
     return network
 
 
-def stacked(networks: Sequence[Network], pictures: Sequence[Tensor], accelerator: Accelerator) -> Callable[[], list[Tensor]]:
-    """All networks, which are of one architecture, as one batched call a batch of pictures."""
+def stacked(networks: Sequence[Network], batches: Sequence[Tensor], accelerator: Accelerator) -> Callable[[], list[Tensor]]:
+    """An action that runs all networks, which share one architecture, as one batched call for each batch of images."""
     networks = [copy.deepcopy(network).to(accelerator.device).eval() for network in networks]
     parameters, buffers = stack_module_state(networks)
-    bare = _Native(copy.deepcopy(networks[0]))
+    skeleton = copy.deepcopy(networks[0])
+    skeleton.__class__ = _Native
 
-    def one(parameters: dict, buffers: dict, images: Tensor) -> Tensor:
-        named = {f"network.{key}": value for key, value in {**parameters, **buffers}.items()}
-        return functional_call(bare, named, (images,))
+    def run_one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+        native: Tensor = functional_call(skeleton, (parameters, buffers), (images,))
+        return native
 
-    every = torch.vmap(one, in_dims=(0, 0, None))
+    run_all = torch.vmap(run_one, in_dims=(0, 0, None))
 
     def run() -> list[Tensor]:
         with torch.inference_mode(), accelerator.autocast():
-            return [every(parameters, buffers, images) for images in pictures]
+            return [run_all(parameters, buffers, images) for images in batches]
 
     return run
 
 
-class _Native(torch.nn.Module):
-    """A network's native logits as its forward pass."""
+class _Native(Network):
+    """A network whose forward pass stops at the native logits."""
 
-    def __init__(self, network: Network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network.native(images)
+    forward = Network.native

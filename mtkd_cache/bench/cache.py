@@ -1,38 +1,40 @@
-"""Reading a random batch (images, masks, all maps) against what limits it, and against the ways it is done today."""
+"""Time to read a random batch (images, masks, all maps) against its lower limits, and against common ways to store logits."""
 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numcodecs import blosc
 
-from mtkd_cache.bench.machine import machine
+from mtkd_cache.bench.machine import conditions
 from mtkd_cache.bench.synthetic import make_cache, make_store
 from mtkd_cache.cache.layout import BLOCK, logits_spec
 from mtkd_cache.cache.loader import BatchReader, InMemorySource
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.sample_store import SampleStore
-from mtkd_cache.models.network import create_network, upsample
+from mtkd_cache.models.network import Network, create_network, upsample
 from mtkd_cache.recipe import Recipe
-from mtkd_cache.runtime.timing import interleaved, ratio, seconds, spread
+from mtkd_cache.runtime.timing import interleaved, medians, ratio, seconds, spreads
 from mtkd_cache.storage.shard_reader import ShardReader, readers
 
-DRAWS = 1000  # random batches that are drawn before they are timed
+DRAWS = 1000  # random batches, drawn before they are timed
 
 
-def bench_cache(recipe: Recipe, size: tuple[int, int], batch: int, rounds: int, accelerator: Accelerator) -> dict:
-    """Medians in milliseconds for a random batch, all taken in turn, with the files in the page cache.
+def bench_cache(recipe: Recipe, accelerator: Accelerator, size: tuple[int, int], batch: int, rounds: int) -> dict[str, Any]:
+    """Time the reading of random batches, all ways interleaved, with the files in the page cache.
 
-    read_ms: streamed. decode_limit_ms: Blosc alone in as many threads, out of memory into memory that is there. resident_ms: out
-    of memory; copy_ms: as many bytes copied. write_over_forward: encoding and writing a shard file, over the teachers' passes
-    for it.
+    Returns:
+        Medians in milliseconds a batch. read_ms: streamed. decode_limit_ms: Blosc alone in as many threads, from memory into
+        memory that is allocated. resident_ms: from memory; copy_ms: a copy of as many bytes. write_over_forward: time to encode
+        and write a shard file, over the teachers' forward passes for it. ways: this cache and others, bytes and time.
     """
     device = accelerator.device
     teacher = create_network(recipe.teacher.arch, 1).eval().to(device)
@@ -41,132 +43,110 @@ def bench_cache(recipe: Recipe, size: tuple[int, int], batch: int, rounds: int, 
         store = make_store(folder, size, 3 * batch)
         cache = make_cache(folder, store, recipe, teacher.stride, accelerator)
         rows = store.rows("train")
-        stream = BatchReader(store, cache)
-        resident = InMemorySource(stream, rows, device)
-        chosen = _Chosen(rows, batch)
-        times = interleaved(
-            {
-                "read": lambda: stream.read(chosen.next()),
-                "decode": _decoding(store, cache, chosen),
-                "resident": lambda: resident.read(chosen.next()),
-                "copy": _copying(stream.bytes_per_sample(), batch, len(rows), device),
-            },
-            10 * rounds,
-            device,
-        )
+        random = np.random.default_rng(0)
+        draws = cycle([random.choice(len(rows), batch, replace=False) for _ in range(DRAWS)])
+        reader = BatchReader(store, cache)
+        resident = InMemorySource(reader, rows, device)
+        actions: dict[str, Callable[[], object]] = {
+            "read_ms": lambda: reader.read(rows[next(draws)]),
+            "decode_limit_ms": _decoding(store, cache, rows, draws, batch),
+            "resident_ms": lambda: resident.read(rows[next(draws)]),
+            "copy_ms": _copying(reader.bytes_per_sample(), batch, len(rows), device),
+        }
+        times = interleaved(actions, 10 * rounds, device)
         maps = cache.read(store.hashes[rows])
-        shard_seconds = _write_seconds(folder, cache, maps)
-        image = torch.rand(1, 3, size[1], size[0], device=device)
-        with torch.inference_mode():
-            teacher.native(image)
-            forward = statistics.median(seconds(lambda: teacher.native(image), device) for _ in range(rounds))
-        ways = [_our_way(cache, store, rows, chosen, 3 * rounds), *_todays_ways(folder, maps, cache.step, size, chosen, rounds)]
-    names = {"read": "read_ms", "decode": "decode_limit_ms", "resident": "resident_ms", "copy": "copy_ms"}
+        write_over_forward = _write_seconds(folder, cache, maps) / _forward_seconds(teacher, maps, size, rounds, device)
+        ways = _ways(folder, cache, store.hashes[rows], draws, size, rounds)
     return {
-        **{names[key]: 1e3 * statistics.median(taken) for key, taken in times.items()},
-        "read_over_decode_limit": ratio(times, "read", "decode"),
-        "resident_over_copy": ratio(times, "resident", "copy"),
-        "write_over_forward": shard_seconds / (min(BLOCK, len(rows)) * len(store.anatomies) * forward),
-        "spread_ms": {names[key]: [1e3 * one for one in spread(taken)] for key, taken in times.items()},
+        **medians(times, 1e3),
+        "read_over_decode_limit": ratio(times, "read_ms", "decode_limit_ms"),
+        "resident_over_copy": ratio(times, "resident_ms", "copy_ms"),
+        "write_over_forward": write_over_forward,
+        "spread_ms": spreads(times, 1e3),
         "ways": ways,
         "teacher": recipe.teacher.arch,
-        "size": list(size),
-        "batch": batch,
-        "samples": len(rows),
-        "machine": machine(device),
+        **conditions(accelerator, size, batch=batch, samples=len(rows), rounds=rounds),
     }
 
 
-class _Chosen:
-    """Random batches of rows, drawn beforehand."""
-
-    def __init__(self, rows: np.ndarray, batch: int):
-        self.rows, self.batch = rows, batch
-        random = np.random.default_rng(0)
-        self.drawn = cycle([random.choice(len(rows), batch, replace=False) for _ in range(DRAWS)])
-
-    def next(self) -> np.ndarray:
-        return self.rows[self.places()]
-
-    def places(self) -> np.ndarray:
-        """The same as places in `rows`."""
-        return next(self.drawn)
-
-
-def _decoding(store: SampleStore, cache: LogitCache, chosen: _Chosen) -> Callable[[], None]:
+def _decoding(
+    store: SampleStore, cache: LogitCache, rows: np.ndarray, draws: Iterator[np.ndarray], batch: int
+) -> Callable[[], object]:
     """Decodes the next random batch, whose stored bytes are in memory."""
-    stored: dict[int, list[bytes]] = {}
-    for row in chosen.rows:
-        at = cache.row_of[store.hashes[row]]
-        pairs: Sequence[tuple[ShardReader, int]] = ((store.image, row), (store.mask, row), (cache.reader, at))
-        stored[row] = [bytes(reader.stored(int(place))) for reader, place in pairs]
-    targets = [
-        [np.empty(reader.bytes, np.uint8) for reader in (store.image, store.mask, cache.reader)] for _ in range(chosen.batch)
+    arrays: list[ShardReader] = [store.image, store.mask, cache.reader]
+    stored = [
+        [bytes(array.stored(int(row))) for array, row in zip(arrays, (row, row, cache.row_of[store.hashes[row]]), strict=True)]
+        for row in rows
     ]
+    targets = [[np.empty(array.bytes, np.uint8) for array in arrays] for _ in range(batch)]
 
-    def one(row: int, into: list[np.ndarray]) -> None:
-        for data, target in zip(stored[row], into, strict=True):
-            blosc.decompress(data, target)
+    def decode(index: int, target: list[np.ndarray]) -> None:
+        for data, array in zip(stored[index], target, strict=True):
+            blosc.decompress(data, array)
 
-    return lambda: list(readers().map(one, chosen.next(), targets))
+    return lambda: list(readers().map(decode, next(draws), targets))
 
 
-def _copying(each: int, batch: int, samples: int, device: torch.device) -> Callable[[], torch.Tensor]:
-    """Copies a batch's bytes, next to each other somewhere among those of all samples, into new memory."""
-    held = torch.ones(samples * each, dtype=torch.uint8, device=device)
+def _copying(bytes_per_sample: int, batch: int, samples: int, device: torch.device) -> Callable[[], object]:
+    """Copies the bytes of a batch, contiguous at a random place among those of all samples, into new memory."""
+    everything = torch.ones(samples * bytes_per_sample, dtype=torch.uint8, device=device)
     random = np.random.default_rng(0)
 
     def copy() -> torch.Tensor:
-        start = int(random.integers((samples - batch) * each))
-        return held[start : start + batch * each].clone()
+        start = int(random.integers((samples - batch) * bytes_per_sample))
+        return everything[start : start + batch * bytes_per_sample].clone()
 
     return copy
 
 
 def _write_seconds(folder: Path, cache: LogitCache, maps: np.ndarray) -> float:
-    """Time to encode one shard file and to write it."""
-    spec = logits_spec(1, len(cache.anatomies), tuple(cache.settings["grid"]), cache.step)
+    """Time to encode and write one shard file."""
+    spec = logits_spec(1, len(cache.anatomies), cache.spec.grid, cache.step)
     values = maps[:BLOCK, None]
     start = time.perf_counter()
     (folder / "shard").write_bytes(spec.encode_shard(values))
     return time.perf_counter() - start
 
 
-def _our_way(cache: LogitCache, store: SampleStore, rows: np.ndarray, chosen: _Chosen, rounds: int) -> dict:
-    """The maps alone, as `ways` compares them."""
-    stored = sum(entry["bytes"] for key, entry in cache.manifest["files"].items() if key.startswith("logits/c/"))
-    times = interleaved({"read": lambda: cache.read(store.hashes[chosen.next()])}, rounds)["read"]
-    return {
-        "way": "this cache",
-        "bytes_per_sample": stored / len(rows),
-        "read_ms": 1e3 * statistics.median(times),
-        "max_abs_error": cache.step / 2,
-    }
+def _forward_seconds(teacher: Network, maps: np.ndarray, size: tuple[int, int], rounds: int, device: torch.device) -> float:
+    """Time of the teachers' forward passes, at batch 1, for the maps of one shard file."""
+    image = torch.rand(1, 3, size[1], size[0], device=device)
+    with torch.inference_mode():
+        teacher.native(image)
+        forward = statistics.median(seconds(lambda: teacher.native(image), device) for _ in range(rounds))
+    return forward * len(maps[:BLOCK]) * maps.shape[1]
 
 
-def _todays_ways(folder: Path, maps: np.ndarray, step: float, size: tuple[int, int], chosen: _Chosen, rounds: int) -> list[dict]:
-    """Full-size maps of each sample: fp16 in a .pt, fp16 in a compressed .npz, float32 in one uncompressed memory map."""
-    shape = (maps.shape[1], size[1], size[0])
-    memory = np.lib.format.open_memmap(folder / "all.npy", "w+", np.float32, (len(maps), *shape))
-    for index, one in enumerate(maps):
-        full = upsample(dequantize(torch.from_numpy(one), step)[None], (size[1], size[0]))[0]
+def _ways(
+    folder: Path, cache: LogitCache, hashes: np.ndarray, draws: Iterator[np.ndarray], size: tuple[int, int], rounds: int
+) -> list[dict[str, Any]]:
+    """Bytes a sample and time a batch of the maps alone: this cache, and full-size maps in .pt, .npz and a memory map."""
+    maps = cache.read(hashes)
+    memory = np.lib.format.open_memmap(folder / "all.npy", "w+", np.float32, (*maps.shape[:2], size[1], size[0]))
+    for index, quantized in enumerate(maps):
+        full = upsample(dequantize(torch.from_numpy(quantized), cache.step)[None], (size[1], size[0]))[0]
         torch.save(full.half(), folder / f"{index}.pt")
         np.savez_compressed(folder / f"{index}.npz", full.half().numpy())
         memory[index] = full.numpy()
     memory.flush()
 
-    def from_npz(index: int) -> np.ndarray:
+    def read_npz(index: int) -> np.ndarray:
         with np.load(folder / f"{index}.npz") as file:
-            return file["arr_0"]
+            return np.asarray(file["arr_0"])
 
-    actions = {
-        ".pt a sample, fp16, full size": lambda: [torch.load(folder / f"{index}.pt") for index in chosen.places()],
-        "compressed .npz a sample, fp16, full size": lambda: [from_npz(index) for index in chosen.places()],
-        "memory map, float32, full size": lambda: [np.array(memory[index]) for index in chosen.places()],
+    def bytes_of(pattern: str) -> float:
+        return sum(path.stat().st_size for path in folder.glob(pattern)) / len(maps)
+
+    others: dict[str, Callable[[], object]] = {
+        ".pt a sample, fp16, full size": lambda: [torch.load(folder / f"{index}.pt") for index in next(draws)],
+        "compressed .npz a sample, fp16, full size": lambda: [read_npz(index) for index in next(draws)],
+        "memory map, float32, full size": lambda: [np.array(memory[index]) for index in next(draws)],
     }
-    sizes = [sum(path.stat().st_size for path in folder.glob(name)) / len(maps) for name in ("*.pt", "*.npz", "all.npy")]
-    times = interleaved(actions, rounds)
-    return [
-        {"way": way, "bytes_per_sample": stored, "read_ms": 1e3 * statistics.median(times[way])}
-        for way, stored in zip(actions, sizes, strict=True)
+    sizes = [bytes_of("logits.zarr/logits/c/*/*/*/*/*"), *map(bytes_of, ("*.pt", "*.npz", "all.npy"))]
+    ours = interleaved({"this cache": lambda: cache.read(hashes[next(draws)])}, 3 * rounds)
+    times = medians(ours | interleaved(others, rounds), 1e3)
+    ways: list[dict[str, Any]] = [
+        {"way": way, "bytes_per_sample": stored, "read_ms": times[way]} for way, stored in zip(times, sizes, strict=True)
     ]
+    ways[0]["max_abs_error"] = cache.step / 2
+    return ways

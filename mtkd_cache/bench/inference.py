@@ -1,40 +1,46 @@
-"""One picture, all anatomies: the plain loop over the decoders beside its fast forms, separate networks one after the other."""
+"""Inference time of one image for all anatomies: plain networks, their fast forms, and smp's SegFormer."""
 
-import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
 from mtkd_cache.models.fast import FORMS, plain
 from mtkd_cache.models.network import create_network
 from mtkd_cache.models.segformer import reference_smp
-from mtkd_cache.runtime.timing import interleaved, ratio, seconds, spread
+from mtkd_cache.runtime.timing import interleaved, medians, ratio, seconds, spreads
 
 
 def bench_inference(
     archs: Sequence[str], size: tuple[int, int], heads: int, rounds: int, device: torch.device, forms: Sequence[str]
-) -> Iterator[dict]:
-    """A row for each architecture and layout: medians in milliseconds a picture of batch 1, in eval mode, all forms in turn.
+) -> Iterator[dict[str, Any]]:
+    """Time one image (batch 1, eval mode) through each architecture in both layouts, all forms interleaved.
 
-    size: (width, height). forms: those of `mtkd_cache.models.fast.FORMS` to try beside the plain network. Separate networks run
-    one after the other, as in the paper: one is timed and counted `heads` times. ms is that of the fastest, named by `form`
-    ("plain" where no other is faster). forms_ms: of each, and for SegFormer of smp's own modules. warm_up_s: the first call of
-    each, compilation included.
+    Separate networks run one after the other, as in the paper: one network is timed and counted `heads` times.
+
+    Args:
+        size: (width, height).
+        forms: those of `mtkd_cache.models.fast.FORMS` to measure besides the plain network.
+
+    Returns:
+        A row for each architecture and layout. ms: median of the fastest form, which `form` names ("plain" if no other is
+        faster). forms_ms: medians of all forms, for SegFormer also of smp's own modules. warm_up_s: the first call of each form,
+        compilation included.
     """
     torch.manual_seed(0)
     images = torch.rand(1, 3, size[1], size[0], device=device)
     for arch in archs:
         for layout, outputs, calls in (("separate", 1, heads), ("shared", heads, 1)):
             network = create_network(arch, outputs)
-            ways = {name: FORMS[name](network, device) for name in ("plain", *forms)}
+            networks = {name: FORMS[name](network, device) for name in ("plain", *forms)}
             if arch.startswith("segformer"):
-                ways["smp"] = plain(reference_smp(network), device)
-            actions = {name: partial(way, images) for name, way in ways.items()}
+                networks["smp"] = plain(reference_smp(network), device)
+            actions = {name: partial(form, images) for name, form in networks.items()}
             warm_up = {name: seconds(action, device) for name, action in actions.items()}
             times = interleaved(actions, rounds, device)
-            milliseconds = {name: 1e3 * calls * statistics.median(taken) for name, taken in times.items()}
-            best = min(("plain", *forms), key=milliseconds.get)
+            milliseconds = medians(times, 1e3 * calls)
+            best = min(("plain", *forms), key=milliseconds.__getitem__)
             yield {
                 "arch": arch,
                 "layout": layout,
@@ -48,5 +54,5 @@ def bench_inference(
                 "plain_over_fast": ratio(times, "plain", best),
                 "forms_ms": milliseconds,
                 "warm_up_s": warm_up,
-                "spread_ms": {name: [1e3 * calls * one for one in spread(taken)] for name, taken in times.items()},
+                "spread_ms": spreads(times, 1e3 * calls),
             }

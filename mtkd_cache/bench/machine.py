@@ -1,31 +1,37 @@
-"""What every measurement says of where it was made, and of the memory it took."""
+"""The conditions of a measurement (settings, machine), and peak memory."""
 
 import os
 import resource
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from mtkd_cache.runtime.accelerator import environment
 from mtkd_cache.runtime.malloc import give_back_freed_memory
 
-HERE = Path(__file__).parent
+
+def conditions(accelerator: Accelerator, size: tuple[int, int], **settings: Any) -> dict[str, Any]:
+    """The part that all results share: image size (width, height), the command's own settings, precision and machine."""
+    return {"size": list(size), **settings, "precision": accelerator.mixed_precision, "machine": machine(accelerator.device)}
 
 
-def machine(device: torch.device) -> dict:
-    """Versions, device, cores, load when asked, and the commit where this is a checkout."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False)
+def machine(device: torch.device) -> dict[str, Any]:
+    """Versions, device, cores, the present load, and the commit if this is a checkout."""
+    command = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
     return {
         **environment(device),
         "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 2),
-        "commit": found.stdout.strip() or None,
+        "commit": commit or None,
     }
 
 
 def start_peak(device: torch.device) -> None:
-    """Begin to watch the memory `peak_mb` tells of. On the CPU what is allocated next is slow."""
+    """Reset what `peak_mb` returns. On the CPU the allocations that follow are slow."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -35,7 +41,7 @@ def start_peak(device: torch.device) -> None:
 
 
 def peak_mb(device: torch.device) -> float:
-    """Most memory in use since `start_peak`, MB: allocated on a GPU, resident of this process on the CPU."""
+    """Peak memory in MB since `start_peak`: allocated on a GPU, resident of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     if (status := Path("/proc/self/status")).exists():

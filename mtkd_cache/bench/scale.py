@@ -1,66 +1,66 @@
-"""Do time and bytes grow with the number of samples as a straight line, and does memory stay where it is? On small pictures."""
+"""Growth of time, bytes and memory with the number of samples, measured on small images."""
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
-from mtkd_cache.bench.machine import machine, peak_mb, start_peak
+from mtkd_cache.bench.machine import conditions, peak_mb, start_peak
 from mtkd_cache.bench.synthetic import make_cache, make_store
 from mtkd_cache.cache.loader import BatchReader, epoch_batches, prefetch
 from mtkd_cache.cache.reader import LogitCache
-from mtkd_cache.cache.verify import verify
+from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.runtime.timing import CPU
 
 
-def bench_scale(recipe: Recipe, counts: Sequence[int], size: tuple[int, int], stride: int, accelerator: Accelerator) -> dict:
-    """Of each number of samples: seconds, peak memory and bytes of ingest, build, verify and one streamed epoch.
+def bench_scale(
+    recipe: Recipe, accelerator: Accelerator, size: tuple[int, int], counts: Sequence[int], stride: int
+) -> dict[str, Any]:
+    """Seconds, peak memory and bytes of ingest, build, verify and one streamed epoch for each number of samples.
 
-    The pictures of a dataset are made beside their ingest and counted with it. growth: time and bytes a sample of the largest
-    number over those of the one before.
+    The time of ingest includes writing the synthetic dataset. growth: time and bytes a sample at the largest number, over those
+    at the number before it.
     """
-    rows = [_measure(recipe, samples, size, stride, accelerator) for samples in counts]
-    before, last = rows[-2:] if len(rows) > 1 else (rows[0], rows[0])
+    rows = [_measure(recipe, accelerator, size, samples, stride) for samples in counts]
+    last, before = rows[-1]["a_sample"], rows[-2:][0]["a_sample"]
     return {
         "rows": rows,
-        "growth": {key: last["a_sample"][key] / before["a_sample"][key] for key in last["a_sample"]},
-        "size": list(size),
-        "stride": stride,
-        "machine": machine(accelerator.device),
+        "growth": {key: last[key] / before[key] for key in last},
+        **conditions(accelerator, size, stride=stride),
     }
 
 
-def _measure(recipe: Recipe, samples: int, size: tuple[int, int], stride: int, accelerator: Accelerator) -> dict:
-    seconds, peak, made = {}, {}, {}
+def _measure(recipe: Recipe, accelerator: Accelerator, size: tuple[int, int], samples: int, stride: int) -> dict[str, Any]:
+    seconds, peak = {}, {}
+
+    def measured(step: str, action: Callable[[], Any]) -> Any:
+        start_peak(CPU)
+        start = time.perf_counter()
+        result = action()
+        seconds[step], peak[step] = time.perf_counter() - start, peak_mb(CPU)
+        return result
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-
-        def epoch(store: SampleStore, cache: LogitCache) -> None:
-            stream = BatchReader(store, cache)
-            batches = epoch_batches(store.rows("train"), recipe.student.batch, 0, 0)
-            for _ in prefetch(((rows,) for rows in batches), stream.read):
-                pass
-
-        for what, action in {
-            "ingest": lambda: make_store(folder, size, samples),
-            "build": lambda: make_cache(folder, made["ingest"], recipe, stride, accelerator),
-            "verify": lambda: verify(made["build"].url, store=made["ingest"]),
-            "epoch": lambda: epoch(made["ingest"], made["build"]),
-        }.items():
-            start_peak(CPU)
-            start = time.perf_counter()
-            made[what] = action()
-            seconds[what], peak[what] = time.perf_counter() - start, peak_mb(CPU)
-        count = len(made["build"].row_of)
-        size_of = {what: _bytes(Path(made[what].url)) for what in ("ingest", "build")}
-    a_sample = {f"{what}_ms": 1e3 * taken / count for what, taken in seconds.items()}
-    a_sample |= {"store_bytes": size_of["ingest"] / count, "cache_bytes": size_of["build"] / count}
+        store = measured("ingest", lambda: make_store(folder, size, samples))
+        cache = measured("build", lambda: make_cache(folder, store, recipe, stride, accelerator))
+        measured("verify", lambda: verify_cache(cache.url, store=store))
+        measured("epoch", lambda: _read_epoch(store, cache, recipe.student.batch))
+        count = len(cache.row_of)
+        a_sample = {f"{step}_ms": 1e3 * taken / count for step, taken in seconds.items()}
+        a_sample |= {"store_bytes": _bytes(store.url) / count, "cache_bytes": _bytes(cache.url) / count}
     return {"samples": count, "seconds": seconds, "peak_mb": peak, "a_sample": a_sample}
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _read_epoch(store: SampleStore, cache: LogitCache, batch: int) -> None:
+    for _ in prefetch(((rows,) for rows in epoch_batches(store.rows("train"), batch, 0, 0)), BatchReader(store, cache).read):
+        pass
+
+
+def _bytes(folder: str) -> int:
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -1,88 +1,55 @@
-"""The student's step three ways in turn: without distillation, with cached logits, with the teachers run in every step."""
+"""A student's training step without distillation, with cached logits, and with the teachers run in every step, interleaved."""
 
-import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mtkd_cache.bench.machine import machine, peak_mb, start_peak
+from mtkd_cache.bench.machine import conditions, peak_mb, start_peak
 from mtkd_cache.bench.synthetic import make_cache, make_store
 from mtkd_cache.cache.loader import Batch
+from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.teacher_runner import TeacherRunner
-from mtkd_cache.data.augment import apply_views, draw_views
+from mtkd_cache.data.augment import Views
 from mtkd_cache.data.dresden import ANATOMIES
 from mtkd_cache.data.sample_store import SampleStore
-from mtkd_cache.losses import channelwise_kl, distillation_objective, exclusive_cross_entropy
-from mtkd_cache.models.network import create_network, upsample
+from mtkd_cache.models.network import Network, create_network, upsample
 from mtkd_cache.models.segformer import reference_smp
 from mtkd_cache.recipe import Recipe
-from mtkd_cache.runtime.timing import ratio, spread, wait
+from mtkd_cache.runtime.timing import medians, ratio, spreads, wait
 from mtkd_cache.training.loop import Task
+from mtkd_cache.training.signal import CachedTeachers, NoTeachers, TeacherSignal, new_views
 from mtkd_cache.training.student import student_task
 
-SETTLING = 3  # steps before those that count
-ONLINE_ROUNDS = 2  # turns of the way that takes minutes a step on a CPU, which settles in one
+WARM_UP_STEPS = 3
+ONLINE_ROUNDS = 2  # an online step takes minutes on a CPU, and one step warms it up
 
 
-def bench_stage2(
-    recipe: Recipe, size: tuple[int, int], rounds: int, accelerator: Accelerator, resident: str = "off", compiled: bool = False
-) -> dict:
-    """Medians of a step in seconds with their spread, the share of a step spent waiting for data, and peak memory.
+@dataclass(frozen=True)
+class LiveTeachers:
+    """The teachers run on every view that the student sees: distillation without a cache."""
 
-    recipe: its student, its teachers' architecture, its batch. size: (width, height). The weights and the samples are synthetic.
-    Where the teachers are SegFormers, online_smp is a step with smp's own modules for teachers.
-    compiled: all three students; warm_up_s is the first step of each.
-    """
-    torch.manual_seed(0)
-    teachers = TeacherRunner([create_network(recipe.teacher.arch, 1) for _ in ANATOMIES], accelerator)
-    with tempfile.TemporaryDirectory() as folder:
-        store = make_store(Path(folder), size, 2 * recipe.student.batch)
-        cache = make_cache(Path(folder), store, recipe, teachers.networks[0].stride, accelerator)
-        ways = {
-            "none": Way(student_task(store, recipe, accelerator, None, resident, compiled), accelerator),
-            "cached": Way(student_task(store, recipe, accelerator, cache, resident, compiled), accelerator),
-            "online": Way(online_task(store, recipe, accelerator, teachers, resident, compiled), accelerator),
-        }
-        if recipe.teacher.arch.startswith("segformer"):
-            own = TeacherRunner([reference_smp(network) for network in teachers.networks], accelerator)
-            ways["online_smp"] = Way(online_task(store, recipe, accelerator, own, resident, compiled), accelerator)
-        warm_up = {name: way.warm_up(1 if "online" in name else SETTLING) for name, way in ways.items()}
-        for turn in range(rounds):
-            for name, way in ways.items():
-                if "online" not in name or turn < ONLINE_ROUNDS:
-                    way.step()
-        peaks = {name: way.peak() for name, way in ways.items()}
-        for way in ways.values():
-            way.close()
-    times = {name: way.times for name, way in ways.items()}
-    return {
-        **{f"{name}_s": statistics.median(taken) for name, taken in times.items()},
-        "kd_overhead": ratio(times, "cached", "none"),
-        **{f"{name}_over_cached": ratio(times, name, "cached") for name in ways if "online" in name},
-        "loader_share": sum(ways["cached"].waited) / sum(times["cached"]),
-        "spread_s": {name: spread(taken) for name, taken in times.items()},
-        "peak_mb": peaks,
-        "arch": recipe.student.arch,
-        "teacher": recipe.teacher.arch,
-        "size": list(size),
-        "batch": recipe.student.batch,
-        "anatomies": len(store.anatomies),
-        "rounds": rounds,
-        "resident": resident,
-        "compiled": compiled,
-        "warm_up_s": warm_up,
-        "precision": accelerator.mixed_precision,
-        "machine": machine(accelerator.device),
-    }
+    teachers: TeacherRunner
+    recipe: Recipe
+    size: tuple[int, int]
+    cache: None = None
+
+    def views(self, hashes: Sequence[str], epoch: int) -> Views:
+        return new_views(self.recipe, self.size, hashes, epoch)
+
+    def logits(self, batch: Batch, images: Tensor, views: Views) -> Tensor:
+        native = [self.teachers.native(anatomy, images) for anatomy in range(len(self.teachers.networks))]
+        return upsample(torch.stack(native, dim=1), (images.shape[2], images.shape[3]))
 
 
-class Way:
-    """One of the three: a student of its own, and how its steps went."""
+class Trainee:
+    """A network in training, whose steps are timed."""
 
     def __init__(self, task: Task, accelerator: Accelerator):
         self.task, self.accelerator, self.device = task, accelerator, accelerator.device
@@ -92,35 +59,39 @@ class Way:
         self.times: list[float] = []
         self.waited: list[float] = []
 
-    def warm_up(self, steps: int = SETTLING) -> float:
-        """Steps that do not count, in which memory finds its place; the seconds of the first."""
-        for _ in range(steps):
-            self.step()
-        taken = self.times[0]
-        for noted in (self.times, self.waited):
-            noted.clear()
-        return taken
+    def warm_up(self, steps: int = WARM_UP_STEPS) -> float:
+        """Take steps that do not count, in which memory is allocated; returns the seconds of the first."""
+        first, *_ = [self._step()[0] for _ in range(steps)]
+        return first
+
+    def timed_step(self) -> None:
+        seconds, waited = self._step()
+        self.times.append(seconds)
+        self.waited.append(waited)
 
     def peak(self) -> float:
-        """Most memory in use during one more step, MB."""
+        """Peak memory in MB during one more step."""
         start_peak(self.device)
-        self.step()
-        for noted in (self.times, self.waited):
-            noted.pop()
+        self._step()
         return peak_mb(self.device)
+
+    @property
+    def loader_share(self) -> float:
+        """The share of the timed steps spent waiting for data."""
+        return sum(self.waited) / sum(self.times)
 
     def close(self) -> None:
         self.batches.close()
 
-    def _batches(self) -> Iterator[tuple[int, Batch]]:
+    def _batches(self) -> Generator[tuple[int, Batch], None, None]:
         epoch = 0
         while True:
             for batch in self.task.batches(epoch):
                 yield epoch, batch
             epoch += 1
 
-    def step(self) -> None:
-        """A step as `mtkd_cache.training.loop.fit` takes it."""
+    def _step(self) -> tuple[float, float]:
+        """Train on one batch, as `mtkd_cache.training.loop.fit` does; returns its seconds and those spent waiting for data."""
         wait(self.device)
         start = time.perf_counter()
         epoch, batch = next(self.batches)
@@ -132,30 +103,65 @@ class Way:
         loss.backward()
         self.optimizer.step()
         wait(self.device)
-        self.times.append(time.perf_counter() - start)
-        self.waited.append(waited)
+        return time.perf_counter() - start, waited
 
 
-def online_task(
-    store: SampleStore,
-    recipe: Recipe,
-    accelerator: Accelerator,
-    teachers: TeacherRunner,
-    resident: str = "off",
-    compiled: bool = False,
-) -> Task:
-    """The student's task with its teachers run on every view it sees, as without a cache."""
-    task = student_task(store, recipe, accelerator, None, resident, compiled)
+def bench_stage2(
+    recipe: Recipe, accelerator: Accelerator, size: tuple[int, int], rounds: int, resident: str = "off", compiled: bool = False
+) -> dict[str, Any]:
+    """Time the steps of three students that differ in their teachers' signal alone. Weights and samples are synthetic.
 
-    def losses(forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        views = draw_views(recipe.augmentation, task.seed, store.hashes[batch.rows], epoch + 1, store.size)
-        images, masks, valid = apply_views(batch.images, batch.masks, views.to(batch.images.device))
-        native = torch.stack([teachers.native(anatomy, images) for anatomy in range(len(ANATOMIES))], dim=1)
-        logits = forward(images).float()
-        teacher = upsample(native, images.shape[2:])
-        kl = channelwise_kl(logits, teacher, recipe.distillation.temperature, valid)
-        cross_entropy = exclusive_cross_entropy(logits, masks, batch.anatomy, valid)
-        return {"loss": distillation_objective(cross_entropy, kl, recipe.distillation.weight, recipe.distillation.combine)}
+    Args:
+        recipe: the student, the teachers' architecture and the batch.
+        size: (width, height).
+        compiled: compile the students.
 
-    task.losses = losses
-    return task
+    Returns:
+        Medians of a step in seconds. loader_share: of a cached step, spent waiting for data. online_smp: where the teachers
+        are SegFormers, with smp's own modules in their place. warm_up_s: the first step.
+    """
+    torch.manual_seed(0)
+    networks = [create_network(recipe.teacher.arch, 1) for _ in ANATOMIES]
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(Path(folder), size, 2 * recipe.student.batch)
+        cache = make_cache(Path(folder), store, recipe, networks[0].stride, accelerator)
+        students = {
+            name: Trainee(student_task(store, recipe, accelerator, signal, resident, compiled), accelerator)
+            for name, signal in _signals(recipe, accelerator, store, cache, networks).items()
+        }
+        warm_up = {name: student.warm_up(1 if "online" in name else WARM_UP_STEPS) for name, student in students.items()}
+        for number in range(rounds):
+            for name, student in students.items():
+                if "online" not in name or number < ONLINE_ROUNDS:
+                    student.timed_step()
+        peaks = {name: student.peak() for name, student in students.items()}
+        for student in students.values():
+            student.close()
+    times = {name: student.times for name, student in students.items()}
+    return {
+        **{f"{name}_s": median for name, median in medians(times).items()},
+        "kd_overhead": ratio(times, "cached", "none"),
+        **{f"{name}_over_cached": ratio(times, name, "cached") for name in times if "online" in name},
+        "loader_share": students["cached"].loader_share,
+        "spread_s": spreads(times),
+        "peak_mb": peaks,
+        "warm_up_s": warm_up,
+        "arch": recipe.student.arch,
+        "teacher": recipe.teacher.arch,
+        "anatomies": len(store.anatomies),
+        **conditions(accelerator, size, batch=recipe.student.batch, rounds=rounds, resident=resident, compiled=compiled),
+    }
+
+
+def _signals(
+    recipe: Recipe, accelerator: Accelerator, store: SampleStore, cache: LogitCache, networks: list[Network]
+) -> dict[str, TeacherSignal]:
+    signals: dict[str, TeacherSignal] = {
+        "none": NoTeachers(recipe, store.size),
+        "cached": CachedTeachers(cache, recipe, store.size),
+        "online": LiveTeachers(TeacherRunner(networks, accelerator), recipe, store.size),
+    }
+    if recipe.teacher.arch.startswith("segformer"):
+        smp = TeacherRunner([reference_smp(network) for network in networks], accelerator)
+        signals["online_smp"] = LiveTeachers(smp, recipe, store.size)
+    return signals

@@ -1,106 +1,118 @@
-"""The README's table from docs/measurements/*.json: python -m mtkd_cache.bench.table [FOLDER]"""
+"""Markdown table of the measurements in docs/measurements/*.json: python -m mtkd_cache.bench.table [FOLDER]"""
 
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mtkd_cache.bench.codecs import chains
 
+Result = dict[str, Any]
 FOLDER = Path("docs/measurements")
 
 
 def lines(folder: Path) -> Iterator[str]:
-    """A Markdown table of every measurement of `mtkd-cache bench` in a folder, by file name; other JSON there has no row."""
+    """A row for each result of `mtkd-cache bench` in a folder, sorted by file name; other JSON files are passed over."""
     yield "| measured | result | where |"
     yield "|---|---|---|"
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())
-        runs = content["runs"] if isinstance(content.get("runs"), list) else [content]
-        for found, (measured, result) in ((run, row) for run in runs for row in rows(run)):
-            machine = found["machine"]
-            yield f"| {measured} | {result} | {machine['device']}, {machine['threads']} threads |"
+        for result in content["runs"] if isinstance(content.get("runs"), list) else [content]:
+            for measured, figures in rows(result):
+                machine = result["machine"]
+                yield f"| {measured} | {figures} | {machine['device']}, {machine['threads']} threads |"
 
 
-def rows(found: dict) -> Iterator[tuple[str, str]]:
-    """What was measured and what came out, for the output of any `mtkd-cache bench` command; nothing for another file."""
+def rows(result: Result) -> Iterator[tuple[str, str]]:
+    """What was measured and the main figures, for the result of any `mtkd-cache bench` command; nothing for other JSON."""
     for key, describe in DESCRIBE.items():
-        if key in found or any(key in row for row in found.get("rows", [])[:1]):
-            yield from describe(found)
+        if key in result or any(key in row for row in result.get("rows", [])[:1]):
+            yield from describe(result)
 
 
-def _setting(found: dict) -> str:
-    size = "x".join(map(str, found["size"]))
-    return f"{size}, batch {found['batch']}" + ("" if found["precision"] == "no" else f", {found['precision']}")
+def _size(result: Result, key: str = "size") -> str:
+    return "x".join(map(str, result[key]))
 
 
-def _inference(found: dict) -> Iterator[tuple[str, str]]:
-    for row in found["rows"]:
+def _workload(result: Result) -> str:
+    precision = result.get("precision", "no")
+    return f"{_size(result)}, batch {result['batch']}" + ("" if precision == "no" else f", {precision}")
+
+
+def _inference(result: Result) -> Iterator[tuple[str, str]]:
+    for row in result["rows"]:
         smp = f", smp's own {row['forms_ms']['smp']:.0f} ms" if "smp" in row["forms_ms"] else ""
         yield (
-            f"inference, {row['arch']} {row['layout']}, {'x'.join(map(str, row['size']))}",
+            f"inference, {row['arch']} {row['layout']}, {_size(row)}",
             f"{row['ms']:.0f} ms {row['form']}, plain {row['plain_ms']:.0f} ms ({row['plain_over_fast']:.2f} x){smp}",
         )
 
 
-def _stage2(found: dict) -> Iterator[tuple[str, str]]:
-    how = f"{'compiled, ' if found['compiled'] else ''}{'streamed' if found['resident'] == 'off' else 'resident'}"
-    smp = f", with smp's own teachers {found['online_smp_over_cached']:.1f} x" if "online_smp_s" in found else ""
+def _stage2(result: Result) -> Iterator[tuple[str, str]]:
+    mode = f"{'compiled, ' if result['compiled'] else ''}{'streamed' if result['resident'] == 'off' else 'resident'}"
+    smp = f", with smp's own teachers {result['online_smp_over_cached']:.1f} x" if "online_smp_s" in result else ""
     yield (
-        f"a step of stage 2, {found['arch']} under {found['teacher']}, {_setting(found)}, {how}",
-        f"no KD {found['none_s']:.2f} s, cached {found['cached_s']:.2f} s ({found['kd_overhead']:.3f} x), online "
-        f"{found['online_s']:.1f} s ({found['online_over_cached']:.1f} x cached{smp}), waiting {found['loader_share']:.1%}, peak "
-        f"{found['peak_mb']['cached'] / found['peak_mb']['none'] - 1:+.1%} of no KD's",
+        f"a step of stage 2, {result['arch']} under {result['teacher']}, {_workload(result)}, {mode}",
+        f"no KD {result['none_s']:.2f} s, cached {result['cached_s']:.2f} s ({result['kd_overhead']:.3f} x), online "
+        f"{result['online_s']:.1f} s ({result['online_over_cached']:.1f} x cached{smp}), waiting {result['loader_share']:.1%}, "
+        f"peak {result['peak_mb']['cached'] / result['peak_mb']['none'] - 1:+.1%} of no KD's",
     )
 
 
-def _stage1(found: dict) -> Iterator[tuple[str, str]]:
-    yield f"a teacher's step, {found['arch']}, {_setting(found)}", f"{found['step_s']:.2f} s, waiting {found['loader_share']:.2%}"
-
-
-def _build(found: dict) -> Iterator[tuple[str, str]]:
-    stacked = f"; one batched call {1 / found['loop_over_stacked']:.2f} x the time" if "loop_over_stacked" in found else ""
-    compiled = f" compiled ({found['plain_over_compiled']:.2f} x)" if "plain_over_compiled" in found else ""
+def _stage1(result: Result) -> Iterator[tuple[str, str]]:
     yield (
-        f"a build of {found['samples']} samples, {found['teachers']} teachers {found['teacher']}{compiled}, {_setting(found)}",
-        f"{found['build_s']:.1f} s, {found['throughput']:.1%} of the bare forward passes' throughput{stacked}",
+        f"a teacher's step, {result['arch']}, {_workload(result)}",
+        f"{result['step_s']:.2f} s, waiting {result['loader_share']:.2%}",
     )
 
 
-def _ingest(found: dict) -> Iterator[tuple[str, str]]:
-    sizes = " to ".join("x".join(map(str, found[key])) for key in ("source", "size"))
+def _build(result: Result) -> Iterator[tuple[str, str]]:
+    stacked = f"; one batched call {1 / result['loop_over_stacked']:.2f} x the time" if "loop_over_stacked" in result else ""
+    compiled = f" compiled ({result['plain_over_compiled']:.2f} x)" if "plain_over_compiled" in result else ""
+    teachers = f"{result['teachers']} teachers {result['teacher']}{compiled}"
     yield (
-        f"ingest, one process, {sizes}",
-        f"{found['images_per_second']:.1f} images a second, {found['ingest_over_bare']:.2f} x the time of decoding and resizing",
+        f"a build of {result['samples']} samples, {teachers}, {_workload(result)}",
+        f"{result['build_s']:.1f} s, {result['throughput']:.1%} of the bare forward passes' throughput{stacked}",
     )
 
 
-def _cache(found: dict) -> Iterator[tuple[str, str]]:
-    setting = f"{'x'.join(map(str, found['size']))}, batch {found['batch']}"
+def _ingest(result: Result) -> Iterator[tuple[str, str]]:
     yield (
-        f"reading a random batch, {setting}",
-        f"{found['read_ms']:.1f} ms, decoding alone {found['decode_limit_ms']:.1f} ms ({found['read_over_decode_limit']:.2f} x); "
-        f"resident {found['resident_ms']:.1f} ms, a copy {found['copy_ms']:.1f} ms ({found['resident_over_copy']:.2f} x)",
+        f"ingest, one process, {_size(result, 'source')} to {_size(result)}",
+        f"{result['images_per_second']:.1f} images a second, "
+        f"{result['ingest_over_bare']:.2f} x the time of decoding and resizing",
     )
-    for way in found["ways"]:
+
+
+def _cache(result: Result) -> Iterator[tuple[str, str]]:
+    yield (
+        f"reading a random batch, {_workload(result)}",
+        f"{result['read_ms']:.1f} ms, "
+        f"decoding alone {result['decode_limit_ms']:.1f} ms ({result['read_over_decode_limit']:.2f} x); "
+        f"resident {result['resident_ms']:.1f} ms, a copy {result['copy_ms']:.1f} ms ({result['resident_over_copy']:.2f} x); "
+        f"writing {result['write_over_forward']:.2%} of the teachers' forward passes",
+    )
+    for way in result["ways"]:
         yield f"maps of a batch, {way['way']}", f"{way['read_ms']:.1f} ms, {way['bytes_per_sample'] / 1e3:.0f} kB a sample"
 
 
-def _scale(found: dict) -> Iterator[tuple[str, str]]:
-    for row in found["rows"]:
+def _scale(result: Result) -> Iterator[tuple[str, str]]:
+    for row in result["rows"]:
         each, peak = row["a_sample"], row["peak_mb"]
+        times = ", ".join(f"{step} {each[f'{step}_ms']:.2f} ms" for step in peak)
         yield (
-            f"{row['samples']:,} samples of {'x'.join(map(str, found['size']))}",
-            f"of each: ingest {each['ingest_ms']:.2f} ms, build {each['build_ms']:.2f} ms, epoch {each['epoch_ms']:.2f} ms, "
-            f"cache {each['cache_bytes'] / 1e3:.2f} kB; peak memory: build {peak['build']:.0f} MB, epoch {peak['epoch']:.0f} MB",
+            f"{row['samples']:,} samples of {_size(result)}",
+            f"of each: {times}, store {each['store_bytes'] / 1e3:.2f} kB, cache {each['cache_bytes'] / 1e3:.2f} kB; "
+            f"peak memory: build {peak['build']:.0f} MB, epoch {peak['epoch']:.0f} MB",
         )
 
 
-def _codecs(found: dict) -> Iterator[tuple[str, str]]:
-    for row in found["rows"]:
+def _codecs(result: Result) -> Iterator[tuple[str, str]]:
+    for row in result["rows"]:
         if (row["chain"], row["step"]) == (next(chains()).name, 0.25):
             yield (
-                f"logits of {found['teacher']}, {'x'.join(map(str, found['size']))}, at step 1/4",
+                f"logits of {result['teacher']}, {_size(result)}, at step 1/4",
                 f"{row['bits_per_logit']:.2f} bits a logit, KL {row['mean_kl_nats']:.1e} nats, {row['decode_ms']:.2f} ms a read",
             )
 

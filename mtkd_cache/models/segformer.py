@@ -10,12 +10,15 @@ so the mixing is done before the upsampling, in one product with the projection.
 
 import copy
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from segmentation_models_pytorch.encoders import mix_transformer
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Attention(mix_transformer.Attention):
@@ -33,7 +36,7 @@ class Attention(mix_transformer.Attention):
         return self.proj_drop(self.proj(seen.transpose(1, 2).reshape(batch, tokens, channels)))
 
 
-def use_fused_attention(encoder: nn.Module) -> nn.Module:
+def use_fused_attention(encoder: Module) -> Module:
     """An encoder whose MiT blocks, if it has any, attend by `Attention`."""
     return _exchange(encoder, {mix_transformer.Attention: Attention})
 
@@ -71,12 +74,12 @@ class FoldedDecoder(nn.Module):
         return F.relu_(_blend(features, self.weights, self.bias))
 
 
-def reference_smp(network: nn.Module) -> nn.Module:
+def reference_smp(network: Module) -> Module:
     """A copy of a network that computes as smp does, to compare with."""
     return _exchange(copy.deepcopy(network), {Attention: mix_transformer.Attention, Decoder: SegformerDecoder})
 
 
-def _exchange(network: nn.Module, others: dict[type, type]) -> nn.Module:
+def _exchange(network: Module, others: dict[type, type]) -> Module:
     """A network, with each of its modules of one class turned into one of another class of the same parameters."""
     for module in network.modules():
         if type(module) in others:
