@@ -68,6 +68,9 @@ resident = click.option(
 compiled = click.option(
     "--compile", "compiled", is_flag=True, help="Use torch.compile: a slow first step, then faster on some devices (see bench)."
 )
+log_with = click.option(
+    "--log-with", metavar="NAME", help="Report each epoch to this tracker: tensorboard, or any other that Accelerate supports."
+)
 
 
 def stack(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
@@ -144,10 +147,10 @@ def recipe_of(options: Mapping[str, Any], values: Mapping[str, Any] | None = Non
 
 
 def accelerator_of(options: Mapping[str, Any]) -> "Accelerator":
-    """What --device and --precision name."""
+    """What --device, --precision and --log-with name."""
     from mtkd_cache.runtime.accelerator import make_accelerator
 
-    return make_accelerator(options["device"], options["precision"])
+    return make_accelerator(options["device"], options["precision"], options.get("log_with"))
 
 
 def table(rows: Iterable[Iterable[str]]) -> str:

@@ -27,18 +27,19 @@ def command(
 ) -> dict[str, Any]:
     """Compute Dice per anatomy, each on its own subset, and write it to evaluation-SPLIT.json beside the weights."""
     from mtkd_cache.data.sample_store import SampleStore
-    from mtkd_cache.evaluation.dice import evaluate_student, evaluate_teachers
+    from mtkd_cache.evaluation.dice import evaluate
     from mtkd_cache.evaluation.multilabel import evaluate_multilabel
+    from mtkd_cache.evaluation.predictor import Predictor
 
-    if (run is None) == (teachers is None):
+    folder = run or teachers
+    if folder is None or (run and teachers):
         raise click.UsageError("Name either --run or --teachers.")
     accelerator, opened = accelerator_of(options), SampleStore.open(store)
-    if multilabel is not None:
-        result = evaluate_multilabel(run or teachers, multilabel, opened, split, accelerator)
-        say(f"{100 * result['claimed_twice']:.1f} % of the pixels are predicted by two heads or more")
-    elif run is not None:
-        result = evaluate_student(run, opened, split, accelerator)
+    predictor = Predictor.load(folder, accelerator.device, opened.anatomies)
+    if multilabel is None:
+        evaluation = evaluate(predictor, opened, split, accelerator)
     else:
-        result = evaluate_teachers(teachers, opened, split, accelerator)
-    say(f"Dice on {split} (%)\n" + dice_table({**result["dice"], "mean": result["mean_dice"]}))
-    return result
+        evaluation = several = evaluate_multilabel(predictor, multilabel, opened, split, accelerator)
+        say(f"{100 * several.claimed_twice:.1f} % of the pixels are predicted by two heads or more")
+    say(f"Dice on {split} (%)\n" + dice_table({**evaluation.dice, "mean": evaluation.mean_dice}))
+    return evaluation.to_json()

@@ -19,6 +19,7 @@ from .common import ARCHITECTURES, FOLDER, accelerator_of, recipe_of, reports, s
 @common.compute
 @common.resident
 @common.compiled
+@common.log_with
 @reports
 def command(
     store: str, cache: str, run: Path | None, arch: str | None, no_kd: bool, resident: str, compiled: bool, **options: Any
@@ -32,8 +33,8 @@ def command(
     run = run or Path("runs", f"{recipe.student.arch}-{'no-kd' if no_kd else 'kd'}-seed{recipe.seed}")
     opened = None if no_kd else LogitCache.open(cache)
     record = train_student(SampleStore.open(store), run, recipe, accelerator_of(options), opened, resident, compiled)
-    say(f"{run}: validation Dice {100 * record['val_dice']:.1f} % in epoch {record['best_epoch']}")
-    if compiled and record.get("warm_up_seconds"):
-        say(f"the first step took {record['warm_up_seconds']:.0f} s, compilation included")
+    say(f"{run}: validation Dice {100 * record.val_dice:.1f} % in epoch {record.best_epoch}")
+    if compiled and record.warm_up_seconds:
+        say(f"the first step took {record.warm_up_seconds:.0f} s, compilation included")
     keys = ("best_epoch", "val_dice", "seconds_per_epoch", "warm_up_seconds", "cache_fingerprint", "seed")
-    return {"run": str(run), **{key: record.get(key) for key in keys}}
+    return {"run": str(run), **{key: getattr(record, key) for key in keys}}

@@ -18,6 +18,7 @@ from .common import ARCHITECTURES, accelerator_of, recipe_of, reports, say
 @common.compute
 @common.resident
 @common.compiled
+@common.log_with
 @reports
 def command(
     store: str, teachers: Path, arch: str | None, anatomies: tuple[str, ...], resident: str, compiled: bool, **options: Any
@@ -29,8 +30,8 @@ def command(
     recipe = recipe_of(options, {"teacher.arch": arch})
     opened = SampleStore.open(store)
     records = train_teachers(opened, teachers, recipe, accelerator_of(options), anatomies, resident, compiled)
-    say("validation Dice (%)\n" + common.dice_table({anatomy: record["val_dice"] for anatomy, record in records.items()}))
+    say("validation Dice (%)\n" + common.dice_table({anatomy: record.val_dice for anatomy, record in records.items()}))
     return {
-        anatomy: {"val_dice": record["val_dice"], "epochs": len(record["history"]), "path": str(teachers / anatomy)}
+        anatomy: {"val_dice": record.val_dice, "epochs": len(record.history), "path": str(teachers / anatomy)}
         for anatomy, record in records.items()
     }

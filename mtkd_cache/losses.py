@@ -1,11 +1,12 @@
 """The objective of both stages as pure functions of tensors.
 
-B samples, A anatomies (heads), H x W pixels. `valid` marks the pixels that show the sample (see `mtkd_cache.data.augment.inside`).
+B samples, A anatomies (heads), H x W pixels. `valid` marks the pixels that show the sample (`mtkd_cache.data.augment.inside`).
 Logits may be of any floating type: those of less than 32 bits are computed with in float32, and so is the loss; the gradient
 has the logits' type. Masks are bool, or numbers that are 0 or 1.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,8 @@ def exclusive_cross_entropy(
             slope.index_copy_(0, own, (torch.sigmoid(own_logits) - truth.to(one.dtype)) * inside)
         gradient /= count
         value = total / count
-    return _WithGradient.apply(logits, value, gradient)
+    loss: Tensor = _WithGradient.apply(logits, value, gradient)
+    return loss
 
 
 def map_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
@@ -90,8 +92,18 @@ def map_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor |
     return (log_p_teacher.exp() * difference).sum(-1)
 
 
-def channelwise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
+def channelwise_kl(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    valid: Tensor | None = None,
+    average: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """The distillation term of stage 2: T^2 / (B A) times the sum of `map_kl` over samples and anatomies, a scalar.
+
+    Args:
+        student, teacher, temperature, valid: see `map_kl`.
+        average: see `exclusive_cross_entropy`; B is then the mean of the processes' batches, which need not be equally large.
 
     Reference: the scaling is that of Shu et al. 2021's public code, which the paper follows.
     """
@@ -106,10 +118,13 @@ def channelwise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: 
             p_teacher = log_p_teacher.exp()
             total += log_p_teacher.sub_(log_p_student).mul_(p_teacher).sum()
             slope.copy_(log_p_student.exp_().sub_(p_teacher).view_as(slope))
-        maps = student.shape[0] * student.shape[1]
+        maps: Tensor | int = student.shape[0] * student.shape[1]
+        if average:
+            maps = average(gradient.new_tensor(maps))
         gradient *= temperature / maps
         value = temperature**2 * total / maps
-    return _WithGradient.apply(student, value, gradient)
+    loss: Tensor = _WithGradient.apply(student, value, gradient)
+    return loss
 
 
 def _log_softmax(logits: Tensor, temperature: float, outside: Tensor | None) -> Tensor:
@@ -150,14 +165,14 @@ class _WithGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
         return value.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, outer: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
         return (ctx.saved_tensors[0] * outer).to(ctx.dtype), None, None
 
 

@@ -1,12 +1,12 @@
-"""Batches for a training: read from the stores ahead of the step that wants them, or held in memory."""
+"""Batches for a training: read from the stores in a thread, ahead of the step that needs them, or held in memory."""
 
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -19,15 +19,16 @@ from mtkd_cache.data.sample_store import SHARD, SampleStore
 from mtkd_cache.errors import MtkdError
 
 AHEAD = 3  # batches read before they are asked for
+SAMPLE = ("images", "masks", "anatomy")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Stored samples as they lie in the stores.
+    """Samples as they are stored.
 
     rows (B,) in the sample store; images uint8 (B, H, W, 3); masks uint8 (B, H, W); anatomy int64 (B,);
-    logits int16 or int8 (B, A, h, w), the quantised maps of one recorded view, or None.
+    logits int16 or int8 (B, A, h, w), the quantized maps of one recorded view, or None.
     """
 
     rows: np.ndarray
@@ -36,15 +37,20 @@ class Batch:
     anatomy: Tensor
     logits: Tensor | None
 
-    def to(self, device: torch.device) -> "Batch":
-        if self.images.device == device:
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with each tensor changed."""
+        logits = None if self.logits is None else change(self.logits)
+        return Batch(self.rows, change(self.images), change(self.masks), change(self.anatomy), logits)
+
+    def pinned(self, device: torch.device) -> "Batch":
+        """The batch in page-locked memory, which a CUDA device copies while the host goes on; as it is for other devices."""
+        if device.type != "cuda" or self.images.device.type != "cpu":
             return self
-        pinned = [None if t is None else _send(t, device) for t in (self.images, self.masks, self.anatomy, self.logits)]
-        return Batch(self.rows, *pinned)
+        with torch.cuda.device(device):
+            return self.apply(Tensor.pin_memory)
 
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    def to(self, device: torch.device) -> "Batch":
+        return self.apply(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class BatchReader:
@@ -52,6 +58,7 @@ class BatchReader:
 
     def __init__(self, store: SampleStore, cache: LogitCache | None = None):
         self.store, self.cache = store, cache
+        self.views = cache.views if cache else 1
 
     def bytes_per_sample(self) -> int:
         """Bytes of one sample in memory: image, mask and the maps of every recorded view."""
@@ -61,14 +68,14 @@ class BatchReader:
 
     def read(self, rows: np.ndarray, view: int = 0) -> Batch:
         images, masks = self.store.read(rows)
-        logits = None if self.cache is None else torch.from_numpy(self._maps(rows, view))
+        logits = None if self.cache is None else torch.from_numpy(self._maps(self.cache, rows, view))
         anatomy = torch.from_numpy(self.store.anatomy[rows].astype(np.int64))
         return Batch(rows, torch.from_numpy(images), torch.from_numpy(masks), anatomy, logits)
 
-    def _maps(self, rows: np.ndarray, view: int) -> np.ndarray:
+    def _maps(self, cache: LogitCache, rows: np.ndarray, view: int) -> np.ndarray:
         hashes = self.store.hashes[rows]
         try:
-            return self.cache.read(hashes, view)
+            return cache.read(hashes, view)
         except CorruptMapError as error:
             raise MtkdError(f"{self.store.describe(rows[list(hashes).index(error.sha256)])}: {error}") from error
 
@@ -77,25 +84,33 @@ def epoch_batches(rows: np.ndarray, batch: int, seed: int, epoch: int, rank: int
     """The batches of one epoch for one of `world` processes: every sample once, in an order fixed by (seed, epoch).
 
     A last batch that is not full is left out (its samples come in other epochs), unless it is the only one.
+    Raises MtkdError where a process would get no sample.
     """
+    if (samples := min(batch, len(rows))) < world:
+        raise MtkdError(f"a batch of {samples} samples cannot be shared by {world} processes. Take fewer, or a larger batch.")
     order = np.random.default_rng([seed, epoch]).permutation(rows)
     count = max(len(order) // batch, 1)
     return [order[number * batch : (number + 1) * batch][rank::world] for number in range(count)]
 
 
-def prefetch(items: Iterable, read: Callable[..., T], depth: int = AHEAD) -> Iterator[T]:
-    """read(*item) for each item, in order, with up to `depth` of them under way in a thread."""
+def prefetch(items: Iterable[tuple[Any, ...]], read: Callable[..., T], depth: int = AHEAD) -> Iterator[T]:
+    """read(*item) for each item, in order, `depth` of them ahead in a thread."""
     with ThreadPoolExecutor(1) as pool:
-        waiting: deque = deque()
+        pending: deque[Future[T]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(read, *item))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(read, *item))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def prefetch_batches(items: Iterable[tuple[Any, ...]], source: "Source", device: torch.device) -> Iterator[Batch]:
+    """source.read(*item) for each item, read ahead in a thread, which also pins what a CUDA device is to copy."""
+    return prefetch(items, lambda *item: source.read(*item).pinned(device))
 
 
 MODES = ("auto", "device", "host", "off")
@@ -103,60 +118,59 @@ SHARE = 0.5  # of the free memory that "auto" takes at most
 
 
 class InMemorySource:
-    """Holds all of a stream's samples (and their maps of every recorded view) in memory, on a device or the host."""
+    """Holds all of a reader's samples (and their maps of every recorded view) in the memory of a device or the host."""
 
-    def __init__(self, stream: BatchReader, rows: np.ndarray, device: torch.device):
-        self.row_of = {int(row): index for index, row in enumerate(rows)}
-        views = stream.cache.views if stream.cache else 1
-        self.held: list[Batch] = []
-        progress = tqdm(total=len(rows) * views, desc=f"load to {device.type}", unit="sample", disable=None, leave=False)
-        for view in range(views):
+    def __init__(self, reader: BatchReader, rows: np.ndarray, device: torch.device):
+        self.index_of = {int(row): index for index, row in enumerate(rows)}
+        self.views = reader.views
+        self.batches: list[Batch] = []  # all samples in one, for each view; images and masks are held once
+        progress = tqdm(total=len(rows) * self.views, desc=f"load to {device.type}", unit="sample", disable=None, leave=False)
+        for view in range(self.views):
             parts = []
             for start in range(0, len(rows), SHARD):
-                parts.append(stream.read(rows[start : start + SHARD], view))
+                parts.append(reader.read(rows[start : start + SHARD], view))
                 progress.update(len(parts[-1].rows))
+            maps = [part.logits for part in parts if part.logits is not None]
+            logits = torch.cat(maps) if maps else None
             if view:
-                first = self.held[0]
-                self.held.append(Batch(rows, first.images, first.masks, first.anatomy, _join(parts, "logits").to(device)))
+                whole = replace(self.batches[0], logits=logits)
             else:
-                joined = [_join(parts, name) for name in ("images", "masks", "anatomy", "logits")]
-                self.held.append(Batch(rows, *(None if t is None else t.to(device) for t in joined)))
+                images, masks, anatomy = (torch.cat([getattr(part, name) for part in parts]) for name in SAMPLE)
+                whole = Batch(rows, images, masks, anatomy, logits)
+            self.batches.append(whole.to(device))
         progress.close()
 
     def read(self, rows: np.ndarray, view: int = 0) -> Batch:
-        held = self.held[view]
-        at = torch.tensor([self.row_of[int(row)] for row in rows], device=held.images.device)
-        tensors = (held.images, held.masks, held.anatomy, held.logits)
-        return Batch(rows, *(None if t is None else t.index_select(0, at) for t in tensors))
+        whole = self.batches[view]
+        index = torch.tensor([self.index_of[int(row)] for row in rows], device=whole.images.device)
+        return replace(whole.apply(lambda tensor: tensor.index_select(0, index)), rows=rows)
 
 
-def _join(parts: list[Batch], name: str) -> Tensor | None:
-    tensors = [getattr(part, name) for part in parts]
-    return None if tensors[0] is None else torch.cat(tensors)
+Source = BatchReader | InMemorySource
 
 
-def preload(stream: BatchReader, rows: np.ndarray, device: torch.device, mode: str = "auto") -> BatchReader | InMemorySource:
-    """The stream itself, or its samples in memory.
+def preload(reader: BatchReader, rows: np.ndarray, device: torch.device, mode: str = "auto") -> Source:
+    """The reader itself, or its samples in memory.
 
-    mode: "device", "host", "off" (stream), or "auto": the device where they take at most half its free memory, else the host
-    where they take at most half of its, else streaming.
+    mode: "device", "host", "off" (read from the disk), or "auto": the device where they take at most half its free memory, else
+    the host where they take at most half of its, else the disk.
     """
     if mode not in MODES:
         raise MtkdError(f"resident {mode!r}: choose one of {', '.join(MODES)}.")
     if mode == "auto":
-        needed = stream.bytes_per_sample() * len(rows)
+        needed = reader.bytes_per_sample() * len(rows)
         mode = "host" if needed <= SHARE * _free_host() else "off"
         if device.type == "cuda" and needed <= SHARE * torch.cuda.mem_get_info(device)[0]:
             mode = "device"
     if mode == "off":
-        return stream
-    return InMemorySource(stream, rows, device if mode == "device" else torch.device("cpu"))
+        return reader
+    return InMemorySource(reader, rows, device if mode == "device" else torch.device("cpu"))
 
 
-def _free_host(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
+def _free_host(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Bytes of memory that are available, and no more than a job's or a container's limit (control groups, version 2)."""
-    free = psutil.virtual_memory().available
-    group = re.search(r"^0::/(.*)$", mine.read_text() if mine.exists() else "", re.MULTILINE)
+    free: int = psutil.virtual_memory().available
+    group = re.search(r"^0::/(.*)$", own.read_text() if own.exists() else "", re.MULTILINE)
     for folder in (groups / group[1], *(groups / group[1]).parents) if group else ():
         limit = folder / "memory.max"
         if limit.exists() and (text := limit.read_text().strip()).isdigit():

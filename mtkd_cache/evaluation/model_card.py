@@ -1,11 +1,23 @@
 """The model card of a run folder or a teachers folder: README.md, written anew after every evaluation."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from mtkd_cache.evaluation.markdown import pipe, plain
 from mtkd_cache.models.pretrained import paper_source
-from mtkd_cache.models.records import is_current, read_record, read_trainings
+from mtkd_cache.models.records import (
+    EVALUATION,
+    MULTILABEL_EVALUATION,
+    Evaluation,
+    MultilabelEvaluation,
+    RunRecord,
+    TeacherRecord,
+    Training,
+    read_as,
+    read_training_records,
+)
 from mtkd_cache.storage.folder import write_durably
 
 CARD = "README.md"
@@ -22,6 +34,7 @@ USE = (
     "may claim one pixel."
 )
 UNKNOWN = "not recorded"
+Kind = TypeVar("Kind", bound=Evaluation)
 
 
 def write_card(folder: Path) -> Path | None:
@@ -40,88 +53,90 @@ def write_card(folder: Path) -> Path | None:
 
 def card_text(folder: Path) -> str | None:
     """The card in Markdown, from the records in the folder alone (the same records, the same text); None without any."""
-    trainings = read_trainings(folder)
+    trainings = read_training_records(folder)
     if not trainings:
         return None
-    evaluations, multilabel = (
-        [one for path in sorted(folder.glob(f"{kind}-*.json")) if is_current(one := read_record(path), trainings)]
-        for kind in ("evaluation", "multilabel")
-    )
-    about = trainings[0]
+    evaluations = _current(Evaluation, EVALUATION, folder, trainings)
+    multilabel = _current(MultilabelEvaluation, MULTILABEL_EVALUATION, folder, trainings)
+    first = trainings[0]
     blocks = [
         MARK,
-        f"# {plain(_title(about))}",
+        f"# {plain(_title(first))}",
         WARNING,
         "## Intended use\n\n" + USE,
-        "## What it was trained on\n\n" + _bullets(_training(about, evaluations)),
+        "## What it was trained on\n\n" + _bullets(_training(first, evaluations)),
         "## Dice\n\n" + _dice(evaluations),
         *(["## Images with several annotations\n\n" + "\n\n".join(map(_multilabel, multilabel))] if multilabel else []),
-        "## Use\n\n" + _loading(folder, about),
+        "## Use\n\n" + _loading(folder, first),
         "## Fingerprints\n\n" + _bullets(_fingerprints(trainings)),
-        "## Recipe\n\n" + _recipe(about.get("recipe") or {}),
-        "## Made with\n\n" + _bullets([f"{key}: {value}" for key, value in about.get("environment", {}).items()]),
+        "## Recipe\n\n" + _recipe(first.recipe),
+        "## Made with\n\n" + _bullets([f"{key}: {value}" for key, value in first.environment.items()]),
     ]
     return "\n\n".join(blocks) + "\n"
 
 
-def _title(about: dict) -> str:
-    count = len(about["anatomies"])
-    if about["kind"] == "student":
-        return f"{about['arch']}, one encoder with {count} decoders, {'with' if about['kd'] else 'without'} distillation"
-    return f"{about['arch']}, one network for each of {count} anatomies"
+def _current(kind: type[Kind], name: str, folder: Path, trainings: Sequence[Training]) -> list[Kind]:
+    """The evaluations in a folder that are of its weights, by split."""
+    evaluations = (read_as(kind, path) for path in sorted(folder.glob(name.format("*"))))
+    return [evaluation for evaluation in evaluations if evaluation and evaluation.is_of(trainings)]
 
 
-def _training(about: dict, evaluations: list[dict]) -> list[str]:
-    dataset = about.get("dataset") or next((one["dataset"] for one in evaluations if one.get("dataset")), UNKNOWN)
-    size = _size(about)
-    stage = (about.get("recipe") or {}).get("student" if about["kind"] == "student" else "teacher", {})
-    said = [
-        f"Dataset: {dataset}, the training split of the sample store below, at {size} pixels",
-        f"Anatomies, in the order of the heads: {', '.join(about['anatomies'])}",
+def _title(training: Training) -> str:
+    count = len(training.anatomies)
+    if isinstance(training, RunRecord):
+        return f"{training.arch}, one encoder with {count} decoders, {'with' if training.kd else 'without'} distillation"
+    return f"{training.arch}, one network for each of {count} anatomies"
+
+
+def _training(training: Training, evaluations: list[Evaluation]) -> list[str]:
+    run = training if isinstance(training, RunRecord) else None
+    datasets = [run and run.dataset, *(evaluation.dataset for evaluation in evaluations)]
+    dataset = next(filter(None, datasets), UNKNOWN)
+    weights = training.recipe.get("student" if run else "teacher", {}).get("weights", UNKNOWN)
+    lines = [
+        f"Dataset: {dataset}, the training split of the sample store below, at {_size(training)} pixels",
+        f"Anatomies, in the order of the heads: {', '.join(training.anatomies)}",
         "Annotation: one anatomy an image; what else an image shows is not annotated",
-        f"Started from weights: {_weights(about['arch'], stage.get('weights', UNKNOWN))}",
-        f"Seed: {about['seed']}",
-        f"Mixed precision: {about.get('precision', UNKNOWN)}",
+        f"Started from weights: {_weights(training.arch, weights)}",
+        f"Seed: {training.seed}",
+        f"Mixed precision: {training.precision or UNKNOWN}",
     ]
-    if about["kind"] != "student":
-        return [*said, "Kept: each network's best epoch by validation Dice"]
-    said.append(_supervision(about))
-    if history := about.get("history"):
-        best = f"epoch {about['best_epoch']} of 0 to {len(history) - 1}"
-        said.append(f"Kept: {best}, the best by validation Dice ({_percent(about['val_dice'])} %)")
-    return said
+    if run is None:
+        return [*lines, "Kept: each network's best epoch by validation Dice"]
+    best = f"epoch {run.best_epoch} of 0 to {len(run.history) - 1}"
+    return [*lines, _supervision(run), f"Kept: {best}, the best by validation Dice ({_percent(run.val_dice)} %)"]
 
 
-def _supervision(about: dict) -> str:
-    if not about["kd"]:
+def _supervision(run: RunRecord) -> str:
+    if not run.kd:
         return "Trained on the masks alone"
-    archs = sorted({teacher["arch"] for teacher in (about.get("teachers") or {}).values()})
-    named = f" ({', '.join(archs)})" if archs else ""
-    return f"Trained on the masks and distilled from the cached logits of its teachers{named}"
+    archs = sorted({teacher["arch"] for teacher in (run.teachers or {}).values()})
+    names = f" ({', '.join(archs)})" if archs else ""
+    return f"Trained on the masks and distilled from the cached logits of its teachers{names}"
 
 
 def _weights(arch: str, source: str) -> str:
     """A recipe's source of pretrained weights, and what "paper" stands for."""
     if source != "paper":
         return source
-    found = paper_source(arch)
-    return f"{found}, as in the paper's setting" if found != "none" else "none: what the paper started from is not public"
+    source = paper_source(arch)
+    return f"{source}, as in the paper's setting" if source != "none" else "none: what the paper started from is not public"
 
 
-def _size(about: dict) -> str:
-    return "x".join(map(str, about["size"]))
+def _size(training: Training) -> str:
+    return "x".join(map(str, training.size))
 
 
-def _dice(evaluations: list[dict]) -> str:
+def _dice(evaluations: list[Evaluation]) -> str:
     """A column for each evaluated split, a row for each anatomy."""
     if not evaluations:
         return "Not evaluated yet."
-    rows = [[anatomy, *(_percent(one["dice"].get(anatomy)) for one in evaluations)] for anatomy in evaluations[0]["dice"]]
-    rows.append(["**mean**", *(f"**{_percent(one['mean_dice'])}**" for one in evaluations)])
-    rows.append(["images", *(str(one["images"]) for one in evaluations)])
+    rows = [[anatomy, *(_percent(each.dice.get(anatomy)) for each in evaluations)] for anatomy in evaluations[0].dice]
+    rows.append(["**mean**", *(f"**{_percent(each.mean_dice)}**" for each in evaluations)])
+    rows.append(["images", *(str(each.images) for each in evaluations)])
     return (
         "In percent: the mean over the images of an anatomy's own subset, leaving out images where truth and prediction are "
-        f"both empty.\n\n{_table(['Anatomy', *(one['split'] for one in evaluations)], rows)}"
+        f"both empty.\n\n{_table(['Anatomy', *(each.split for each in evaluations)], rows)}"
     )
 
 
@@ -129,39 +144,43 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(map(pipe, [head, ["---", *("---:" for _ in head[1:])], *rows]))
 
 
-def _multilabel(one: dict) -> str:
-    rows = [[name, _percent(dice), _percent(one["known_precision"].get(name))] for name, dice in one["dice"].items()]
+def _multilabel(evaluation: MultilabelEvaluation) -> str:
+    precision = evaluation.known_precision
+    rows = [[anatomy, _percent(dice), _percent(precision.get(anatomy))] for anatomy, dice in evaluation.dice.items()]
     claimed = (
-        f"Images of the {one['split']} split: {one['images']}. {_percent(one['claimed'])} % of the pixels are claimed by a head, "
-        f"{_percent(one['claimed_twice'])} % by two or more. Precision is counted on the pixels annotated as some anatomy."
+        f"Images of the {evaluation.split} split: {evaluation.images}. {_percent(evaluation.claimed)} % of the pixels are "
+        f"claimed by a head, {_percent(evaluation.claimed_twice)} % by two or more. "
+        "Precision is counted on the pixels annotated as some anatomy."
     )
     return f"{plain(claimed)}\n\n{_table(['Anatomy', 'Dice, %', 'Precision, %'], rows)}"
 
 
-def _loading(folder: Path, about: dict) -> str:
-    student = about["kind"] == "student"
-    name = folder.name if student else f"{folder.name}/{about['anatomy']}"
-    heads = f"{len(about['anatomies'])} heads in the order above" if student else f"one head: {about['anatomy']}"
+def _loading(folder: Path, training: Training) -> str:
+    if isinstance(training, TeacherRecord):
+        name, heads = f"{folder.name}/{training.anatomy}", f"one head: {training.anatomy}"
+    else:
+        name, heads = folder.name, f"{len(training.anatomies)} heads in the order above"
     return (
         "```python\n"
-        "from mtkd_cache.models.checkpoints import load_network\n"
+        "from mtkd_cache import load_network\n"
         f"network = load_network({json.dumps(name)})  # in eval mode, {plain(heads)}\n"
         "masks = network(images) > 0  # images: float RGB in [0, 1], (B, 3, H, W); masks: bool (B, heads, H, W)\n"
-        f"```\n\nGive it images of the size it was trained at, {_size(about)}."
+        f"```\n\nGive it images of the size it was trained at, {_size(training)}."
     )
 
 
-def _fingerprints(trainings: list[dict]) -> list[str]:
-    said = [f"Sample store: `{trainings[0].get('store_fingerprint', UNKNOWN)}`"]
-    if trainings[0].get("kd"):
-        said.append(f"Logit cache: `{trainings[0].get('cache_fingerprint', UNKNOWN)}`")
-    for about in trainings:
-        whose = f" of {about['anatomy']}" if "anatomy" in about else ""
-        said.append(f"Weights{whose}, SHA-256: `{about.get('weights_sha256', UNKNOWN)}`")
-    return said
+def _fingerprints(trainings: Sequence[Training]) -> list[str]:
+    first = trainings[0]
+    lines = [f"Sample store: `{first.store_fingerprint or UNKNOWN}`"]
+    if isinstance(first, RunRecord) and first.kd:
+        lines.append(f"Logit cache: `{first.cache_fingerprint or UNKNOWN}`")
+    for training in trainings:
+        whose = f" of {training.anatomy}" if isinstance(training, TeacherRecord) else ""
+        lines.append(f"Weights{whose}, SHA-256: `{training.weights_sha256 or UNKNOWN}`")
+    return lines
 
 
-def _recipe(recipe: dict) -> str:
+def _recipe(recipe: dict[str, Any]) -> str:
     lines = []
     for section, values in recipe.items():
         lines += ["", f"[{section}]"]

@@ -3,8 +3,8 @@
     DATASET/multilabel/{surgery, 2 digits}/imageNN.png beside maskNN_{anatomy}.png
 
 In the Dresden set these are the stomach images again, annotated for seven anatomies. Every head sees every image; a head claims a
-pixel where its logit is positive. Dice is that of `mtkd_cache.evaluation.dice`. Two figures say what mutual exclusivity has done, which
-the subsets with one annotation cannot:
+pixel where its logit is positive. Dice is that of `mtkd_cache.evaluation.dice`. Two figures measure mutual exclusivity, which the
+subsets with one annotation cannot:
 
     claimed_twice        pixels that two heads or more claim / all pixels
     known_precision[a]   |P_a and T_a| / (|P_a and T_a| + |P_a and K_a|), counted over all images together
@@ -14,9 +14,9 @@ nobody annotated as such, is in neither, so known_precision is 1 for a head that
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ from mtkd_cache.data.dresden import MULTILABEL, check_anatomies, read_image, rea
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.model_card import write_card
-from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256, load_network
-from mtkd_cache.models.records import STUDENT, TEACHER, read_record, write_record
+from mtkd_cache.evaluation.predictor import Predictor
+from mtkd_cache.models.records import MULTILABEL_EVALUATION, MultilabelEvaluation, write_json
 from mtkd_cache.training.metrics import image_dice, summarize
 
 _IMAGE = re.compile(r"image(\d+)\.png")
@@ -65,51 +65,52 @@ def find_scenes(dataset: Path, surgeries: set[int]) -> list[Scene]:
     return scenes
 
 
-def evaluate_multilabel(folder: Path, dataset: Path, store: SampleStore, split: str, accelerator: Accelerator) -> dict:
-    """What a student's run, or a folder of teachers, says of the multilabel images, written to folder/multilabel-SPLIT.json.
+def evaluate_multilabel(
+    predictor: Predictor, dataset: Path, store: SampleStore, split: str, accelerator: Accelerator
+) -> MultilabelEvaluation:
+    """Dice and precision of a student, or of teachers, on the multilabel images; written to multilabel-SPLIT.json.
 
-    dataset: the dataset folder. store: names the networks' anatomies, the pictures' size and the surgeries of the split.
+    predictor: of the store's anatomies, on the accelerator's device. dataset: the dataset folder. store: tells the size of the
+    images and the surgeries of the split.
     Returns what `evaluate` does, of the anatomies that have masks, and claimed (pixels that a head claims / all pixels),
     claimed_twice and known_precision {anatomy: value, None where the head claims no pixel that is annotated}.
-    Raises MtkdError where the networks do not fit the store, and for an image without mask or of another size.
+    Raises MtkdError for an image without mask, and for a mask of another size than its image.
     """
-    folder = Path(folder)
     scenes = find_scenes(Path(dataset), set(store.surgery[store.rows(split)].tolist()))
-    about, predict = _networks(folder, store, accelerator)
-    counted = [
-        _count(predict, store, *_read(scene, store)) for scene in scenes[accelerator.process_index :: accelerator.num_processes]
-    ]
-    counted = gather_object(counted)
-    result = {
-        **about,
+    own_scenes = scenes[accelerator.process_index :: accelerator.num_processes]
+    counts = gather_object([_count(predictor, accelerator, *_read(scene, store)) for scene in own_scenes])
+    path = predictor.folder / MULTILABEL_EVALUATION.format(split)
+    content = {
+        **predictor.description(),
         "split": split,
         "dataset": f"{store.name}/{MULTILABEL}",
         "store_fingerprint": store.fingerprint,
         "size": list(store.size),
-        **summarize((anatomy, [dice]) for one in counted for anatomy, dice in one["dice"].items()),
+        **summarize((anatomy, [dice]) for count in counts for anatomy, dice in count["dice"].items()),
         "images": len(scenes),
-        "claimed": float(np.mean([one["claimed"] for one in counted])),
-        "claimed_twice": float(np.mean([one["claimed_twice"] for one in counted])),
-        "known_precision": known_precision([one["known"] for one in counted]),
+        "claimed": float(np.mean([count["claimed"] for count in counts])),
+        "claimed_twice": float(np.mean([count["claimed_twice"] for count in counts])),
+        "known_precision": known_precision([count["known"] for count in counts]),
     }
+    evaluation = MultilabelEvaluation.from_json(content, path)
     if accelerator.is_main_process:
-        write_record(folder / f"multilabel-{split}.json", result)
-        write_card(folder)
-    return result
+        write_json(path, evaluation.to_json())
+        write_card(predictor.folder)
+    return evaluation
 
 
 def known_precision(counts: list[dict[str, tuple[int, int]]]) -> dict[str, float | None]:
     """Right / (right + wrong) by anatomy over all images' {anatomy: (right, wrong)} pixels; None where both are 0."""
     sums: dict[str, np.ndarray] = {}
-    for one in counts:
-        for anatomy, pixels in one.items():
+    for count in counts:
+        for anatomy, pixels in count.items():
             sums[anatomy] = sums.get(anatomy, 0) + np.array(pixels)
     return {
         anatomy: float(right / (right + wrong)) if right + wrong else None for anatomy, (right, wrong) in sorted(sums.items())
     }
 
 
-def count(claims: dict[str, Tensor], truths: dict[str, Tensor]) -> dict:
+def count_pixels(claims: dict[str, Tensor], truths: dict[str, Tensor]) -> dict[str, Any]:
     """One image's figures. claims: bool (H, W) of every head; truths: bool (H, W) of every annotated anatomy.
 
     Returns dice {anatomy: value, NaN where truth and claim are empty}, claimed and claimed_twice as shares of the pixels, and
@@ -131,40 +132,22 @@ def count(claims: dict[str, Tensor], truths: dict[str, Tensor]) -> dict:
     }
 
 
-def _count(predict: Callable[[Tensor], Tensor], store: SampleStore, image: np.ndarray, truths: dict[str, np.ndarray]) -> dict:
-    claimed = predict(to_float(torch.from_numpy(image.copy())[None]))[0].cpu()
-    claims = dict(zip(store.anatomies, claimed, strict=True))
-    return count(claims, {anatomy: torch.from_numpy(mask > 0) for anatomy, mask in truths.items()})
+def _count(predictor: Predictor, accelerator: Accelerator, image: np.ndarray, masks: dict[str, np.ndarray]) -> dict[str, Any]:
+    with accelerator.autocast():
+        claimed = predictor(to_float(torch.from_numpy(image.copy())[None]))[0].cpu() > 0
+    claims = dict(zip(predictor.anatomies, claimed, strict=True))
+    return count_pixels(claims, {anatomy: torch.from_numpy(mask > 0) for anatomy, mask in masks.items()})
 
 
 def _read(scene: Scene, store: SampleStore) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The image uint8 (H, W, 3) and its masks uint8 (H, W) by anatomy, resized as at ingest."""
     image, size = read_image(scene.image, store.size)
-    masks = {}
+    masks: dict[str, np.ndarray] = {}
+    threshold: Any = store.group.attrs.get("threshold")
     for anatomy, path in scene.masks:
-        masks[anatomy], found = read_mask(path, store.size, store.group.attrs.get("threshold"))
-        if found != size:
-            raise MtkdError(f"{path} is {found[0]}x{found[1]}, its image {size[0]}x{size[1]}. Bring the mask of that image.")
+        masks[anatomy], mask_size = read_mask(path, store.size, threshold)
+        if mask_size != size:
+            raise MtkdError(
+                f"{path} is {mask_size[0]}x{mask_size[1]}, its image {size[0]}x{size[1]}. Bring the mask of that image."
+            )
     return image, masks
-
-
-def _networks(folder: Path, store: SampleStore, accelerator: Accelerator) -> tuple[dict, Callable[[Tensor], Tensor]]:
-    """What a folder holds, and its claims: images float (B, 3, H, W) in [0, 1] -> bool (B, A, H, W) in the store's order."""
-    record = read_record(folder / STUDENT)
-    if record is not None:
-        networks = [load_network(folder, anatomies=store.anatomies)]
-        about = {"kind": "student", "layout": "shared", **{key: record.get(key) for key in ("seed", "kd", "cache_fingerprint")}}
-        weights = file_sha256(folder / WEIGHTS)
-    else:
-        networks = [load_network(folder / anatomy, anatomies=[anatomy]) for anatomy in store.anatomies]
-        record = read_record(folder / store.anatomies[0] / TEACHER) or {}
-        about = {"kind": "teachers", "layout": "separate", "seed": record.get("seed"), "kd": False}
-        weights = {anatomy: file_sha256(folder / anatomy / WEIGHTS) for anatomy in store.anatomies}
-    for network in networks:
-        network.to(accelerator.device)
-
-    def predict(images: Tensor) -> Tensor:
-        with torch.inference_mode(), accelerator.autocast():
-            return torch.cat([network(images.to(accelerator.device)) for network in networks], dim=1) > 0
-
-    return {**about, "arch": networks[0].arch, "weights_sha256": weights}, predict

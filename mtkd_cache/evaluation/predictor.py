@@ -82,7 +82,7 @@ class Predictor:
                 return logits
             return torch.cat([network(images) for network, _ in chosen], dim=1)
 
-    def described(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """What an evaluation says of the networks that it is of."""
         record = self.records[0] if self.records else None
         student = self.layout == "shared"

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import torch
@@ -24,14 +25,14 @@ STATE = "state.safetensors"
 CHECKSUM = "crc32c"
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write named tensors with a JSON description, whole or not at all."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, save(contiguous, {"about": json.dumps({**metadata, CHECKSUM: _checksum(contiguous, metadata)})}))
 
 
-def read_tensors(path: Path, **members: type) -> tuple[dict[str, Tensor], dict]:
+def read_tensors(path: Path, **members: type) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `write_tensors` wrote.
 
     Raises MtkdError where the file is absent, unreadable, damaged, or not described by the members asked for, of their types.
@@ -58,9 +59,9 @@ def read_tensors(path: Path, **members: type) -> tuple[dict[str, Tensor], dict]:
         ) from error
 
 
-def _checksum(tensors: dict[str, Tensor], metadata: dict) -> int:
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> int:
     """CRC-32C of a description and of named tensors: names, types, shapes and values."""
-    value = google_crc32c.value(json.dumps(metadata, sort_keys=True).encode())
+    value: int = google_crc32c.value(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         value = google_crc32c.extend(value, f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         value = google_crc32c.extend(value, tensor.flatten().view(torch.uint8).numpy())
@@ -101,7 +102,7 @@ def load_heads(
     return network.eval(), tuple(metadata["anatomies"])
 
 
-def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict]:
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights that a training left in a folder, and their description.
 
     Raises MtkdError where they are missing, damaged, not finite, or not those that the folder's record names.
@@ -137,7 +138,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, metadata: dict) -> None:
+def save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, metadata: dict[str, Any]) -> None:
     """Write network and Adam's moments, so that `load_state` goes on as if nothing had happened."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for name, parameter in network.named_parameters():
@@ -146,7 +147,7 @@ def save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
     write_tensors(path, tensors, metadata)
 
 
-def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, identity: str, precision: str) -> dict:
+def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, identity: str, precision: str) -> dict[str, Any]:
     """Restore what `save_state` wrote and return its description.
 
     Raises MtkdError where it is the state of a training with another identity or precision, or damaged.
@@ -162,8 +163,8 @@ def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
         )
     load_weights(network, {key.removeprefix("network."): t for key, t in tensors.items() if key.startswith("network.")}, path)
     for name, parameter in network.named_parameters():
-        moments = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-        if moments["step"] is not None:
+        if f"adam.step.{name}" in tensors:
+            moments = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {
                 key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in moments.items()
             }

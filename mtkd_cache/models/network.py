@@ -91,6 +91,23 @@ class Network(nn.Module):
                 f"width and height must be multiples of {self.multiple}. Resize or pad the images (mtkd-cache ingest --size)."
             )
 
+    def trains_on_one(self, size: tuple[int, int]) -> bool:
+        """Whether a batch may be a single image of size = (width, height): not where a batch norm gets one value a channel."""
+        values: list[int] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda _, inputs: values.append(inputs[0][0, 0].numel()))
+            for module in self.modules()
+            if isinstance(module, nn.BatchNorm2d)
+        ]
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            self(torch.zeros(1, 3, size[1], size[0], device=self.mean.device))
+        self.train(training)
+        for hook in hooks:
+            hook.remove()
+        return min(values, default=2) > 1
+
     def forward(self, images: Tensor, heads: Sequence[int] | None = None) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], of any size -> logits (B, heads, H, W), of all heads or of those named.
 

@@ -16,7 +16,7 @@ from mtkd_cache.storage.folder import write_durably
 from mtkd_cache.storage.record import JsonRecord
 
 RUN, TEACHER = "run.json", "teacher.json"
-EVALUATION, MULTILABEL = "evaluation-{}.json", "multilabel-{}.json"  # of a split
+EVALUATION, MULTILABEL_EVALUATION = "evaluation-{}.json", "multilabel-{}.json"  # of a split
 Record = TypeVar("Record", bound=JsonRecord)
 
 
@@ -28,7 +28,7 @@ class Training(JsonRecord):
     history: a dict for each epoch; val_dice: the validation Dice in [0, 1] of best_epoch, whose weights are kept.
     """
 
-    format: int = 1
+    format: int | None = None
     kind: str
     arch: str
     anatomies: tuple[str, ...]
@@ -153,21 +153,3 @@ def read_training_records(folder: Path) -> list[Training]:
 def read_evaluation(folder: Path, split: str) -> Evaluation | None:
     """The evaluation of a run or teachers folder on a split."""
     return read_as(Evaluation, folder / EVALUATION.format(split))
-
-
-# What follows goes as soon as its callers use the types above.
-STUDENT, read_record, write_record = RUN, read_json, write_json
-
-
-def read_trainings(folder: Path) -> list[dict[str, Any]]:
-    student = read_json(folder / RUN)
-    found = [student] if student else [read_json(path) for path in sorted(folder.glob(f"*/{TEACHER}"))]
-    return [record for record in found if record]
-
-
-def is_current(evaluation: dict[str, Any], trainings: Sequence[dict[str, Any]]) -> bool:
-    judged = evaluation.get("weights_sha256")
-    return judged is None or all(
-        record.get("weights_sha256") in (None, judged if isinstance(judged, str) else judged.get(record.get("anatomy")))
-        for record in trainings
-    )

@@ -1,21 +1,25 @@
-"""The loop both stages share: epochs of steps, validation, the best weights kept, going on after an interruption.
+"""The loop both stages share: epochs of steps, validation, the best weights kept, resumption after an interruption.
 
-Everything random is drawn from (seed, epoch) or (seed, sample, view), so that an interrupted training ends with the weights of an
-uninterrupted one on the CPU.
+Everything random is drawn from (seed, epoch) or (seed, sample, view), so that on the CPU a resumed training ends with the weights
+of an uninterrupted one.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from tqdm import tqdm
 
-from mtkd_cache.cache.loader import Batch
+from mtkd_cache.cache.loader import Batch, Source, epoch_batches, prefetch_batches
+from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import STATE, WEIGHTS, load_state, save_network, save_state
 from mtkd_cache.models.fast import compile_parts
@@ -23,14 +27,17 @@ from mtkd_cache.models.network import Network
 from mtkd_cache.recipe import Stage
 from mtkd_cache.storage.checked_json import digest
 
+Forward = Callable[[Tensor], Tensor]
+
 
 @dataclass
 class Task:
-    """What `fit` trains and how.
+    """What `fit` trains, and on what.
 
-    batches(epoch): the batches of an epoch. losses(forward, batch, epoch): the loss's parts by name, "loss" the one to descend.
-    validate(network): mean Dice in [0, 1]. name_samples(rows): the samples of a batch in words. compiled: compile encoder and
-    decoders, which makes the first step long, the others shorter, and the weights others in the last digits.
+    label: its name in messages. anatomies: of the network's heads. rows: the training samples in `store`; source: where their
+    batches are read. losses(forward, batch, epoch): the loss's parts by name; "loss" is minimized. validate(network): mean Dice
+    in [0, 1]. compiled: compile encoder and decoders, which makes the first step long, the others shorter, and the weights
+    differ in the last digits.
     """
 
     label: str
@@ -38,135 +45,186 @@ class Task:
     anatomies: Sequence[str]
     stage: Stage
     seed: int
-    batches: Callable[[int], Iterable[Batch]]
-    steps: int
-    losses: Callable[[Callable, Batch, int], dict[str, Tensor]]
+    store: SampleStore
+    rows: np.ndarray
+    source: Source
+    losses: Callable[[Forward, Batch, int], dict[str, Tensor]]
     validate: Callable[[Network], float]
-    name_samples: Callable[[np.ndarray], str]
+    accelerator: Accelerator
     compiled: bool = False
 
     def start(self, device: torch.device) -> tuple[Network, torch.optim.Optimizer]:
-        """The network on a device, as it is trained there, and its optimiser."""
-        network = self.network.to(device, memory_format=torch.channels_last)
+        """The network on a device, as it is trained there, and its optimizer."""
+        network = self.network.to(device).to(memory_format=torch.channels_last)
         if self.compiled:
             compile_parts(network)
         return network, torch.optim.Adam(network.parameters(), lr=self.stage.lr, fused=device.type == "cuda")
 
+    def rows_of_epoch(self, epoch: int) -> list[np.ndarray]:
+        """The rows of each of this process's batches."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return epoch_batches(self.rows, self.stage.batch, self.seed, epoch, rank, world)
 
-def fit(task: Task, folder: Path, identity: str, accelerator: Accelerator) -> dict:
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        view = epoch % self.source.views
+        return prefetch_batches(((rows, view) for rows in self.rows_of_epoch(epoch)), self.source, self.accelerator.device)
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        return len(self.rows_of_epoch(0))
+
+    def check_batch(self) -> None:
+        """Raises MtkdError where a process's batches are too small for the network's batch norms."""
+        samples = min(map(len, self.rows_of_epoch(0)))
+        if samples == 1 and not self.network.trains_on_one(self.store.size):
+            raise MtkdError(
+                f"{self.label}: {self.network.arch} cannot be trained on a batch of {samples}: a batch norm finds one value a "
+                "channel. Take a larger batch, two training samples or more per process, or larger pictures."
+            )
+
+
+def fit(task: Task, folder: Path, run_digest: str, accelerator: Accelerator) -> dict[str, Any]:
     """Train; keep the weights of the best validation Dice in folder/weights.safetensors.
 
-    identity: a hash of what must be equal for an interrupted training to be gone on with.
+    run_digest: a hash of what must be equal for an interrupted training to be resumed. Each epoch's figures go to the
+    accelerator's trackers.
     Returns history, best_epoch, val_dice, seconds_per_epoch, warm_up_seconds (of the first step, with its compilation).
-    Raises MtkdError for a loss that is not finite, and where the folder holds the state of a training with another identity
-    or precision.
+    Raises MtkdError for a loss that is not finite, for a batch that is too small, and where the folder holds the state of a
+    training with another digest or precision.
     """
+    task.check_batch()
     network, optimizer = task.start(accelerator.device)
-    history: list[dict] = []
+    history: list[dict[str, Any]] = []
     state, precision = folder / STATE, accelerator.mixed_precision
     if state.exists():
-        history = load_state(state, network, optimizer, identity, precision)["history"]
+        history = load_state(state, network, optimizer, run_digest, precision)["history"]
     forward, optimizer = accelerator.prepare(network, optimizer)
-    progress = tqdm(
-        total=task.stage.epochs * task.steps,
-        initial=len(history) * task.steps,
-        desc=task.label,
-        unit="step",
-        disable=None if accelerator.is_main_process else True,
-    )
+    _start_trackers(accelerator, task, folder)
+    progress = _progress_bar(task, len(history), accelerator)
     for epoch in range(len(history), task.stage.epochs):
-        torch.manual_seed(int(digest([task.seed, epoch, accelerator.process_index])[:15], 16))
-        for group in optimizer.param_groups:
-            group["lr"] = task.stage.learning_rate(epoch)
-        network.train()
-        row = _epoch(task, epoch, forward, optimizer, accelerator, progress)
+        row = _train_epoch(task, epoch, forward, optimizer, progress)
         network.eval()
         row["val_dice"] = task.validate(network)
         best = max((past["val_dice"] for past in history), default=-1.0)
         history.append(row)
         progress.set_postfix(dice=f"{row['val_dice']:.3f}", best=f"{max(best, row['val_dice']):.3f}", loss=f"{row['loss']:.3g}")
+        accelerator.log(row, step=epoch)
         if accelerator.is_main_process:
             if row["val_dice"] > best:
                 save_network(folder / WEIGHTS, network, task.anatomies)
-            about = {"identity": identity, "precision": precision, "history": history}
-            save_state(state, network, optimizer.optimizer, about)
+            metadata = {"identity": run_digest, "precision": precision, "history": history}
+            save_state(state, network, optimizer.optimizer, metadata)
         accelerator.wait_for_everyone()
     progress.close()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     accelerator.free_memory()
-    top = max(history, key=lambda row: row["val_dice"])
+    return _summary(history)
+
+
+def _start_trackers(accelerator: Accelerator, task: Task, folder: Path) -> None:
+    """Let the accelerator's trackers, if it has any, follow a training; those that write files write them into its folder."""
+    accelerator.project_configuration.logging_dir = str(folder)
+    accelerator.init_trackers("mtkd-cache", {"label": task.label, "seed": task.seed, **asdict(task.stage)})
+
+
+def _progress_bar(task: Task, epochs_done: int, accelerator: Accelerator) -> "tqdm[Any]":
+    return tqdm(
+        total=task.stage.epochs * task.steps,
+        initial=epochs_done * task.steps,
+        desc=task.label,
+        unit="step",
+        disable=None if accelerator.is_main_process else True,
+    )
+
+
+def _summary(history: list[dict[str, Any]]) -> dict[str, Any]:
+    best = max(history, key=lambda row: row["val_dice"])
     seconds = sorted(row["seconds"] for row in history)
     return {
         "history": history,
-        "best_epoch": top["epoch"],
-        "val_dice": top["val_dice"],
+        "best_epoch": best["epoch"],
+        "val_dice": best["val_dice"],
         "seconds_per_epoch": seconds[len(seconds) // 2],
         "warm_up_seconds": history[0].get("first_step"),
     }
 
 
-def _epoch(
-    task: Task, epoch: int, forward: Callable, optimizer: torch.optim.Optimizer, accelerator: Accelerator, progress: tqdm
-) -> dict:
-    """One epoch's steps.
-
-    Returns the mean of each part of the loss, the learning rate, the seconds in all and of the first step, and the share of them
-    spent waiting for data.
-    """
-    device = accelerator.device
-    sums: dict[str, Tensor] = {}
-    unchecked: tuple[int, Batch, Tensor] | None = None
-    start, waited, steps = time.perf_counter(), 0.0, 0
-    batches = iter(task.batches(epoch))
-    while True:
-        before = time.perf_counter()
-        batch = next(batches, None)
-        waited += time.perf_counter() - before
-        if batch is None:
-            break
-        batch = batch.to(device)
-        try:
-            with accelerator.autocast():
-                parts = task.losses(forward, batch, epoch)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise MtkdError(
-                f"{task.label}: {task.network.arch} cannot be trained on a batch of {len(batch.rows)}: a batch norm finds one "
-                "value a channel. Take a larger batch, two training samples or more, or larger pictures."
-            ) from error
-        if device.type == "cpu":
-            _check(task, epoch, (steps, batch, parts["loss"]))
-        elif unchecked:  # a step late, so that the host never waits for the device
-            _check(task, epoch, unchecked)
-        unchecked = (steps, batch, parts["loss"])
+def _train_epoch(
+    task: Task, epoch: int, forward: torch.nn.Module, optimizer: AcceleratedOptimizer, progress: "tqdm[Any]"
+) -> dict[str, Any]:
+    """The steps of one epoch. Returns its row of the history, see `EpochLog.row`."""
+    accelerator = task.accelerator
+    torch.manual_seed(int(digest([task.seed, epoch, accelerator.process_index])[:15], 16))
+    for group in optimizer.param_groups:
+        group["lr"] = task.stage.learning_rate(epoch)
+    forward.train()
+    log = EpochLog(task, epoch)
+    for stored in log.timed(task.batches(epoch)):
+        batch = stored.to(accelerator.device)
+        with accelerator.autocast():
+            parts = task.losses(forward, batch, epoch)
+        log.add(batch.rows, parts)
         optimizer.zero_grad(set_to_none=True)
         accelerator.backward(parts["loss"])
         optimizer.step()
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0) + value.detach()
-        steps += 1
-        if steps == 1:
-            first_step = time.perf_counter() - start
         progress.update()
-    if unchecked:
-        _check(task, epoch, unchecked)
-    seconds = time.perf_counter() - start
-    means = {name: float(value) / steps for name, value in sums.items()}
-    return {
-        "epoch": epoch,
-        **means,
-        "lr": task.stage.learning_rate(epoch),
-        "seconds": seconds,
-        "first_step": first_step,
-        "waiting": waited / seconds,
-    }
+    return log.row()
 
 
-def _check(task: Task, epoch: int, done: tuple[int, Batch, Tensor]) -> None:
-    step, batch, loss = done
-    if not torch.isfinite(loss):
-        raise MtkdError(
-            f"{task.label}: the loss is {float(loss.detach())} at step {step} of epoch {epoch}, "
-            f"samples {task.name_samples(batch.rows)}. "
-            "Lower the learning rate or train in full precision; the last whole epoch is kept."
-        )
+class EpochLog:
+    """Adds up what the steps of an epoch tell, and stops at a loss that is not finite."""
+
+    def __init__(self, task: Task, epoch: int):
+        self.task, self.epoch = task, epoch
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self.waited, self.first_step = 0, 0.0, 0.0
+        self.unchecked: deque[tuple[int, np.ndarray, Tensor]] = deque()
+        self.start = time.perf_counter()
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, with the time that is spent waiting for them."""
+        while True:
+            before = time.perf_counter()
+            if self.steps == 1:
+                self.first_step = before - self.start
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, rows: np.ndarray, parts: dict[str, Tensor]) -> None:
+        """Take the loss of a step. It is checked at once on the CPU, else a step late, so that the host waits for no device."""
+        loss = parts["loss"].detach()
+        self.unchecked.append((self.steps, rows, loss))
+        self._check(keep=0 if loss.device.type == "cpu" else 1)
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+        self.steps += 1
+
+    def row(self) -> dict[str, Any]:
+        """Means of the loss's parts, learning rate, seconds in all and of the first step, share of them waiting for data."""
+        self._check(keep=0)
+        seconds = time.perf_counter() - self.start
+        sums = self.task.accelerator.reduce(torch.stack(list(self.sums.values())), "mean").tolist()
+        return {
+            "epoch": self.epoch,
+            **{name: value / self.steps for name, value in zip(self.sums, sums, strict=True)},
+            "lr": self.task.stage.learning_rate(self.epoch),
+            "seconds": seconds,
+            "first_step": self.first_step,
+            "waiting": self.waited / seconds,
+        }
+
+    def _check(self, keep: int) -> None:
+        """Raises MtkdError for a loss that is not finite, of all steps that were not checked but the last `keep`."""
+        while len(self.unchecked) > keep:
+            step, rows, loss = self.unchecked.popleft()
+            if not torch.isfinite(loss):
+                raise MtkdError(
+                    f"{self.task.label}: the loss is {float(loss)} at step {step} of epoch {self.epoch}, "
+                    f"samples {self.task.store.describe_all(rows)}. "
+                    "Lower the learning rate or train in full precision; the last whole epoch is kept."
+                )

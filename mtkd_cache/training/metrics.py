@@ -6,6 +6,7 @@ the mean over its images, the mean Dice the unweighted mean over the anatomies.
 
 import math
 from collections.abc import Iterable
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from accelerate.utils import gather_object
 from segmentation_models_pytorch.metrics import get_stats
 from torch import Tensor
 
-from mtkd_cache.cache.loader import BatchReader, prefetch
+from mtkd_cache.cache.loader import BatchReader, Source, prefetch_batches
 from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.models.network import Network
@@ -25,44 +26,50 @@ BATCH = 8
 def image_dice(predicted: Tensor, truth: Tensor) -> Tensor:
     """Dice 2|P and T| / (|P| + |T|) of each image: bool (B, H, W) twice -> float (B,), NaN where both are empty."""
     hits, extra, missed, _ = get_stats(predicted[:, None].long(), truth[:, None].long(), mode="binary")
-    return (2 * hits / (2 * hits + extra + missed))[:, 0]
+    dice: Tensor = 2 * hits / (2 * hits + extra + missed)
+    return dice[:, 0]
+
+
+class DiceSummary(TypedDict):
+    """dice: the mean of each anatomy, None without an image that counts. images: their number, counted or not."""
+
+    dice: dict[str, float | None]
+    mean_dice: float
+    images: int
+    images_by_anatomy: dict[str, int]
 
 
 def split_dice(
-    heads: dict[str, tuple[Network, int]],
-    store: SampleStore,
-    split: str,
-    accelerator: Accelerator,
-    feed: BatchReader | None = None,
-) -> dict:
-    """Dice of a split: heads names for each anatomy the network and the head that segments it.
+    heads: dict[str, tuple[Network, int]], store: SampleStore, split: str, accelerator: Accelerator, source: Source | None = None
+) -> DiceSummary:
+    """Dice of a split. heads: for each anatomy the network and the number of its head; no other head is run.
 
-    feed: where the samples are read from. Returns dice {anatomy: mean or None}, mean_dice, images, images_by_anatomy.
+    source: where the samples are read, by default the store.
     """
-    feed = feed or BatchReader(store)
-    found: dict[str, list[float]] = {anatomy: [] for anatomy in heads}
+    source = source or BatchReader(store)
+    dice: dict[str, list[float]] = {anatomy: [] for anatomy in heads}
     for anatomy, (network, head) in heads.items():
         rows = store.rows(split, anatomy)[accelerator.process_index :: accelerator.num_processes]
-        batches = ((rows[start : start + BATCH],) for start in range(0, len(rows), BATCH))
-        for batch in prefetch(batches, feed.read):
-            sent = batch.to(accelerator.device)
+        parts = ((rows[start : start + BATCH],) for start in range(0, len(rows), BATCH))
+        for stored in prefetch_batches(parts, source, accelerator.device):
+            batch = stored.to(accelerator.device)
             with torch.inference_mode(), accelerator.autocast():
-                logits = network(to_float(sent.images), heads=[head])[:, 0]
-            found[anatomy] += image_dice(logits > 0, sent.masks > 0).tolist()
-    return summarize(gather_object(list(found.items())))
+                logits = network(to_float(batch.images), heads=[head])[:, 0]
+            dice[anatomy] += image_dice(logits > 0, batch.masks > 0).tolist()
+    return summarize(gather_object(list(dice.items())))
 
 
-def summarize(found: Iterable[tuple[str, list[float]]]) -> dict:
+def summarize(dice: Iterable[tuple[str, list[float]]]) -> DiceSummary:
     """Means of (anatomy, the Dice of its images), several entries an anatomy being joined; NaN does not count."""
-    values: dict[str, list[float]] = {}
-    for anatomy, dice in found:
-        values.setdefault(anatomy, []).extend(dice)
-    counted = {anatomy: [one for one in dice if not math.isnan(one)] for anatomy, dice in values.items()}
-    means = {anatomy: float(np.mean(dice)) if dice else None for anatomy, dice in counted.items()}
+    by_anatomy: dict[str, list[float]] = {}
+    for anatomy, values in dice:
+        by_anatomy.setdefault(anatomy, []).extend(values)
+    counted = {anatomy: [value for value in values if not math.isnan(value)] for anatomy, values in by_anatomy.items()}
+    means = {anatomy: float(np.mean(values)) if values else None for anatomy, values in counted.items()}
     known = [mean for mean in means.values() if mean is not None]
     return {
         "dice": means,
         "mean_dice": float(np.mean(known)) if known else 0.0,
-        "images": sum(map(len, values.values())),
-        "images_by_anatomy": {anatomy: len(dice) for anatomy, dice in values.items()},
+        "images": sum(map(len, by_anatomy.values())),
+        "images_by_anatomy": {anatomy: len(values) for anatomy, values in by_anatomy.items()},
     }

@@ -1,10 +1,10 @@
-"""Folders of finished and interrupted trainings, and what they record of themselves."""
+"""Folders of finished and interrupted trainings: what is finished is left alone, what was interrupted is resumed."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,7 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import STATE, WEIGHTS, file_sha256, read_weights
 from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.models.pretrained import load_pretrained, paper_source
-from mtkd_cache.models.records import read_record, write_record
+from mtkd_cache.models.records import Training, read_as, write_json
 from mtkd_cache.runtime.accelerator import environment
 from mtkd_cache.storage.checked_json import digest
 from mtkd_cache.storage.folder import Folder
@@ -22,39 +22,47 @@ from mtkd_cache.storage.lock import locked
 from mtkd_cache.training.loop import Task, fit
 
 FORMAT = 1
+Record = TypeVar("Record", bound=Training)
+Result = TypeVar("Result")
 
 
 def train_or_resume(
-    path: Path, identity: dict, make_task: Callable[[], Task], accelerator: Accelerator, about: dict | None = None
-) -> dict:
+    kind: type[Record],
+    path: Path,
+    run_config: dict[str, Any],
+    make_task: Callable[[], Task],
+    accelerator: Accelerator,
+    details: dict[str, Any] | None = None,
+) -> Record:
     """The record of a finished training at `path`, trained or resumed first where it or its weights are not there.
 
-    identity: what the record must agree with. about: what it says besides. The folder is locked while it is trained.
-    Raises MtkdError, naming what differs from `identity` or the precision, for weights that are damaged or not those recorded,
+    run_config: what the record must agree with. details: what it tells besides. The folder is locked while it is trained.
+    Raises MtkdError, naming what differs from `run_config` or the precision, for weights that are damaged or not those recorded,
     and LockedError where another process trains there.
     """
-    finished = partial(_finished, path, identity, accelerator.mixed_precision)
+    finished = partial(_finished, kind, path, run_config, accelerator.mixed_precision)
     if record := finished():
         return record
-    with ExitStack() as held:
+    with ExitStack() as lock:
 
-        def begin() -> dict | None:
-            held.enter_context(locked(Folder(path.parent)))
+        def begin() -> Record | None:
+            lock.enter_context(locked(Folder(path.parent)))
             if (record := finished()) is None:
                 path.unlink(missing_ok=True)  # a record without its weights
             return record
 
-        return _decided(accelerator, begin) or _train(path, identity, make_task(), accelerator, about or {})
+        record = _decide(accelerator, begin)
+        return record or _train(kind, path, run_config, make_task(), accelerator, details or {})
 
 
-def _finished(path: Path, identity: dict, precision: str) -> dict | None:
-    """The record of a finished training, None where it or its weights are not there. Raises as `train_once` does."""
-    record = read_record(path)
+def _finished(kind: type[Record], path: Path, run_config: dict[str, Any], precision: str) -> Record | None:
+    """The record of a finished training, None where it or its weights are not there. Raises as `train_or_resume` does."""
+    record = read_as(kind, path)
     if record is None:
         return None
-    said = {"precision": precision, **record}  # which earlier versions did not record
-    expected = {**identity, "precision": precision}
-    if differing := [key for key, value in expected.items() if said.get(key) != value]:
+    recorded = {"precision": precision, **record.to_json()}  # which earlier versions did not record
+    expected = {**run_config, "precision": precision}
+    if differing := [key for key, value in expected.items() if recorded.get(key) != value]:
         raise MtkdError(
             f"{path.parent} was trained with another {', '.join(differing)}. Name another folder, or delete that one."
         )
@@ -64,9 +72,9 @@ def _finished(path: Path, identity: dict, precision: str) -> dict | None:
     return record
 
 
-def _decided(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
-    """What the main process's action returns, in every process; or raises there, so that none waits for another."""
-    result = None
+def _decide(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """What the main process's action returns, in every process; its MtkdError is raised in all, so that none waits."""
+    result: Any = None
     if accelerator.is_main_process:
         try:
             result = action()
@@ -75,24 +83,26 @@ def _decided(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
     [result] = broadcast_object_list([result])
     if isinstance(result, MtkdError):
         raise result
-    return result
+    return cast(Result, result)
 
 
-def _train(path: Path, identity: dict, task: Task, accelerator: Accelerator, about: dict) -> dict:
-    result = fit(task, path.parent, digest(identity), accelerator)
-    record = {
+def _train(
+    kind: type[Record], path: Path, run_config: dict[str, Any], task: Task, accelerator: Accelerator, details: dict[str, Any]
+) -> Record:
+    content = {
         "format": FORMAT,
-        **identity,
-        **about,
-        **result,
+        **run_config,
+        **details,
+        **fit(task, path.parent, digest(run_config), accelerator),
         "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
         "params_m": task.network.params_m,
         "environment": environment(accelerator.device),
         "weights_sha256": file_sha256(path.parent / WEIGHTS),
     }
+    record = kind.from_json(content, path)
     if accelerator.is_main_process:
-        write_record(path, record)
+        write_json(path, record.to_json())
         (path.parent / STATE).unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return record

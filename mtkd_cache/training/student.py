@@ -1,26 +1,29 @@
 """Stage 2: a shared encoder with one decoder an anatomy, trained on the masks and on the cached logits.
 
-No teacher is in sight.
+No teacher is run.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
 from torch import Tensor
 
-from mtkd_cache.cache.loader import Batch, BatchReader, epoch_batches, prefetch, preload
-from mtkd_cache.cache.quantize import dequantize
+from mtkd_cache.cache.loader import Batch, BatchReader, preload
 from mtkd_cache.cache.reader import LogitCache
-from mtkd_cache.data.augment import apply_views, draw_views, identity_views, warp
+from mtkd_cache.data.augment import apply_views
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.losses import channelwise_kl, distillation_objective, exclusive_cross_entropy
-from mtkd_cache.models.records import STUDENT
+from mtkd_cache.models.network import Network
+from mtkd_cache.models.records import RUN, RunRecord
 from mtkd_cache.recipe import Recipe, seed_for
 from mtkd_cache.runtime.accelerator import mean_across_ranks
-from mtkd_cache.training.loop import Task
+from mtkd_cache.training.loop import Forward, Task
 from mtkd_cache.training.metrics import split_dice
 from mtkd_cache.training.run_folder import start_network, train_or_resume
+from mtkd_cache.training.signal import CachedTeachers, NoTeachers, TeacherSignal
 
 
 def train_student(
@@ -31,11 +34,11 @@ def train_student(
     cache: LogitCache | None,
     resident: str = "auto",
     compiled: bool = False,
-) -> dict:
+) -> RunRecord:
     """Train a student into the folder `run` and return its record; without a cache it is the paper's baseline, all else equal.
 
-    resident: see `mtkd_cache.cache.loader.preload`; compiled: see `mtkd_cache.training.loop.Task`. Raises MtkdError where the cache does not
-    belong to the store, and where the folder holds a run with other settings.
+    resident: see `mtkd_cache.cache.loader.preload`; compiled: see `mtkd_cache.training.loop.Task`.
+    Raises MtkdError where the cache does not belong to the store, and where the folder holds a run with other settings.
     """
     settings = recipe.as_dict()
     sections = ["student", "augmentation"]
@@ -43,7 +46,7 @@ def train_student(
         sections.append("distillation")
     elif recipe.cache.views > 1:
         sections.append("cache")
-    identity = {
+    run_config = {
         "kind": "student",
         "arch": recipe.student.arch,
         "layout": "shared",
@@ -56,61 +59,63 @@ def train_student(
         "store_fingerprint": store.fingerprint,
         "cache_fingerprint": cache.fingerprint if cache else None,
     }
+    signal: TeacherSignal = NoTeachers(recipe, store.size)
     if cache is not None:
         cache.check_belongs(store, store.rows("train"))
-    make_task = partial(student_task, store, recipe, accelerator, cache, resident, compiled)
-    return train_or_resume(
-        run / STUDENT, identity, make_task, accelerator, {"teachers": cache.manifest["teachers"]} if cache else {}
-    )
+        signal = CachedTeachers(cache, recipe, store.size)
+    make_task = partial(student_task, store, recipe, accelerator, signal, resident, compiled)
+    details = {"teachers": cache.manifest.teachers} if cache else {}
+    return train_or_resume(RunRecord, run / RUN, run_config, make_task, accelerator, details)
 
 
 def student_task(
-    store: SampleStore, recipe: Recipe, accelerator: Accelerator, cache: LogitCache | None, resident: str, compiled: bool = False
+    store: SampleStore, recipe: Recipe, accelerator: Accelerator, signal: TeacherSignal, resident: str, compiled: bool = False
 ) -> Task:
-    """What `fit` trains: the student on the store's training samples, distilled from the cache where there is one."""
-    seed = seed_for(recipe.seed, "student")
-    rows = store.rows("train")
-    feed = preload(BatchReader(store, cache), rows, accelerator.device, resident)
-    seen_in_validation = preload(BatchReader(store), store.rows("validation"), accelerator.device, resident)
-    order = partial(
-        epoch_batches, rows, recipe.student.batch, seed, rank=accelerator.process_index, world=accelerator.num_processes
-    )
-    recorded = cache.views if cache else recipe.cache.views
+    """What `fit` trains: the student on the store's training samples, distilled where the signal has teachers' logits."""
+    seed, rows = seed_for(recipe.seed, "student"), store.rows("train")
+    validation = preload(BatchReader(store), store.rows("validation"), accelerator.device, resident)
 
-    def losses(forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        hashes = store.hashes[batch.rows]
-        if recorded > 1 and cache:
-            views = cache.draw_views(hashes, epoch % recorded)
-        elif recorded > 1:  # the baseline sees what a cache of this recipe records
-            views = draw_views(recipe.augmentation, seed_for(recipe.seed, "views"), hashes, epoch % recorded, store.size)
-        else:
-            views = draw_views(recipe.augmentation, seed, hashes, epoch + 1, store.size)
-        views = views.to(batch.images.device)
-        images, masks, valid = apply_views(batch.images, batch.masks, views)
-        logits = forward(images).float()
-        cross_entropy = exclusive_cross_entropy(logits, masks, batch.anatomy, valid, mean_across_ranks(accelerator))
-        if cache is None:
-            return {"loss": cross_entropy}
-        affine = identity_views(len(hashes)).affine.to(valid.device) if recorded > 1 else views.affine
-        teacher = warp(dequantize(batch.logits, cache.step), affine, tuple(valid.shape[1:]))
-        kl = channelwise_kl(logits, teacher, recipe.distillation.temperature, valid)
-        loss = distillation_objective(cross_entropy, kl, recipe.distillation.weight, recipe.distillation.combine)
-        return {"loss": loss, "cross_entropy": cross_entropy.detach(), "kl": kl.detach()}
-
-    def validate(network) -> float:
-        heads = {anatomy: (network, index) for index, anatomy in enumerate(store.anatomies)}
-        return split_dice(heads, store, "validation", accelerator, seen_in_validation)["mean_dice"]
+    def validate(network: Network) -> float:
+        heads = {anatomy: (network, head) for head, anatomy in enumerate(store.anatomies)}
+        return split_dice(heads, store, "validation", accelerator, validation)["mean_dice"]
 
     return Task(
-        label=f"student {'with' if cache else 'without'} KD",
+        label=f"student {'without' if isinstance(signal, NoTeachers) else 'with'} KD",
         network=start_network(recipe.student.arch, len(store.anatomies), recipe.student.weights, seed),
         anatomies=store.anatomies,
         stage=recipe.student,
         seed=seed,
-        batches=lambda epoch: prefetch(((rows, epoch % recorded if cache else 0) for rows in order(epoch)), feed.read),
-        steps=len(order(0)),
-        losses=losses,
+        store=store,
+        rows=rows,
+        source=preload(BatchReader(store, signal.cache), rows, accelerator.device, resident),
+        losses=StudentLoss(store, recipe, signal, mean_across_ranks(accelerator)),
         validate=validate,
-        name_samples=store.describe_all,
+        accelerator=accelerator,
         compiled=compiled,
     )
+
+
+@dataclass(frozen=True)
+class StudentLoss:
+    """Cross-entropy with the masks and, where the signal has teachers' logits, KL divergence from them, in the signal's views.
+
+    average: see `mtkd_cache.losses.exclusive_cross_entropy`.
+    """
+
+    store: SampleStore
+    recipe: Recipe
+    signal: TeacherSignal
+    average: Callable[[Tensor], Tensor] | None
+
+    def __call__(self, forward: Forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        views = self.signal.views(self.store.hashes[batch.rows], epoch).to(batch.images.device)
+        images, masks, valid = apply_views(batch.images, batch.masks, views)
+        logits = forward(images).float()
+        cross_entropy = exclusive_cross_entropy(logits, masks, batch.anatomy, valid, self.average)
+        teachers = self.signal.logits(batch, images, views)
+        if teachers is None:
+            return {"loss": cross_entropy}
+        distillation = self.recipe.distillation
+        kl = channelwise_kl(logits, teachers, distillation.temperature, valid, self.average)
+        loss = distillation_objective(cross_entropy, kl, distillation.weight, distillation.combine)
+        return {"loss": loss, "cross_entropy": cross_entropy.detach(), "kl": kl.detach()}

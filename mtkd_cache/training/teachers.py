@@ -5,44 +5,45 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mtkd_cache.cache.loader import Batch, BatchReader, epoch_batches, prefetch, preload
+from mtkd_cache.cache.loader import Batch, BatchReader, preload
 from mtkd_cache.data.augment import apply_views, draw_views
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.losses import exclusive_cross_entropy
-from mtkd_cache.models.records import TEACHER
+from mtkd_cache.models.records import TEACHER, TeacherRecord
 from mtkd_cache.recipe import Recipe, seed_for
 from mtkd_cache.runtime.accelerator import mean_across_ranks
-from mtkd_cache.training.loop import Task
+from mtkd_cache.training.loop import Forward, Task
 from mtkd_cache.training.metrics import split_dice
 from mtkd_cache.training.run_folder import start_network, train_or_resume
 
 
 def train_teachers(
     store: SampleStore,
-    out: Path,
+    folder: Path,
     recipe: Recipe,
     accelerator: Accelerator,
     anatomies: Sequence[str] = (),
     resident: str = "auto",
     compiled: bool = False,
-) -> dict:
-    """Train the teachers that are not finished yet into out/ANATOMY/, and return each one's record.
+) -> dict[str, TeacherRecord]:
+    """Train the teachers that are not finished yet into folder/ANATOMY/, and return the record of each.
 
     anatomies: only these. resident: see `mtkd_cache.cache.loader.preload`; compiled: see `mtkd_cache.training.loop.Task`.
-    Raises MtkdError for an unknown anatomy, for a teacher that was trained with other settings or samples, and for pictures
-    whose native logits no cache could hold.
+    Raises MtkdError for an unknown anatomy, for a teacher that was trained with other settings or samples, and for images of a
+    size at which the architecture has no native logits to cache.
     """
     for anatomy in anatomies:
         if anatomy not in store.anatomies:
             raise MtkdError(f"anatomy {anatomy!r} is not in {store.url}. It has {', '.join(store.anatomies)}.")
+    settings = recipe.as_dict()
     records = {}
     for anatomy in anatomies or store.anatomies:
-        settings = recipe.as_dict()
-        identity = {
+        run_config = {
             "kind": "teacher",
             "anatomy": anatomy,
             "arch": recipe.teacher.arch,
@@ -53,7 +54,8 @@ def train_teachers(
             "store_fingerprint": store.fingerprint,
         }
         make_task = partial(teacher_task, store, anatomy, recipe, accelerator, resident, compiled)
-        records[anatomy] = train_or_resume(out / anatomy / TEACHER, identity, make_task, accelerator)
+        path = folder / anatomy / TEACHER
+        records[anatomy] = train_or_resume(TeacherRecord, path, run_config, make_task, accelerator)
     return records
 
 
@@ -64,20 +66,15 @@ def teacher_task(
     seed = seed_for(recipe.seed, "teacher", anatomy)
     network = start_network(recipe.teacher.arch, 1, recipe.teacher.weights, seed)
     network.check_size(store.size)
-    rows = store.rows("train", anatomy)
-    feed = preload(BatchReader(store), np.concatenate([rows, store.rows("validation", anatomy)]), accelerator.device, resident)
-    order = partial(
-        epoch_batches, rows, recipe.teacher.batch, seed, rank=accelerator.process_index, world=accelerator.num_processes
-    )
+    rows, validation = store.rows("train", anatomy), store.rows("validation", anatomy)
+    source = preload(BatchReader(store), np.concatenate([rows, validation]), accelerator.device, resident)
+    average = mean_across_ranks(accelerator)
 
-    def losses(forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def losses(forward: Forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
         views = draw_views(recipe.augmentation, seed, store.hashes[batch.rows], epoch + 1, store.size).to(batch.images.device)
         images, masks, valid = apply_views(batch.images, batch.masks, views)
-        return {
-            "loss": exclusive_cross_entropy(
-                forward(images).float(), masks, batch.anatomy * 0, valid, mean_across_ranks(accelerator)
-            )
-        }
+        only_head = torch.zeros_like(batch.anatomy)
+        return {"loss": exclusive_cross_entropy(forward(images).float(), masks, only_head, valid, average)}
 
     return Task(
         label=anatomy,
@@ -85,10 +82,11 @@ def teacher_task(
         anatomies=[anatomy],
         stage=recipe.teacher,
         seed=seed,
-        batches=lambda epoch: prefetch(((rows,) for rows in order(epoch)), feed.read),
-        steps=len(order(0)),
+        store=store,
+        rows=rows,
+        source=source,
         losses=losses,
-        validate=lambda network: split_dice({anatomy: (network, 0)}, store, "validation", accelerator, feed)["mean_dice"],
-        name_samples=store.describe_all,
+        validate=lambda network: split_dice({anatomy: (network, 0)}, store, "validation", accelerator, source)["mean_dice"],
+        accelerator=accelerator,
         compiled=compiled,
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtkd_cache.evaluation.dice import evaluate_student, evaluate_teachers
+from mtkd_cache.evaluation.dice import evaluate
 from mtkd_cache.evaluation.model_card import CARD, MARK, write_card
+from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256, save_network
 from mtkd_cache.models.network import create_network
 
@@ -47,7 +48,13 @@ def student(folder: Path, anatomies=("liver", "ureter"), **more) -> Path:
 def teachers(folder: Path, anatomies=("liver", "ureter"), **more) -> Path:
     for anatomy in anatomies:
         record = {"kind": "teacher", "arch": "segformer-mit_b3", "seed": 0, "anatomies": list(anatomies), "anatomy": anatomy}
-        record |= {"size": [640, 512], "store_fingerprint": STORE, "weights_sha256": anatomy[0] * 64}
+        record |= {
+            "size": [640, 512],
+            "best_epoch": 0,
+            "val_dice": 0.5,
+            "store_fingerprint": STORE,
+            "weights_sha256": anatomy[0] * 64,
+        }
         write(folder / anatomy / "teacher.json", {**record, "recipe": {"teacher": {"weights": "paper"}}, **more})
     return folder
 
@@ -139,14 +146,13 @@ def test_evaluation_writes_the_card(tmp_path, organ_store, accelerator, kind):
     if kind == "student":
         save_network(folder / WEIGHTS, create_network("mininetv2", 2), organs)
         student(folder, organs, weights_sha256=file_sha256(folder / WEIGHTS))
-        result = evaluate_student(folder, organ_store, "validation", accelerator)
     else:
         for organ in organs:
             save_network(folder / organ / WEIGHTS, create_network("mininetv2", 1), [organ])
         teachers(folder, organs, weights_sha256=None)
-        result = evaluate_teachers(folder, organ_store, "validation", accelerator)
+    evaluation = evaluate(Predictor.load(folder), organ_store, "validation", accelerator)
     text = (folder / CARD).read_text()
-    assert f"| **mean** | **{100 * result['mean_dice']:.1f}** |" in text
+    assert f"| **mean** | **{100 * evaluation.mean_dice:.1f}** |" in text
     assert "| Anatomy | validation |" in text
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from mtkd_cache.cli.main import main
 from mtkd_cache.data.dresden import REFERENCE_TEST
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.evaluation.multilabel import count, evaluate_multilabel, find_scenes, known_precision
+from mtkd_cache.evaluation.multilabel import count_pixels, evaluate_multilabel, find_scenes, known_precision
+from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.checkpoints import WEIGHTS, save_network
 from mtkd_cache.models.network import create_network
 from mtkd_cache.phantom.dataset import MULTILABEL_ANATOMIES
@@ -25,7 +26,7 @@ def mask(*rows: str) -> torch.Tensor:
 def test_the_figures_of_a_case_counted_by_hand():
     claims = {"liver": mask("##..", "##.."), "spleen": mask(".##.", "...."), "ureter": mask("...#", "....")}
     truths = {"liver": mask("#...", "#..."), "spleen": mask("..#.", "..#.")}
-    found = count(claims, truths)
+    found = count_pixels(claims, truths)
     assert found["dice"] == pytest.approx({"liver": 2 * 2 / (4 + 2), "spleen": 2 * 1 / (2 + 2)})
     assert found["claimed"] == 6 / 8
     assert found["claimed_twice"] == 1 / 8
@@ -36,13 +37,13 @@ def test_the_figures_of_a_case_counted_by_hand():
 def test_a_claim_on_another_anatomy_is_wrong_but_not_where_both_are_annotated():
     claims = {"liver": mask("####"), "spleen": mask("....")}
     truths = {"liver": mask("##.."), "spleen": mask(".##.")}
-    assert count(claims, truths)["known"] == {"liver": (2, 1), "spleen": (0, 0)}
+    assert count_pixels(claims, truths)["known"] == {"liver": (2, 1), "spleen": (0, 0)}
     assert known_precision([{"liver": (2, 1), "spleen": (0, 0)}, {"liver": (1, 2)}]) == {"liver": 0.5, "spleen": None}
 
 
 def test_empty_truths():
     empty = mask("....")
-    found = count({"liver": empty, "spleen": mask("#...")}, {"liver": empty, "spleen": empty, "tongue": mask("#...")})
+    found = count_pixels({"liver": empty, "spleen": mask("#...")}, {"liver": empty, "spleen": empty, "tongue": mask("#...")})
     assert math.isnan(found["dice"]["liver"])
     assert found["dice"]["spleen"] == 0
     assert "tongue" not in found["dice"]
@@ -74,7 +75,8 @@ def run(phantom_store, tmp_path):
     """A student's run folder with random weights."""
     torch.manual_seed(0)
     save_network(tmp_path / "run" / WEIGHTS, create_network("mininetv2", 11), phantom_store.anatomies)
-    record = {"kind": "student", "arch": "mininetv2", "seed": 4, "kd": True, "cache_fingerprint": "cc", "size": [64, 64]}
+    record = {"kind": "student", "arch": "mininetv2", "layout": "shared", "seed": 4, "kd": True, "cache_fingerprint": "cc"}
+    record |= {"size": [64, 64], "best_epoch": 0, "val_dice": 0.5}
     (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "anatomies": list(phantom_store.anatomies)}))
     return tmp_path / "run"
 
@@ -110,8 +112,8 @@ def test_a_student_through_the_command(run, phantom_folder, phantom_store):
 def test_the_teachers(phantom_folder, phantom_store, untrained_teacher, accelerator, tmp_path):
     for seed, anatomy in enumerate(phantom_store.anatomies):
         untrained_teacher(tmp_path, anatomy, seed=seed)
-    result = evaluate_multilabel(tmp_path, phantom_folder, phantom_store, "test", accelerator)
-    assert (result["kind"], result["layout"], result["arch"]) == ("teachers", "separate", "mininetv2")
+    result = evaluate_multilabel(Predictor.load(tmp_path), phantom_folder, phantom_store, "test", accelerator)
+    assert (result.kind, result.layout, result.arch) == ("teachers", "separate", "mininetv2")
     assert (tmp_path / "multilabel-test.json").exists()
     assert not (tmp_path / "README.md").exists()  # nothing is recorded of their training
 
@@ -121,4 +123,4 @@ def test_a_mask_of_another_size_is_refused(run, phantom_folder, phantom_store, c
     path = copy / "multilabel" / "02" / "mask00_liver.png"
     Image.open(path).resize((10, 10), Image.Resampling.NEAREST).save(path)
     with pytest.raises(MtkdError, match=r"mask00_liver.png is 10x10, its image 64x64"):
-        evaluate_multilabel(run, copy, phantom_store, "test", accelerator)
+        evaluate_multilabel(Predictor.load(run), copy, phantom_store, "test", accelerator)

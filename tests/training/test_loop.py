@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import LockedError, MtkdError
 from mtkd_cache.losses import exclusive_cross_entropy
 from mtkd_cache.models.checkpoints import STATE, WEIGHTS, load_network, read_tensors, write_tensors
-from mtkd_cache.models.records import read_record
+from mtkd_cache.models.records import TEACHER, RunRecord, TeacherRecord, read_json, read_teacher
 from mtkd_cache.recipe import seed_for
 from mtkd_cache.storage.folder import LOCK, Folder
 from mtkd_cache.storage.lock import locked
@@ -61,7 +62,7 @@ def test_a_compiled_training_compiles_its_network(organ_store, recipe, accelerat
     settings = recipe("student.epochs=1")
     record = train_student(organ_store, tmp_path / "run", settings, accelerator, None, compiled=True)
     assert [network.heads for network in compiled] == [1, 2]
-    assert 0 < record["warm_up_seconds"] <= record["seconds_per_epoch"]
+    assert 0 < record.warm_up_seconds <= record.seconds_per_epoch
     train_student(organ_store, tmp_path / "plain", settings, accelerator, None)
     assert len(compiled) == 2
 
@@ -73,7 +74,7 @@ def test_a_teacher_goes_on_bit_for_bit_and_is_not_trained_twice(organ_store, rec
         train_teachers(organ_store, tmp_path / "broken", recipe(), accelerator, ["kidney"])
     assert (tmp_path / "broken" / "kidney" / STATE).exists()
     records = train_teachers(organ_store, tmp_path / "broken", recipe(), accelerator, ["kidney"])
-    assert len(records["kidney"]["history"]) == 2
+    assert len(records["kidney"].history) == 2
     assert same(weights(tmp_path / "whole" / "kidney"), weights(tmp_path / "broken" / "kidney"))
     assert not (tmp_path / "broken" / "kidney" / STATE).exists()
     before = (tmp_path / "broken" / "kidney" / WEIGHTS).stat().st_mtime_ns
@@ -100,13 +101,13 @@ def test_an_interrupted_training_with_other_settings_is_refused(organ_store, rec
 
 
 def test_the_students_two_arms(organ_store, organ_cache, recipe, accelerator, tmp_path, interrupt):
-    def train(name: str, cache: LogitCache | None, resident: str = "auto", *overrides: str) -> dict:
+    def train(name: str, cache: LogitCache | None, resident: str = "auto", *overrides: str) -> RunRecord:
         return train_student(organ_store, tmp_path / name, recipe(*overrides), accelerator, cache, resident)
 
     record = train("host", organ_cache, "host")
-    assert record["cache_fingerprint"] == organ_cache.fingerprint
-    assert all({"cross_entropy", "kl", "loss", "val_dice"} <= set(row) for row in record["history"])
-    first = record["history"][0]
+    assert record.cache_fingerprint == organ_cache.fingerprint
+    assert all({"cross_entropy", "kl", "loss", "val_dice"} <= set(row) for row in record.history)
+    first = record.history[0]
     assert first["loss"] == pytest.approx(first["cross_entropy"] + 3 * first["kl"], rel=1e-4)
     interrupt()
     with pytest.raises(KeyboardInterrupt):
@@ -114,15 +115,15 @@ def test_the_students_two_arms(organ_store, organ_cache, recipe, accelerator, tm
     train("streamed", organ_cache, "off")
     assert same(weights(tmp_path / "host"), weights(tmp_path / "streamed"))
     baseline = train("baseline", None)
-    assert baseline["cache_fingerprint"] is None
+    assert baseline.cache_fingerprint is None
     unweighted = train("unweighted", organ_cache, "auto", "distillation.weight=0.0")
     assert same(weights(tmp_path / "baseline"), weights(tmp_path / "unweighted"))
-    assert unweighted["val_dice"] == baseline["val_dice"]
+    assert unweighted.val_dice == baseline.val_dice
     assert not same(weights(tmp_path / "baseline"), weights(tmp_path / "host"))
 
 
 def test_a_training_has_one_precision(organ_store, recipe, accelerator, tmp_path, interrupt, monkeypatch):
-    def train(precision: str) -> dict:
+    def train(precision: str) -> TeacherRecord:
         with monkeypatch.context() as patch:
             patch.setattr(Accelerator, "mixed_precision", precision)
             return train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])["kidney"]
@@ -135,18 +136,18 @@ def test_a_training_has_one_precision(organ_store, recipe, accelerator, tmp_path
     state = tmp_path / "kidney" / STATE
     tensors, about = read_tensors(state)
     write_tensors(state, tensors, {key: value for key, value in about.items() if key != "precision"})  # an earlier version's
-    assert len(train("no")["history"]) == 2
-    record = read_record(tmp_path / "kidney" / "teacher.json")
-    assert (record["precision"], record["processes"]) == ("no", 1)
+    assert len(train("no").history) == 2
+    record = read_teacher(tmp_path / "kidney")
+    assert (record.precision, record.processes) == ("no", 1)
     with pytest.raises(MtkdError, match="trained with another precision"):
         train("bf16")
-    del record["precision"]  # as an earlier version wrote it
-    (tmp_path / "kidney" / "teacher.json").write_text(json.dumps(record))
+    record = replace(record, precision=None)  # as an earlier version wrote it
+    (tmp_path / "kidney" / TEACHER).write_text(json.dumps(record.to_json()))
     assert train("bf16") == record
 
 
 def test_one_process_trains_in_a_folder(organ_store, recipe, accelerator, tmp_path):
-    def train() -> dict:
+    def train() -> RunRecord:
         return train_student(organ_store, tmp_path / "run", recipe("student.epochs=1"), accelerator, None)
 
     with locked(Folder(tmp_path / "run")), pytest.raises(LockedError, match=f"{tmp_path}/run is being written"):
@@ -225,9 +226,9 @@ def test_what_cannot_be_read_is_not_called_missing(organ_teachers, copy_of):
         load_network(path.parent)
     (path.parent / "teacher.json").mkdir()
     with pytest.raises(MtkdError, match=r"teacher.json cannot be read .*directory"):
-        read_record(path.parent / "teacher.json")
+        read_json(path.parent / "teacher.json")
     with pytest.raises(MtkdError, match="name that this system's locale lacks"):
-        read_record(path.parent / "\udfff" / "teacher.json")  # as \N{LATIN SMALL LETTER E WITH ACUTE} is in an ASCII locale
+        read_json(path.parent / "\udfff" / "teacher.json")  # as \N{LATIN SMALL LETTER E WITH ACUTE} is in an ASCII locale
 
 
 def test_a_network_is_judged_as_it_will_be_used(organ_store, recipe, accelerator, tmp_path, monkeypatch):
@@ -297,7 +298,7 @@ def test_the_weights_kept_are_those_of_the_first_best_validation(organ_store, re
         training, "save_network", lambda path, network, names: (whole(path, network, names), kept.append(weights(path.parent)))
     )
     record = train_teachers(organ_store, tmp_path, recipe("teacher.epochs=4"), accelerator, ["kidney"])["kidney"]
-    assert (record["best_epoch"], record["val_dice"], len(kept)) == (1, 0.5, 2)
+    assert (record.best_epoch, record.val_dice, len(kept)) == (1, 0.5, 2)
     assert same(weights(tmp_path / "kidney"), kept[1])
 
 
@@ -348,7 +349,7 @@ def test_a_batch_larger_than_the_subset_is_the_subset(organ_store, recipe, accel
         for size in (6, 99)
     ]
     assert same(weights(tmp_path / "6" / "kidney"), weights(tmp_path / "99" / "kidney"))
-    assert records[0]["kidney"]["val_dice"] == records[1]["kidney"]["val_dice"]
+    assert records[0]["kidney"].val_dice == records[1]["kidney"].val_dice
 
 
 def test_pictures_that_no_cache_could_hold_are_refused_before_any_training(
@@ -411,11 +412,11 @@ def test_safetensors_of_something_else_are_refused(about, organ_teachers, copy_o
 def test_a_damaged_record_is_an_error_in_words(text, tmp_path):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(MtkdError, match=r"run\.json is damaged"):
-        read_record(tmp_path / "run.json")
+        read_json(tmp_path / "run.json")
 
 
 def test_stage_2_imports_no_teacher_code():
-    script = "import sys, json, mtkd_cache.training.student; print(json.dumps([m for m in sys.modules if m.startswith('mtkd_cache.')]))"
+    script = "import sys, json, mtkd_cache.training.student; print(json.dumps([m for m in sys.modules if 'mtkd_cache' in m]))"
     modules = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout)
     assert "mtkd_cache.training.student" in modules
     assert not {"mtkd_cache.training.teachers", "mtkd_cache.cache.build", "mtkd_cache.cache.builder"} & set(modules)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from support import build
 
-from mtkd_cache.cache.build import build
 from mtkd_cache.cache.loader import BatchReader
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
@@ -12,6 +12,7 @@ from mtkd_cache.data.dresden import SPLITS
 from mtkd_cache.losses import channelwise_kl, exclusive_cross_entropy
 from mtkd_cache.recipe import seed_for
 from mtkd_cache.training.metrics import split_dice
+from mtkd_cache.training.signal import CachedTeachers, NoTeachers
 from mtkd_cache.training.student import student_task
 from mtkd_cache.training.teachers import teacher_task
 
@@ -38,12 +39,14 @@ def test_the_student_meets_what_the_teachers_say_of_the_picture_it_sees(
     teacher = warp(dequantize(batch.logits, cache.step), move, (64, 64))
     assert not valid.all()
 
+    signal = CachedTeachers(cache, settings, organ_store.size)
+
     def losses(logits: torch.Tensor) -> dict[str, torch.Tensor]:
         def forward(given: torch.Tensor) -> torch.Tensor:
             assert torch.equal(given, images)
             return logits
 
-        return student_task(organ_store, settings, accelerator, cache, "off").losses(forward, batch, EPOCH)
+        return student_task(organ_store, settings, accelerator, signal, "off").losses(forward, batch, EPOCH)
 
     assert losses(teacher)["kl"] == pytest.approx(0, abs=1e-6)
     other = torch.randn_like(teacher)
@@ -57,8 +60,9 @@ def test_the_student_meets_what_the_teachers_say_of_the_picture_it_sees(
 def test_the_baseline_begins_sees_and_learns_the_same(recorded, organ_store, organ_teachers, recipe, accelerator, tmp_path):
     settings = recipe(MOVED, f"cache.views={recorded}")
     build(organ_store, organ_teachers, str(tmp_path / "c.zarr"), settings, accelerator)
-    both = (LogitCache.open(str(tmp_path / "c.zarr")), None)
-    tasks = [student_task(organ_store, settings, accelerator, cache, "off") for cache in both]
+    cache, size = LogitCache.open(str(tmp_path / "c.zarr")), organ_store.size
+    signals = (CachedTeachers(cache, settings, size), NoTeachers(settings, size))
+    tasks = [student_task(organ_store, settings, accelerator, signal, "off") for signal in signals]
     distilled, baseline = (task.network.state_dict() for task in tasks)
     assert all(torch.equal(distilled[name], baseline[name]) for name in distilled)
     assert tasks[0].steps == tasks[1].steps
@@ -78,7 +82,7 @@ def test_the_baseline_begins_sees_and_learns_the_same(recorded, organ_store, org
 @pytest.mark.parametrize("stage", ["student", "teacher"])
 def test_validation_is_on_the_validation_split(stage, organ_store, recipe, accelerator):
     if stage == "student":
-        task = student_task(organ_store, recipe(), accelerator, None, "off")
+        task = student_task(organ_store, recipe(), accelerator, NoTeachers(recipe(), organ_store.size), "off")
         heads = {organ: (task.network.eval(), head) for head, organ in enumerate(organ_store.anatomies)}
     else:
         task = teacher_task(organ_store, "kidney", recipe(), accelerator, "off")

@@ -18,11 +18,13 @@ from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.recipe import load_recipe
 from mtkd_cache.runtime.accelerator import make_accelerator
 from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.training.signal import CachedTeachers
 from mtkd_cache.training.student import student_task
 
 accelerator = make_accelerator("cpu")
 store, cache, *overrides = sys.argv[1:]
-task = student_task(SampleStore.open(store), load_recipe("paper", overrides), accelerator, LogitCache.open(cache), "off")
+store, recipe = SampleStore.open(store), load_recipe("paper", overrides)
+task = student_task(store, recipe, accelerator, CachedTeachers(LogitCache.open(cache), recipe, store.size), "off")
 forward = accelerator.prepare(task.network)
 forward.eval()  # batch statistics and dropout are each process's own
 for number, batch in enumerate(task.batches(0)):
@@ -51,7 +53,7 @@ accelerator = make_accelerator("cpu")
 store, run, *overrides = sys.argv[1:]
 try:
     record = train_student(SampleStore.open(store), Path(run), load_recipe("paper", overrides), accelerator, None)
-    said = {key: record[key] for key in ("processes", "weights_sha256")}
+    said = {key: getattr(record, key) for key in ("processes", "weights_sha256")}
 except LockedError as error:
     said = {"refused": str(error)}
 print(json.dumps(said))
