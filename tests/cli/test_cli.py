@@ -3,16 +3,20 @@
 import errno
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import click
 import pytest
 import torch
 from click.testing import CliRunner
 
-from mtkd_cache.cli.common import explain, reports
+from mtkd_cache.cli.common import ARCHITECTURES, explain, reports
 from mtkd_cache.cli.main import COMMANDS, main
+from mtkd_cache.models.network import STRIDES
 from mtkd_cache.storage.folder import write_durably
 
 SHORT = [
@@ -95,6 +99,71 @@ def test_finished_work_is_not_done_again(way):
     assert again["fingerprint"] == said["build"]["fingerprint"]
 
 
+def test_results_are_printed_for_people(way):
+    root, said = way
+    store, teachers, cache = (("--store", root / "s.zarr"), ("--teachers", root / "teachers"), ("--cache", root / "c.zarr"))
+    dice = said["evaluate"]["dice"]
+    printed = call("evaluate", *store, "--run", root / "distilled").stderr.splitlines()
+    assert printed[0] == "Dice on test (%)"
+    assert [line.split() for line in printed[1:3]] == [[name, f"{100 * value:.1f}"] for name, value in dice.items()]
+    assert printed[3].split() == ["mean", f"{100 * said['evaluate']['mean_dice']:.1f}"]
+    printed = call("train-teachers", *store, *teachers, *SHORT).stderr.splitlines()
+    assert [line.split()[0] for line in printed] == ["validation", "kidney", "tongue"]
+    printed = call("build", *store, *teachers, *cache, *SHORT).stderr
+    assert f"{root}/c.zarr: 12 samples x 1 view x 2 anatomies" in printed and "of 0.125 allowed" in printed
+    printed = call("train-student", *store, *cache, "--run", root / "distilled", *SHORT).stderr
+    assert printed == f"{root}/distilled: validation Dice {100 * said['distilled']['val_dice']:.1f} % in epoch 0\n"
+
+
+def test_inspect_prints_a_table(organ_cache):
+    printed = call("inspect", "--cache", organ_cache.url).stderr
+    figures = as_json("inspect", "--cache", organ_cache.url)
+    assert f"{organ_cache.url}, complete, 1 of 1 shards" in printed
+    assert "12 of 64x64 pixels, 1 view each" in printed
+    assert "2 maps of 32x32, stride 2, step 0.25" in printed
+    assert f"{figures['bytes'] / 1e3:.1f} kB in {figures['files']} files" in printed
+    largest = max(error["max_abs_error"] for error in figures["errors"].values())
+    assert f"largest error {largest:.4g} of 0.125 allowed" in printed
+    header, kidney, tongue = printed.splitlines()[-3:]
+    assert re.split("  +", header) == [
+        "anatomy",
+        "maps",
+        "largest error",
+        "mean KL (nats)",
+        "bits per logit",
+        "weights (SHA-256)",
+    ]
+    sha256 = figures["teachers"]["kidney"]["weights_sha256"]
+    assert (kidney.split()[0], kidney.split()[1], kidney.split()[-1]) == ("kidney", "12", sha256[:12])
+    assert len(kidney) == len(tongue) and not set("{}") & set(printed) and "True" not in printed
+
+
+def test_inspect_prints_how_far_an_interrupted_build_is(organ_cache, copy_of):
+    cache = copy_of(organ_cache.url)
+    (cache / "manifest.json").unlink()
+    printed = call("inspect", "--cache", cache).stderr
+    assert "incomplete (the same mtkd-cache build resumes), 1 of 1 shards" in printed
+    assert "fingerprint" not in printed and printed.splitlines()[-2].split()[:3] == ["kidney", "12", "-"]
+
+
+def test_verify_prints_its_verdict_first(organ_cache, organ_store, organ_teachers, untrained_teacher, copy_of):
+    both = ("--store", organ_store.url, "--teachers", organ_teachers)
+    cache = copy_of(organ_cache.url)
+    assert call("verify", "--cache", cache).stderr.startswith(f"{cache}: whole (name --store and --teachers to check")
+    first, second, last = call("verify", "--cache", cache, *both, "--live", 2).stderr.splitlines()
+    assert first == f"{cache}: whole and current"
+    assert second.startswith("re-ran the teachers on 2 samples: largest difference 0.")
+    assert last.startswith("checked ") and " kB, in " in last
+    other = copy_of(organ_teachers)
+    untrained_teacher(other, "kidney", seed=7)
+    (cache / "zarr.json").write_text("{}")
+    first, *problems, _ = call("verify", "--cache", cache, *both[:2], "--teachers", other, status=1).stderr.splitlines()
+    assert first == f"{cache}: damaged and not current: 2 problems"
+    assert [problem.split(":")[0] for problem in problems] == ["  truncated", "  teacher"]
+    first, second, _ = call("verify", "--cache", cache, *both, "--repair").stderr.splitlines()
+    assert (first, second) == (f"{cache}: whole and current", "repaired 1 problem, recomputed 0 maps")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -109,6 +178,9 @@ def test_finished_work_is_not_done_again(way):
         (("build", "--store", "{root}/s.zarr", "--teachers", "{root}/none"), "is missing"),
         (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--device", "cuda"), "no CUDA device is there"),
         (("build", "--store", "{root}/s.zarr", "--teachers", "{root}/teachers", "--step", "0.3"), "power of two"),
+        (("build", "--store", "{root}/s.zarr", "--teachers", "{root}/teachers", "--views", "0"), "cache.views = 0 is impossible"),
+        (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--seed", "-1"), "seed = -1 is impossible"),
+        (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--arch", 'a"b'), 'a"b'),
         (("evaluate", "--store", "{root}/s.zarr", "--run", "{root}/teachers/kidney"), "knows the anatomies kidney"),
         (("train-student", "--store", "{root}/c.zarr", "--no-kd"), "is a logit cache"),
         (("train-student", "--store", "{root}/s.zarr", "--no-kd", "--run", "{root}/distilled/run.json"), "Not a directory"),
@@ -184,6 +256,46 @@ def test_wrong_usage_is_status_2():
 def test_every_command_has_help():
     for name in COMMANDS:
         assert "Options" in call(name, "--help").stdout
+
+
+def test_help_of_arch_names_every_decoder_and_imports_no_torch():
+    assert all(decoder in ARCHITECTURES for decoder in STRIDES)
+    script = "import sys; from mtkd_cache.cli.main import main; main(sys.argv[1:], standalone_mode=False)\n"
+    script += "print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script, "train-student", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n") and "mininetv2" in done.stdout
+
+
+def test_the_command_line_keeps_freed_memory(monkeypatch):
+    calls = []
+    monkeypatch.setattr("mtkd_cache.cli.main.keep_freed_memory", lambda: calls.append("kept"))
+    call("models", "--help")
+    assert calls == ["kept"]
+
+
+def test_ctrl_c_is_status_130_and_the_command_resumes(tmp_path):
+    command = [sys.executable, "-m", "mtkd_cache.cli", "phantom", "--size", "64x64", "--workers", "1", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any(tmp_path.rglob("*.png")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    *_, last = process.communicate()[1].splitlines()
+    assert process.returncode == 130
+    assert last == "mtkd-cache: interrupted. Finished work is kept; the same command resumes from there."
+
+
+def test_study_lists_its_jobs_as_commands(organ_store, tmp_path):
+    arguments = ("study", "--store", organ_store.url, "--out", tmp_path / "study", "--row", "mininetv2/kd", "--dry-run")
+    jobs = as_json(*arguments, "--set", "teacher.arch=mininetv2")["units"]
+    assert [job["name"].split()[0] for job in jobs] == ["teacher", "teacher", "evaluation", "cache", "student", "evaluation"]
+    assert not any(job["done"] for job in jobs) and not (tmp_path / "study").exists()
+    for job in jobs:
+        program, name, *rest = job["command"]
+        assert program == "mtkd-cache"
+        main.get_command(None, name).make_context(name, rest)  # raises what click says of a wrong option
+    printed = call(*arguments, "--set", "teacher.arch=mininetv2")
+    assert printed.stdout.count("to do  ") == len(jobs)
+    assert f"{jobs[0]['name']}\n" in printed.stdout and " ".join(jobs[0]["command"][:2]) in printed.stdout
 
 
 def test_the_installed_command_runs_and_needs_no_torch_for_help():
