@@ -125,14 +125,8 @@ def test_inspect_prints_a_table(organ_cache):
     largest = max(error["max_abs_error"] for error in figures["errors"].values())
     assert f"largest error {largest:.4g} of 0.125 allowed" in printed
     header, kidney, tongue = printed.splitlines()[-3:]
-    assert re.split("  +", header) == [
-        "anatomy",
-        "maps",
-        "largest error",
-        "mean KL (nats)",
-        "bits per logit",
-        "weights (SHA-256)",
-    ]
+    columns = ["anatomy", "maps", "largest error", "mean KL (nats)", "bits per logit", "weights (SHA-256)"]
+    assert re.split("  +", header) == columns
     sha256 = figures["teachers"]["kidney"]["weights_sha256"]
     assert (kidney.split()[0], kidney.split()[1], kidney.split()[-1]) == ("kidney", "12", sha256[:12])
     assert len(kidney) == len(tongue) and not set("{}") & set(printed) and "True" not in printed
