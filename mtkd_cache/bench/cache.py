@@ -56,7 +56,7 @@ def bench_cache(recipe: Recipe, accelerator: Accelerator, size: tuple[int, int],
         times = interleaved(actions, 10 * rounds, device)
         maps = cache.read(store.hashes[rows])
         write_over_forward = _write_seconds(folder, cache, maps) / _forward_seconds(teacher, maps, size, rounds, device)
-        ways = _ways(folder, cache, store.hashes[rows], draws, size, rounds)
+        ways = _ways(folder, cache, store.hashes[rows], maps, draws, size, rounds)
     return {
         **medians(times, 1e3),
         "read_over_decode_limit": ratio(times, "read_ms", "decode_limit_ms"),
@@ -114,14 +114,19 @@ def _forward_seconds(teacher: Network, maps: np.ndarray, size: tuple[int, int], 
     with torch.inference_mode():
         teacher.native(image)
         forward = statistics.median(seconds(lambda: teacher.native(image), device) for _ in range(rounds))
-    return forward * len(maps[:BLOCK]) * maps.shape[1]
+    return forward * maps[:BLOCK, :, 0, 0].size
 
 
 def _ways(
-    folder: Path, cache: LogitCache, hashes: np.ndarray, draws: Iterator[np.ndarray], size: tuple[int, int], rounds: int
+    folder: Path,
+    cache: LogitCache,
+    hashes: np.ndarray,
+    maps: np.ndarray,
+    draws: Iterator[np.ndarray],
+    size: tuple[int, int],
+    rounds: int,
 ) -> list[dict[str, Any]]:
     """Bytes a sample and time a batch of the maps alone: this cache, and full-size maps in .pt, .npz and a memory map."""
-    maps = cache.read(hashes)
     memory = np.lib.format.open_memmap(folder / "all.npy", "w+", np.float32, (*maps.shape[:2], size[1], size[0]))
     for index, quantized in enumerate(maps):
         full = upsample(dequantize(torch.from_numpy(quantized), cache.step)[None], (size[1], size[0]))[0]

@@ -5,7 +5,7 @@ CRC-32C check of the chunk. What zarr-python adds to each chunk is the same for 
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -51,7 +51,7 @@ class Chain:
         body = bytes(data)
         return body + _crc32c(body)
 
-    def decode(self, data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    def decode(self, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
         """The maps (A, h, w), not necessarily contiguous. Raises ValueError for a wrong checksum."""
         body = data[:-CHECKSUM]
         if _crc32c(body) != data[-CHECKSUM:]:
@@ -150,7 +150,8 @@ def _measure_step(logits: Tensor, step: float) -> list[dict[str, Any]]:
     maps = {"int16": quantized.numpy(), "int8": quantized.numpy().astype(np.int8)}
     if not np.array_equal(maps["int8"], maps["int16"]):
         del maps["int8"]
-    decode, rows = {}, []
+    decode: dict[str, Callable[[], object]] = {}
+    rows: list[dict[str, Any]] = []
     for chain in chains():
         if chain.dtype in maps:
             stored, encode_ms = _encode_all(chain, maps[chain.dtype])
@@ -170,7 +171,7 @@ def _encode_all(chain: Chain, samples: np.ndarray) -> tuple[list[bytes], float]:
     return stored, 1e3 * statistics.median(times)
 
 
-def _decode_next(chain: Chain, stored: Iterator[bytes], shape: tuple[int, int, int]) -> None:
+def _decode_next(chain: Chain, stored: Iterator[bytes], shape: tuple[int, ...]) -> None:
     chain.decode(next(stored), shape)
 
 
