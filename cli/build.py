@@ -33,12 +33,20 @@ def command(
     **options: Any,
 ) -> dict[str, Any]:
     """Run the teachers once over the samples and cache their logits. Resumes after an interruption."""
-    from mtkd_cache.cache.build import build
+    from mtkd_cache.cache.build import build_cache
+    from mtkd_cache.cache.layout import CacheSpec
+    from mtkd_cache.cache.teacher_runner import Teachers
     from mtkd_cache.data.sample_store import SampleStore
 
     recipe = recipe_of(options, {"cache.step": step, "cache.views": views})
     accelerator = accelerator_of(options)
-    result = build(SampleStore.open(store), teachers, cache, recipe, accelerator, splits, batch, compiled)
+    samples = SampleStore.open(store)
+    loaded = Teachers.load(teachers, samples)
+    spec = CacheSpec.of(samples, loaded.stride, recipe, accelerator.mixed_precision)
+    temperature = recipe.distillation.temperature
+    result = build_cache(
+        samples, loaded, spec, cache, accelerator, temperature=temperature, splits=splits, batch=batch, compiled=compiled
+    )
     say(
         f"{cache}: {result['samples']} samples x {plural(result['views'], 'view')} x {len(result['anatomies'])} anatomies, "
         f"{file_size(result['bytes'])}; largest error {result['max_abs_error']:.4g} of {result['step'] / 2:g} allowed, "

@@ -26,10 +26,10 @@ def command(cache: str, store: str | None, teachers: Path | None, **options: Any
 
     Exits with status 1 if it is not whole and current.
     """
-    from mtkd_cache.cache.verify import verify
+    from mtkd_cache.cache.verify import verify_cache
     from mtkd_cache.data.sample_store import SampleStore
 
-    result = verify(cache, store=SampleStore.open(store) if store else None, teachers=teachers, **options)
+    result = verify_cache(cache, store=SampleStore.open(store) if store else None, teachers=teachers, **options)
     say(f"{cache}: {verdict(result['problems'], compared=bool(store and teachers))}")
     for problem in result["problems"]:
         say(f"  {problem['kind']}: {problem['where']}. {problem['what_to_do']}")

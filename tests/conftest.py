@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import build
 
 from mtkd_cache.bench.build import spread_out
-from mtkd_cache.cache.build import build as build_cache
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.dresden import Split
 from mtkd_cache.data.ingest import ingest
@@ -134,7 +134,7 @@ def organ_teachers(tmp_path_factory) -> Path:
 def organ_cache(organ_store, organ_teachers, recipe, accelerator, tmp_path_factory) -> LogitCache:
     """The cache of the two organs' training samples. Read only."""
     url = str(tmp_path_factory.mktemp("organ_cache") / "logits.zarr")
-    build_cache(organ_store, organ_teachers, url, recipe(), accelerator)
+    build(organ_store, organ_teachers, url, recipe(), accelerator)
     return LogitCache.open(url)
 
 

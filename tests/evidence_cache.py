@@ -33,13 +33,12 @@ import numpy as np
 import test_processes
 import torch
 from conftest import _untrained_teacher
-from support import finished_shards, same_cache, served_bucket
+from support import build, finished_shards, same_cache, served_bucket
 
 from mtkd_cache.bench.machine import machine
-from mtkd_cache.cache.build import build
 from mtkd_cache.cache.layout import BLOCK
 from mtkd_cache.cache.reader import LogitCache
-from mtkd_cache.cache.verify import verify
+from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.data.dresden import Split
 from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import SampleStore
@@ -97,7 +96,7 @@ class Evidence:
 
     def equal(self, target: Path | str) -> bool:
         """Has a cache the undisturbed one's values and fingerprint, and is every byte of it as written?"""
-        return same_cache(Path(self.whole), target) and verify(str(target))["ok"]
+        return same_cache(Path(self.whole), target) and verify_cache(str(target))["ok"]
 
     @staticmethod
     def reader(values: Callable[[], list[np.ndarray]], truth: list[np.ndarray]) -> str:
@@ -138,7 +137,7 @@ class Evidence:
         folder = Path(shutil.copytree(self.whole, self.root / "victim.zarr"))
 
         def finds(hit: set[str]) -> bool:
-            told = {problem["where"] for problem in verify(str(folder))["problems"]}
+            told = {problem["where"] for problem in verify_cache(str(folder))["problems"]}
             return hit <= told or MANIFEST in hit & told
 
         return Victim(folder, lambda: [LogitCache.open(str(folder)).read(self.hashes)], finds)

@@ -10,9 +10,22 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
+from mtkd_cache.cache.build import build_cache
+from mtkd_cache.cache.layout import CacheSpec
 from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.teacher_runner import Teachers
+from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.models.network import Network, create_network
+from mtkd_cache.recipe import Recipe
 from mtkd_cache.storage.folder import Folder
+
+
+def build(store: SampleStore, teachers: Path, url: str, recipe: Recipe, accelerator, splits=("train",)) -> dict:
+    """What `mtkd-cache build` does."""
+    loaded = Teachers.load(teachers, store)
+    spec = CacheSpec.of(store, loaded.stride, recipe, accelerator.mixed_precision)
+    temperature = recipe.distillation.temperature
+    return build_cache(store, loaded, spec, url, accelerator, temperature=temperature, splits=splits)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The shard files of a logit cache, one after the other: what is missing of each is computed, the rest kept."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from numcodecs import Blosc
 from torch import Tensor
 from tqdm import tqdm
 
-from mtkd_cache.cache.layout import FIGURES, ShardTask, logits_spec, recorded_views
+from mtkd_cache.cache.layout import CachePlan, MapFigures, ShardRecord, ShardTask, logits_spec
 from mtkd_cache.cache.loader import Batch, BatchReader, prefetch
 from mtkd_cache.cache.quantize import dequantize, quantize
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
@@ -22,12 +22,12 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.losses import map_kl
 from mtkd_cache.runtime.accelerator import run_on_all_ranks
-from mtkd_cache.storage.checked_json import digest, dump_checked_json, file_entry, mark_incomplete, read_checked_json
+from mtkd_cache.storage.checked_json import digest, dump_checked_json, file_entry, if_intact, mark_incomplete, read_record
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.shard_writer import UNREADABLE, row_checksum
 
 BATCH = 8
-ALONE = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)  # the cache's codec on one map, to tell the anatomies' sizes apart
+MAP_CODEC = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)  # the cache's codec on one map, for its compressed size
 
 
 @contextmanager
@@ -42,25 +42,25 @@ def one_core(name: str) -> Iterator[ThreadPoolExecutor]:
 
 @dataclass
 class PendingShard:
-    """A unit as far as it is prepared: what is kept, and the batches of pictures for what is missing.
+    """A shard file while its maps are computed.
 
-    missing: bool (samples, anatomies). values: int16 (samples, 1, A, h, w). rows: the figures of each sample. parts: which
-    samples each batch is of.
+    missing: bool (samples, anatomies). values: int16 (samples, 1, A, h, w). rows: the figures of each sample. parts: the indices
+    of the samples in each of the batches, which hold the images for what is missing.
     """
 
-    unit: ShardTask
+    task: ShardTask
     missing: np.ndarray
     values: np.ndarray
-    rows: list[dict]
+    rows: list[MapFigures]
     parts: list[np.ndarray]
     batches: list[Batch]
 
 
 class Builder:
-    """Runs teachers for what is missing of each unit.
+    """Runs the teachers for what is missing of each shard file.
 
-    Reading, quantising with its figures, and compressing with writing have a thread each beside the forward passes, so that the
-    device need not wait for them; a few units are in memory at a time.
+    Reading, quantizing with its figures, and compressing with writing have a thread each beside the forward passes, so that the
+    device need not wait for them; a few shards are in memory at a time.
     """
 
     def __init__(
@@ -68,24 +68,24 @@ class Builder:
         folder: Folder,
         store: SampleStore,
         teachers: Teachers,
-        settings: dict,
-        temperature: float,
+        plan: CachePlan,
         accelerator: Accelerator,
-        batch: int,
+        batch: int = BATCH,
         compiled: bool = False,
     ):
-        self.folder, self.store, self.teachers, self.settings = folder, store, teachers, settings
-        self.temperature, self.accelerator, self.batch = temperature, accelerator, batch
-        self.ensemble = TeacherRunner(teachers.networks, accelerator, compiled)
-        self.spec = logits_spec(settings["views"]["count"], len(store.anatomies), tuple(settings["grid"]), settings["step"])
+        self.folder, self.store, self.teachers = folder, store, teachers
+        self.spec, self.temperature = plan.settings, plan.temperature
+        self.accelerator, self.batch = accelerator, batch
+        self.runner = TeacherRunner(teachers.networks, accelerator, compiled)
+        self.array = logits_spec(self.spec.n_views, len(self.spec.anatomies), self.spec.grid, self.spec.step)
         self.row_of = {str(sha256): row for row, sha256 in enumerate(store.hashes)}
-        self.stream = BatchReader(store)
+        self.reader = BatchReader(store)
         self.maps = 0
 
-    def run(self, wanted: list[ShardTask]) -> None:
-        """Bring this process's share of the units up to date."""
-        todo = run_on_all_ranks(self.accelerator, lambda: self._todo(wanted))
-        total = sum(len(unit.hashes) for unit in wanted) * len(self.store.anatomies)
+    def run(self, tasks: Sequence[ShardTask]) -> None:
+        """Bring this process's share of the shard files up to date."""
+        todo = run_on_all_ranks(self.accelerator, lambda: self._todo(tasks))
+        total = sum(len(task.hashes) for task in tasks) * len(self.spec.anatomies)
         done = total - sum(int(missing.sum()) for _, _, missing in todo)
         todo = todo[self.accelerator.process_index :: self.accelerator.num_processes]
         progress = tqdm(
@@ -94,130 +94,138 @@ class Builder:
         if todo:
             mark_incomplete(self.folder)
         with one_core("figures") as figures, ThreadPoolExecutor(1, "write") as writer:
-            writing: Future | None = None
-            for work in prefetch(todo, self._prepare, depth=1):
-                recorded = self._run_teachers(work, figures, progress)
+            writing: Future[None] | None = None
+            for pending in prefetch(todo, self._prepare, depth=1):
+                recorded = self._run_teachers(pending, figures, progress)
                 if writing:
                     writing.result()
-                writing = writer.submit(self._finish, work, recorded)
+                writing = writer.submit(self._finish, pending, recorded)
             if writing:
                 writing.result()
         progress.close()
 
-    def _todo(self, wanted: list[ShardTask]) -> list[tuple[ShardTask, dict | None, np.ndarray]]:
-        """The units that lack maps, with the record of what is there and which maps are missing."""
-        there = set(self.folder.keys())
-        found = []
-        for unit in wanted:
-            old = self._old(unit, there)
-            missing = self._missing(unit, old)
+    def _todo(self, tasks: Sequence[ShardTask]) -> list[tuple[ShardTask, ShardRecord | None, np.ndarray]]:
+        """The shards that lack maps, each with the record of its present file and which maps are missing."""
+        present = set(self.folder.keys())
+        todo = []
+        for task in tasks:
+            record = self._usable_record(task, present)
+            missing = self._missing(task, record)
             if missing.any():
-                found.append((unit, old, missing))
-        return found
+                todo.append((task, record, missing))
+        return todo
 
-    def _old(self, unit: ShardTask, there: set[str]) -> dict | None:
-        """The record of what is there of a unit; None where it has to be made from nothing."""
-        if not {unit.record_key, unit.shard_key} <= there:
+    def _usable_record(self, task: ShardTask, present: set[str]) -> ShardRecord | None:
+        """The record of a shard's present file; None where all of its maps have to be computed."""
+        if not {task.record_key, task.shard_key} <= present:
             return None
-        try:
-            record = read_checked_json(self.folder, unit.record_key, "rows")
-        except MtkdError:
-            return None
-        return record if record and unit.owns(record, self.settings) else None
+        record = if_intact(read_record, self.folder, task.record_key, ShardRecord)
+        return record if record and task.owns(record, self.spec) else None
 
-    def _missing(self, unit: ShardTask, old: dict | None) -> np.ndarray:
+    def _missing(self, task: ShardTask, record: ShardRecord | None) -> np.ndarray:
         """Which maps have to be computed: bool (samples, anatomies)."""
-        missing = np.ones((len(unit.hashes), len(self.store.anatomies)), bool)
-        if old:
-            there = [row["sha256"] for row in old["rows"]]
-            stale = [old["teachers"].get(anatomy) != about for anatomy, about in self.teachers.about.items()]
-            for index, sha256 in enumerate(unit.hashes):
-                if index < len(there) and there[index] == sha256:
-                    missing[index] = stale
+        missing = np.ones((len(task.hashes), len(self.spec.anatomies)), bool)
+        if record:
+            outdated = [record.teachers.get(anatomy) != info for anatomy, info in self.teachers.info.items()]
+            for index, (sha256, row) in enumerate(zip(task.hashes, record.rows, strict=False)):
+                if row["sha256"] == sha256:
+                    missing[index] = outdated
         return missing
 
-    def _prepare(self, unit: ShardTask, old: dict | None, missing: np.ndarray) -> PendingShard:
-        """Take over what is there of a unit, and read the pictures for the rest."""
-        values = np.empty((len(unit.hashes), *self.spec.chunk_item), np.int16)
-        rows = [{"sha256": sha256, **{key: [0] * missing.shape[1] for key in FIGURES}} for sha256 in unit.hashes]
-        if old and not missing.all():
-            self._reuse_maps(old, missing, values, rows)
+    def _prepare(self, task: ShardTask, record: ShardRecord | None, missing: np.ndarray) -> PendingShard:
+        """Keep the maps of a shard that are present, and read the images for the rest."""
+        values = np.empty((len(task.hashes), 1, missing.shape[1], *self.spec.grid), np.int16)
+        rows = [_no_figures(sha256, missing.shape[1]) for sha256 in task.hashes]
+        if record and not missing.all():
+            self._reuse_maps(record, missing, values, rows)
         needed = np.flatnonzero(missing.any(1))
         parts = [needed[start : start + self.batch] for start in range(0, len(needed), self.batch)]
-        batches = [self.stream.read(np.array([self.row_of[unit.hashes[index]] for index in part])) for part in parts]
-        return PendingShard(unit, missing, values, rows, parts, batches)
+        batches = [self.reader.read(np.array([self.row_of[task.hashes[index]] for index in part])) for part in parts]
+        return PendingShard(task, missing, values, rows, parts, batches)
 
-    def _run_teachers(self, work: PendingShard, figures: ThreadPoolExecutor, progress: tqdm) -> list[Future]:
-        """Run one teacher after the other over a unit's pictures. The futures are done when all maps are recorded."""
-        pictures = [self.images(work.unit.view, batch) for batch in work.batches]
-        recorded: deque[Future] = deque()
-        for anatomy in map(int, np.flatnonzero(work.missing.any(0))):
-            for part, images in zip(work.parts, pictures, strict=True):
-                chosen = np.flatnonzero(work.missing[part, anatomy])
+    def _run_teachers(self, pending: PendingShard, figures: ThreadPoolExecutor, progress: "tqdm[None]") -> list[Future[None]]:
+        """Run one teacher after the other over a shard's images. The futures are done when all maps are recorded."""
+        batches = [self.images(pending.task.view, batch) for batch in pending.batches]
+        recorded: deque[Future[None]] = deque()
+        for anatomy in map(int, np.flatnonzero(pending.missing.any(0))):
+            for part, images in zip(pending.parts, batches, strict=True):
+                chosen = np.flatnonzero(pending.missing[part, anatomy])
                 if len(chosen):
-                    logits = self.ensemble.native(anatomy, images[torch.from_numpy(chosen).to(images.device)])
-                    recorded.append(figures.submit(self._record, work, anatomy, part[chosen], logits, progress))
+                    logits = self.runner.native(anatomy, images[torch.from_numpy(chosen).to(images.device)])
+                    recorded.append(figures.submit(self._record, pending, anatomy, part[chosen], logits, progress))
                 while recorded and recorded[0].done():
                     recorded.popleft().result()
         return list(recorded)
 
-    def _record(self, work: PendingShard, anatomy: int, places: np.ndarray, logits: Tensor, progress: tqdm) -> None:
-        """Quantise what a teacher said of a unit's samples at some places, float (n, h, w), and note its figures."""
-        name, step = self.store.anatomies[anatomy], self.settings["step"]
+    def _record(self, pending: PendingShard, anatomy: int, indices: np.ndarray, logits: Tensor, progress: "tqdm[None]") -> None:
+        """Quantize a teacher's logits, float (n, h, w), of the samples with these indices in a shard, and note their figures."""
+        name, step = self.spec.anatomies[anatomy], self.spec.step
         try:
             integers = quantize(logits, step)
         except MtkdError as error:
             raise MtkdError(f"teacher of {name}: {error}") from error
-        kept = dequantize(integers, step)
-        errors = (kept - logits).abs().amax((1, 2)).tolist()
+        stored = dequantize(integers, step)
+        errors = (stored - logits).abs().amax((1, 2)).tolist()
         if not max(errors) <= step / 2:
             raise MtkdError(
                 f"teacher of {name}: a logit is stored {max(errors):.4g} off, more than half of the step {step}. "
                 "The device miscalculates; try another --device."
             )
-        kls = map_kl(kept[:, None], logits[:, None], self.temperature)[:, 0].tolist()
-        for place, one, error, kl in zip(places, integers.cpu().numpy(), errors, kls, strict=True):
-            work.values[place, 0, anatomy] = one
-            found = {"crc32c": row_checksum(one), "max_error": error, "kl": max(kl, 0.0), "bits": 8 * len(ALONE.encode(one))}
-            for key, value in found.items():
-                work.rows[place][key][anatomy] = value
-        self.maps += len(places)
-        progress.update(len(places))
+        kls = map_kl(stored[:, None], logits[:, None], self.temperature)[:, 0].tolist()
+        for index, values, error, kl in zip(indices, integers.cpu().numpy(), errors, kls, strict=True):
+            pending.values[index, 0, anatomy] = values
+            row = pending.rows[index]
+            row["crc32c"][anatomy], row["max_error"][anatomy] = row_checksum(values), error
+            row["kl"][anatomy], row["bits"][anatomy] = max(kl, 0.0), 8 * len(MAP_CODEC.encode(values))
+        self.maps += len(indices)
+        progress.update(len(indices))
 
-    def _finish(self, work: PendingShard, recorded: list[Future]) -> None:
-        for one in recorded:
-            one.result()
-        self._write(work.unit, work.values, work.rows)
+    def _finish(self, pending: PendingShard, recorded: list[Future[None]]) -> None:
+        for future in recorded:
+            future.result()
+        self._write(pending)
 
-    def _reuse_maps(self, old: dict, missing: np.ndarray, values: np.ndarray, rows: list[dict]) -> None:
-        """Take over the maps that are there; those that turn out damaged are marked missing."""
-        array = self.spec.decode_shard(self.folder.read(old["key"]))
-        for index in np.flatnonzero(~missing.all(1)):
+    def _reuse_maps(self, record: ShardRecord, missing: np.ndarray, values: np.ndarray, rows: list[MapFigures]) -> None:
+        """Copy the maps that are present; those that turn out damaged are marked missing."""
+        array = self.array.decode_shard(self.folder.read(record.key))
+        for index in map(int, np.flatnonzero(~missing.all(1))):
             try:
                 maps = array[index, 0]
             except UNREADABLE:
                 missing[index] = True
                 continue
+            old, new = record.rows[index], rows[index]
             for anatomy in np.flatnonzero(~missing[index]):
-                was = old["rows"][index]
-                if row_checksum(maps[anatomy]) != was["crc32c"][anatomy]:
+                if row_checksum(maps[anatomy]) != old["crc32c"][anatomy]:
                     missing[index, anatomy] = True
                     continue
                 values[index, 0, anatomy] = maps[anatomy]
-                for key in FIGURES:
-                    rows[index][key][anatomy] = was[key][anatomy]
+                new["crc32c"][anatomy], new["max_error"][anatomy] = old["crc32c"][anatomy], old["max_error"][anatomy]
+                new["kl"][anatomy], new["bits"][anatomy] = old["kl"][anatomy], old["bits"][anatomy]
 
     def images(self, view: int, batch: Batch) -> Tensor:
-        """The pictures of a batch in a view, as the teachers see them: float (B, 3, H, W)."""
+        """The images of a batch in a recorded view, as the teachers see them: float (B, 3, H, W)."""
         batch = batch.to(self.accelerator.device)
         if view == 0:
             return to_float(batch.images)
-        views = recorded_views(self.settings, self.store.hashes[batch.rows], view).to(self.accelerator.device)
+        views = self.spec.recorded_views(self.store.hashes[batch.rows], view).to(self.accelerator.device)
         return apply_views(batch.images, batch.masks, views)[0]
 
-    def _write(self, unit: ShardTask, values: np.ndarray, rows: list[dict]) -> None:
-        data = self.spec.encode_shard(values)
-        self.folder.delete(unit.record_key)
-        self.folder.write(unit.shard_key, data)
-        about = {"key": unit.shard_key, **file_entry(data), "settings": digest(self.settings), "teachers": self.teachers.about}
-        self.folder.write(unit.record_key, dump_checked_json({**about, "rows": rows}))
+    def _write(self, pending: PendingShard) -> None:
+        task = pending.task
+        data = self.array.encode_shard(pending.values)
+        self.folder.delete(task.record_key)
+        self.folder.write(task.shard_key, data)
+        record = ShardRecord(
+            key=task.shard_key,
+            **file_entry(data),
+            settings=digest(self.spec.to_json()),
+            teachers=self.teachers.info,
+            rows=tuple(pending.rows),
+        )
+        self.folder.write(task.record_key, dump_checked_json(record.to_json()))
+
+
+def _no_figures(sha256: str, anatomies: int) -> MapFigures:
+    zeros = [0] * anatomies
+    return {"sha256": sha256, "crc32c": [*zeros], "max_error": [*zeros], "kl": [*zeros], "bits": [*zeros]}

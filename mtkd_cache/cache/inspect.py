@@ -2,7 +2,9 @@
 
 import io
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,58 +12,68 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mtkd_cache.cache.integrity import read_whole
-from mtkd_cache.cache.layout import PLAN, check_kind, shard_tasks
+from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, ShardRecord
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.network import upsample
-from mtkd_cache.models.records import TEACHER, read_record
-from mtkd_cache.storage.checked_json import MANIFEST, read_checked_json
+from mtkd_cache.models.records import TEACHER, read_teacher
+from mtkd_cache.storage.checked_json import MANIFEST, if_intact, read_record
 from mtkd_cache.storage.folder import Folder, write_durably
 
 JUDGED = 24  # samples an anatomy from which a teacher's Dice is estimated
 CELL = 1.5  # inches of one picture of the contact sheet
 
 
-def inspect_cache(url: str) -> dict:
-    """The manifest of a cache with the sizes of its files in place of their list; of an unfinished one, how far it is.
+def inspect_cache(url: str) -> dict[str, Any]:
+    """The manifest of a cache with the sizes of its files in place of their list; of an unfinished one, its progress.
 
     progress: shard files written, of how many; maps: how many maps each teacher has there, by the SHA-256 of its weights.
     Raises MtkdError where there is no cache, and where its manifest or plan is damaged.
     """
     folder = Folder(url)
-    plan = read_checked_json(folder, PLAN, "samples")
-    manifest = read_checked_json(folder, MANIFEST, "kind", "files")
+    plan = read_record(folder, PLAN, CachePlan)
+    manifest = read_record(folder, MANIFEST, CacheManifest)
     if plan is None:
         raise MtkdError(f"{url} is no logit cache. Run mtkd-cache build --cache {url}.")
-    if manifest is not None:
-        check_kind(url, manifest)
-    wanted = shard_tasks(plan["samples"], plan["settings"]["views"]["count"])
-    records = [record for unit in wanted if (record := read_whole(folder, unit.record_key, "rows"))]
-    maps: dict[str, Counter] = {anatomy: Counter() for anatomy in plan["settings"]["anatomies"]}
-    for record in records:
-        for anatomy, about in record["teachers"].items():
-            maps[anatomy][about["weights_sha256"]] += len(record["rows"])
-    files = manifest["files"] if manifest else {record["key"]: record for record in records}
-    sizes = Counter()
-    for key, entry in files.items():
-        sizes["logits" if key.startswith("logits/c/") else "records" if key.startswith("records/") else "metadata"] += entry[
-            "bytes"
-        ]
-    about = manifest or {"settings": plan["settings"], "temperature": plan["temperature"]}
+    tasks = plan.shard_tasks
+    records = [record for task in tasks if (record := if_intact(read_record, folder, task.record_key, ShardRecord))]
+    sizes = {record.key: record.bytes for record in records}
+    content = {"settings": plan.settings.to_json(), "temperature": plan.temperature}
+    if manifest:
+        sizes = {key: entry["bytes"] for key, entry in manifest.files.items()}
+        content = {key: value for key, value in manifest.to_json().items() if key != "files"}
+    total = sum(sizes.values())
     return {
-        **{key: value for key, value in about.items() if key != "files"},
+        **content,
         "cache": url,
         "finished": manifest is not None,
-        "samples": len(plan["samples"]),
-        "files": len(files),
-        "bytes": sum(sizes.values()),
-        "bytes_by": dict(sizes),
-        "bytes_per_sample": sum(sizes.values()) / max(len(plan["samples"]), 1) if manifest else None,
-        "progress": {"done": len(records), "of": len(wanted), "maps": {name: dict(count) for name, count in maps.items()}},
+        "samples": len(plan.samples),
+        "files": len(sizes),
+        "bytes": total,
+        "bytes_by": _bytes_by(sizes),
+        "bytes_per_sample": total / max(len(plan.samples), 1) if manifest else None,
+        "progress": {"done": len(records), "of": len(tasks), "maps": _maps_by_teacher(plan, records)},
     }
+
+
+def _bytes_by(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of files, by key, added up by what the files are."""
+    parts = {"logits/c/": "logits", "records/": "records"}
+    totals: Counter[str] = Counter()
+    for key, size in sizes.items():
+        totals[next((part for start, part in parts.items() if key.startswith(start)), "metadata")] += size
+    return dict(totals)
+
+
+def _maps_by_teacher(plan: CachePlan, records: Iterable[ShardRecord]) -> dict[str, dict[str, int]]:
+    """By anatomy and the SHA-256 of a teacher's weights, how many maps the teacher has in these shards."""
+    maps: dict[str, Counter[str]] = {anatomy: Counter() for anatomy in plan.settings.anatomies}
+    for record in records:
+        for anatomy, info in record.teachers.items():
+            maps[anatomy][info["weights_sha256"]] += len(record.rows)
+    return {anatomy: dict(counts) for anatomy, counts in maps.items()}
 
 
 def contact_sheet(cache: LogitCache, store: SampleStore, out: Path, samples: int = 6, teachers: Path | None = None) -> list[str]:
@@ -147,8 +159,7 @@ def _cached_dice(cache: LogitCache, store: SampleStore) -> dict[str, float]:
 
 
 def _validation_dice(cache: LogitCache, teachers: Path) -> dict[str, float]:
-    records = {anatomy: read_record(Path(teachers) / anatomy / TEACHER) for anatomy in cache.anatomies}
-    absent = [anatomy for anatomy, record in records.items() if record is None]
-    if absent:
-        raise MtkdError(f"{teachers} has no {TEACHER} of {', '.join(absent)}. Name the folder of the teachers that were trained.")
-    return {anatomy: record["val_dice"] for anatomy, record in records.items()}
+    records = {anatomy: read_teacher(teachers / anatomy) for anatomy in cache.anatomies}
+    if absent := [anatomy for anatomy, record in records.items() if record is None]:
+        raise MtkdError(f"{teachers} has no {TEACHER} of {', '.join(absent)}. Name the folder of the trained teachers.")
+    return {anatomy: record.val_dice for anatomy, record in records.items() if record}

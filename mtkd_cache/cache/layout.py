@@ -1,56 +1,122 @@
-"""Teachers + sample store -> logit cache.
+"""What a logit cache consists of: its settings, its shard files, and the JSON records that describe them (docs/format.md).
 
-The unit of work is one shard file: the maps of BLOCK samples in one view. A unit's record, written after its shard, says of which
-samples and which teachers it is; what a build has to do is the difference between that and what is wanted. So an interrupted
-build, a teacher that was trained again, a dataset that grew and a repair are one mechanism, and nothing that is there already is
-computed again.
+plan.json               CachePlan      settings, and which sample each row is of
+records/BLOCK-VIEW.json ShardRecord    of one shard file, written after it: samples, teachers, figures of each map
+manifest.json           CacheManifest  written last: settings, teachers, errors, size and SHA-256 of every file
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self, TypedDict
 
 from zarr.codecs import BloscCodec
 
 from mtkd_cache.cache.quantize import FILL
-from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.data.augment import Views, draw_views, identity_views
 from mtkd_cache.data.sample_store import PREPROCESSING, SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.recipe import Recipe, augmentation_from, seed_for
-from mtkd_cache.storage.checked_json import digest
+from mtkd_cache.storage.checked_json import FileEntry, digest
+from mtkd_cache.storage.record import JsonRecord
 from mtkd_cache.storage.shard_writer import ArraySpec
 
 PLAN = "plan.json"
-
-
-def cache_settings(store: SampleStore, teachers: Teachers, recipe: Recipe, precision: str) -> dict:
-    """Everything but samples and teachers that decides what a cache holds."""
-    stride = teachers.networks[0].stride
-    width, height = store.size
-    views: dict = {"count": recipe.cache.views}
-    if recipe.cache.views > 1:
-        views |= {"seed": seed_for(recipe.seed, "views"), "augmentation": recipe.as_dict()["augmentation"]}
-    return {
-        "anatomies": list(store.anatomies),
-        "size": [width, height],
-        "preprocessing": PREPROCESSING,
-        "stride": stride,
-        "grid": [height // stride, width // stride],
-        "upsampling": UPSAMPLING,
-        "step": recipe.cache.step,
-        "codec": CODEC_NAME,
-        "views": views,
-        "precision": precision,
-    }
-
-
 FORMAT = 1
 KIND = "logit cache"
 BLOCK = 32  # samples in a shard file
 CODEC = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2)
 CODEC_NAME = "int16, blosc zstd-5 bitshuffle, crc32c"
 UPSAMPLING = "bilinear, corner-aligned"
+
+
+class TeacherInfo(TypedDict):
+    """Which teacher computed an anatomy's maps."""
+
+    arch: str
+    weights_sha256: str
+
+
+class MapFigures(TypedDict):
+    """A sample's entry in a shard's record; each list has a number for each anatomy.
+
+    max_error: the largest error of a stored logit. kl: of the stored from the exact map, in nats. bits: of the compressed map.
+    """
+
+    sha256: str
+    crc32c: list[int]
+    max_error: list[float]
+    kl: list[float]
+    bits: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedViews(JsonRecord):
+    """How many views of each sample are recorded; seed and augmentation determine those after the plain one."""
+
+    count: int
+    seed: int | None = None
+    augmentation: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec(JsonRecord):
+    """Everything but samples and teachers that decides what a cache holds.
+
+    size: (width, height) of the images. stride, grid: of the native logits, grid (y, x) of them a map. step: of the quantizer,
+    in logits; the largest error is half of it. precision: the teachers' ("no", "bf16" or "fp16").
+    """
+
+    anatomies: tuple[str, ...]
+    size: tuple[int, int]
+    preprocessing: dict[str, str]
+    stride: int
+    grid: tuple[int, int]
+    upsampling: str
+    step: float
+    codec: str
+    views: RecordedViews
+    precision: str
+
+    @classmethod
+    def of(cls, store: SampleStore, stride: int, recipe: Recipe, precision: str = "no") -> "CacheSpec":
+        """The spec of a new cache.
+
+        Args:
+            store: its samples.
+            stride: of the teachers' native logits, `Teachers.stride`.
+            recipe: step and number of views; with several views also the augmentation and the seed they are drawn with.
+            precision: in which the teachers run, `Accelerator.mixed_precision`.
+        """
+        width, height = store.size
+        views = RecordedViews(count=recipe.cache.views)
+        if recipe.cache.views > 1:
+            augmentation = recipe.as_dict()["augmentation"]
+            views = RecordedViews(count=recipe.cache.views, seed=seed_for(recipe.seed, "views"), augmentation=augmentation)
+        return cls(
+            anatomies=store.anatomies,
+            size=store.size,
+            preprocessing=PREPROCESSING,
+            stride=stride,
+            grid=(height // stride, width // stride),
+            upsampling=UPSAMPLING,
+            step=recipe.cache.step,
+            codec=CODEC_NAME,
+            views=views,
+            precision=precision,
+        )
+
+    @property
+    def n_views(self) -> int:
+        return self.views.count
+
+    def recorded_views(self, hashes: Sequence[str], view: int) -> Views:
+        """The recorded view with a number, of the samples with these content hashes."""
+        if view == 0:
+            return identity_views(len(hashes))
+        if self.views.seed is None or self.views.augmentation is None:
+            raise MtkdError(f"view {view}: the cache records only the plain samples. Build one with --views.")
+        return draw_views(augmentation_from(self.views.augmentation), self.views.seed, hashes, view, self.size)
 
 
 def logits_spec(views: int, anatomies: int, grid: tuple[int, int], step: float) -> ArraySpec:
@@ -68,42 +134,25 @@ def logits_spec(views: int, anatomies: int, grid: tuple[int, int], step: float) 
     )
 
 
-def check_kind(url: str, manifest: dict) -> None:
-    """Raises MtkdError for another thing than a logit cache, and for one of a newer format."""
-    if manifest.get("kind") != KIND or manifest["format"] > FORMAT:
-        raise MtkdError(
-            f"{url} is a {manifest.get('kind')} of format {manifest.get('format')}; a {KIND} of format {FORMAT} is needed."
-        )
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord(JsonRecord):
+    """What is in one shard file. settings: digest of the cache's; the first versions did not write it."""
 
-
-def samples_digest(hashes: Iterable[str]) -> str:
-    """SHA-256 of a set of content hashes, whatever their order."""
-    return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
-
-
-def fingerprint(settings: dict, teachers: dict, hashes: Iterable[str]) -> str:
-    """The hash that ties a cache to its samples, preprocessing, views, teachers and codec; the order of rows is no part of it."""
-    return digest({"settings": settings, "teachers": teachers, "samples": samples_digest(hashes)})
-
-
-def recorded_views(settings: dict, hashes: Sequence[str], view: int) -> Views:
-    """The views of samples that a cache with these settings records under a number."""
-    if view == 0:
-        return identity_views(len(hashes))
-    about = settings["views"]
-    return draw_views(augmentation_from(about["augmentation"]), about["seed"], hashes, view, tuple(settings["size"]))
-
-
-FIGURES = ("crc32c", "max_error", "kl", "bits")  # what a record says of each map
+    key: str
+    bytes: int
+    sha256: str
+    settings: str | None = None
+    teachers: dict[str, TeacherInfo]
+    rows: tuple[MapFigures, ...]
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard file to bring up to date: BLOCK samples (fewer in the last one) in one view."""
+    """One shard file of a cache: BLOCK samples (fewer in the last one) in one view."""
 
     block: int
     view: int
-    hashes: list[str]
+    hashes: Sequence[str]
 
     @property
     def record_key(self) -> str:
@@ -118,15 +167,57 @@ class ShardTask:
         """The cache's rows it holds."""
         return slice(self.block * BLOCK, self.block * BLOCK + len(self.hashes))
 
-    def owns(self, record: dict, settings: dict) -> bool:
-        """Was a record written for this shard file of a cache with these settings, and does it keep to their error bound?
+    def owns(self, record: ShardRecord, spec: CacheSpec) -> bool:
+        """Whether a record was written for this shard file of a cache with these settings, and keeps to their error bound.
 
-        The first versions' records do not name their settings: those are told by the bound alone.
+        The records of the first versions do not name their settings; only the bound tells them from another cache's.
         """
-        of_the_cache = record["key"] == self.shard_key and record.get("settings") in (None, digest(settings))
-        return of_the_cache and all(0 <= error <= settings["step"] / 2 for row in record["rows"] for error in row["max_error"])
+        of_the_cache = record.key == self.shard_key and record.settings in (None, digest(spec.to_json()))
+        return of_the_cache and all(0 <= error <= spec.step / 2 for row in record.rows for error in row["max_error"])
 
 
-def shard_tasks(hashes: list[str], views: int) -> list[ShardTask]:
-    blocks = range(0, len(hashes), BLOCK)
-    return [ShardTask(start // BLOCK, view, hashes[start : start + BLOCK]) for start in blocks for view in range(views)]
+@dataclass(frozen=True, kw_only=True)
+class CachePlan(JsonRecord):
+    """What a cache is to hold. temperature: of the KL in its figures. samples: the content hash of each row's sample."""
+
+    settings: CacheSpec
+    temperature: float
+    samples: tuple[str, ...]
+
+    @property
+    def shard_tasks(self) -> list[ShardTask]:
+        blocks = range(0, len(self.samples), BLOCK)
+        views = range(self.settings.n_views)
+        return [ShardTask(start // BLOCK, view, self.samples[start : start + BLOCK]) for start in blocks for view in views]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheManifest(JsonRecord):
+    """What a finished cache holds. errors: figures by anatomy. files: every other file, by key."""
+
+    kind: str
+    format: int
+    settings: CacheSpec
+    teachers: dict[str, TeacherInfo]
+    temperature: float
+    errors: dict[str, dict[str, float]]
+    fingerprint: str
+    files: dict[str, FileEntry]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: object) -> Self:
+        """See `JsonRecord`. Raises MtkdError also for a manifest of something else than a logit cache, or of a newer format."""
+        kind, version = content.get("kind"), content.get("format", 0)
+        if kind != KIND or version > FORMAT:
+            raise MtkdError(f"{where} is of a {kind} of format {version}; a {KIND} of format {FORMAT} is needed.")
+        return super().from_json(content, where)
+
+
+def samples_digest(hashes: Iterable[str]) -> str:
+    """SHA-256 of a set of content hashes, whatever their order."""
+    return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
+
+
+def fingerprint(spec: CacheSpec, teachers: dict[str, TeacherInfo], hashes: Iterable[str]) -> str:
+    """The hash that ties a cache to its samples, preprocessing, views, teachers and codec; the order of rows is no part of it."""
+    return digest({"settings": spec.to_json(), "teachers": teachers, "samples": samples_digest(hashes)})

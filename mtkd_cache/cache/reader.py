@@ -12,12 +12,12 @@ from itertools import repeat
 import numpy as np
 import zarr
 
-from mtkd_cache.cache.layout import check_kind, recorded_views
+from mtkd_cache.cache.layout import PLAN, CacheManifest, CacheSpec
 from mtkd_cache.data.augment import Views
 from mtkd_cache.data.dresden import check_anatomies
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.storage.checked_json import MANIFEST, check_files, read_checked_json
+from mtkd_cache.storage.checked_json import MANIFEST, check_files, read_record
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.shard_reader import ShardReader, readers
 from mtkd_cache.storage.shard_writer import UNREADABLE, row_checksum
@@ -33,13 +33,10 @@ class CorruptMapError(MtkdError):
 
 @dataclass(frozen=True)
 class LogitCache:
-    """A finished logit cache, open for reading."""
+    """A finished logit cache, open for reading. row_of: by content hash, the row of a sample."""
 
     url: str
-    anatomies: tuple[str, ...]
-    settings: dict
-    fingerprint: str
-    manifest: dict
+    manifest: CacheManifest
     row_of: dict[str, int]
     crc32c: np.ndarray
     logits: zarr.Array
@@ -49,20 +46,16 @@ class LogitCache:
     def open(cls, url: str) -> "LogitCache":
         """Raises MtkdError where the cache is absent, unfinished, damaged or of a newer format."""
         folder = Folder(url)
-        manifest = read_checked_json(folder, MANIFEST, "kind", "files")
+        manifest = read_record(folder, MANIFEST, CacheManifest)
         if manifest is None:
-            what = "is not finished" if folder.exists("plan.json") else "is no logit cache"
+            what = "is not finished" if folder.exists(PLAN) else "is no logit cache"
             raise MtkdError(f"{url} {what}. Run mtkd-cache build --cache {url}.")
-        check_kind(url, manifest)
-        check_files(folder, manifest, ("logits/c/", "records/"), f"Run mtkd-cache verify --repair --cache {url}.")
-        check_anatomies(manifest["settings"]["anatomies"], url)
+        check_files(folder, manifest.files, ("logits/c/", "records/"), f"Run mtkd-cache verify --repair --cache {url}.")
+        check_anatomies(manifest.settings.anatomies, url)
         group = folder.zarr()
         hashes = [row.tobytes().hex() for row in group["sha256"][:]]
         return cls(
             url=str(url),
-            anatomies=tuple(manifest["settings"]["anatomies"]),
-            settings=manifest["settings"],
-            fingerprint=manifest["fingerprint"],
             manifest=manifest,
             row_of={sha256: row for row, sha256 in enumerate(hashes)},
             crc32c=group["crc32c"][:],
@@ -71,42 +64,53 @@ class LogitCache:
         )
 
     @property
+    def spec(self) -> CacheSpec:
+        return self.manifest.settings
+
+    @property
+    def anatomies(self) -> tuple[str, ...]:
+        return self.spec.anatomies
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    @property
     def step(self) -> float:
-        return self.settings["step"]
+        """What a stored integer is multiplied with to get a logit."""
+        return self.spec.step
 
     @property
     def views(self) -> int:
-        return self.settings["views"]["count"]
+        """How many views of each sample are recorded; 1: only the plain sample."""
+        return self.spec.n_views
 
     def draw_views(self, hashes: Sequence[str], view: int) -> Views:
         """The recorded view with a number, for a batch of samples."""
-        return recorded_views(self.settings, hashes, view)
+        return self.spec.recorded_views(hashes, view)
 
     def check_belongs(self, store: SampleStore, rows: np.ndarray) -> None:
         """Raises MtkdError, naming what differs, unless the cache was built from these samples of this store."""
-        for what, here, there in (
-            ("anatomies", list(self.anatomies), list(store.anatomies)),
-            ("picture size", self.settings["size"], list(store.size)),
-        ):
-            if here != there:
+        for what, own, stores in (("anatomies", self.anatomies, store.anatomies), ("image size", self.spec.size, store.size)):
+            if own != stores:
                 raise MtkdError(
-                    f"{self.url} was built for the {what} {here}, {store.url} has {there}. Build a cache of this store."
+                    f"{self.url} was built for the {what} {list(own)}, {store.url} has {list(stores)}. "
+                    "Build a cache of this store."
                 )
         absent = [row for row in rows if store.hashes[row] not in self.row_of]
         if absent:
             raise MtkdError(
-                f"{self.url} knows {len(absent)} of {len(rows)} samples of {store.url} not at all or with other pixels, "
+                f"{self.url} holds {len(absent)} of {len(rows)} samples of {store.url} not at all or with other pixels, "
                 f"first {store.describe(absent[0])}. Run mtkd-cache build again."
             )
-        strange = set(self.row_of) - set(store.hashes)
-        if strange:
-            raise MtkdError(f"{self.url} holds {len(strange)} samples that {store.url} has not. Build a cache of this store.")
+        if unknown := set(self.row_of) - set(store.hashes):
+            raise MtkdError(f"{self.url} holds {len(unknown)} samples that {store.url} has not. Build a cache of this store.")
 
     def read(self, hashes: Sequence[str], view: int = 0) -> np.ndarray:
-        """Quantised maps int16 (n, A, h, w) of samples named by content hash.
+        """Quantized maps int16 (n, A, h, w) of samples named by content hash; times `step` they are the logits.
 
-        Raises DamagedMap, naming sample and anatomy, where a map is not the one that was written, and MtkdError where the cache
-        was written again, or deleted, since it was opened.
+        Raises CorruptMapError, naming sample and anatomy, where a map is not the one that was written, and MtkdError where the
+        cache was written again, or deleted, since it was opened.
         """
         maps = np.empty((len(hashes), *self.reader.item[1:]), np.int16)
         list(readers().map(self._read, hashes, repeat(view), maps))
@@ -118,20 +122,20 @@ class LogitCache:
         try:
             self.reader.read(row, maps, view)
         except UNREADABLE as error:
-            raise self._bad(sha256, view, f"all anatomies ({error})") from error
+            raise self._corrupt(sha256, view, f"all anatomies ({error})") from error
         for anatomy, name in enumerate(self.anatomies):
             if row_checksum(maps[anatomy]) != self.crc32c[row, view, anatomy]:
-                raise self._bad(sha256, view, name)
+                raise self._corrupt(sha256, view, name)
 
-    def _bad(self, sha256: str, view: int, anatomy: str) -> MtkdError:
+    def _corrupt(self, sha256: str, view: int, anatomy: str) -> MtkdError:
         """What to raise for a map that is not as this cache's manifest has it."""
         try:
-            now = read_checked_json(Folder(self.url), MANIFEST)
+            present = read_record(Folder(self.url), MANIFEST, CacheManifest)
         except MtkdError:
-            now = self.manifest
-        if now is None and not Folder(self.url).exists("plan.json"):
+            present = self.manifest
+        if present is None and not Folder(self.url).exists(PLAN):
             return MtkdError(f"{self.url} was deleted or moved since it was opened. Put it back, or build it again.")
-        if now != self.manifest:
+        if present != self.manifest:
             return MtkdError(
                 f"{self.url} was written again since it was opened. Once that has finished, train into a new --run: "
                 "an interrupted run resumes only with the cache it started with."

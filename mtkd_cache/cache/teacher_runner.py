@@ -1,4 +1,4 @@
-"""The teachers at work on a device: all of them there at once where they fit its memory, else the one that speaks."""
+"""The teachers of a cache, and their forward passes: all are on the device where they fit its memory, else one at a time."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mtkd_cache.cache.layout import TeacherInfo
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256, load_network
@@ -19,10 +20,48 @@ from mtkd_cache.models.network import Network
 SHARE = 0.5  # of a GPU's free memory that the teachers' weights take at most
 
 
-class TeacherRunner:
-    """Runs one teacher at a time on batches of pictures, channels-last, in the accelerator's precision.
+@dataclass(frozen=True)
+class Teachers:
+    """The teachers whose logits a cache holds, one for each of the store's anatomies, in its order.
 
-    compiled: the networks are; one compilation, at the first call, serves all of one architecture.
+    networks: anything with `stride` and `native(images) -> native logits` as `mtkd_cache.models.network.Network` has.
+    info: by anatomy, what the cache records of its teacher; maps are computed again where it differs.
+    """
+
+    networks: Sequence[Network]
+    info: dict[str, TeacherInfo]
+
+    @classmethod
+    def load(cls, folder: Path, store: SampleStore) -> "Teachers":
+        """The teachers in FOLDER/ANATOMY.
+
+        Raises MtkdError where one is missing, damaged, of another anatomy, of another stride than the first, or has no native
+        logits at the size of the store's images.
+        """
+        networks: list[Network] = []
+        info: dict[str, TeacherInfo] = {}
+        for anatomy in store.anatomies:
+            network = load_network(folder / anatomy, anatomies=[anatomy])
+            network.check_size(store.size)
+            if networks and network.stride != networks[0].stride:
+                raise MtkdError(
+                    f"{folder / anatomy} is a {network.arch} with logits at stride {network.stride}, the others have stride "
+                    f"{networks[0].stride}. One cache holds one stride: train it with their architecture."
+                )
+            networks.append(network)
+            info[anatomy] = {"arch": network.arch, "weights_sha256": file_sha256(folder / anatomy / WEIGHTS)}
+        return cls(networks, info)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image for each native logit, along each axis."""
+        return self.networks[0].stride
+
+
+class TeacherRunner:
+    """Runs one teacher at a time on batches of images, channels-last, in the accelerator's precision.
+
+    compiled: compile the networks; one compilation, at the first call, serves all networks of one architecture.
     """
 
     def __init__(self, networks: Sequence[Network], accelerator: Accelerator, compiled: bool = False):
@@ -33,13 +72,13 @@ class TeacherRunner:
         if self.device.type == "cuda":
             needed = sum(tensor.nbytes for network in networks for tensor in network.state_dict().values())
             self.all_fit = needed <= SHARE * torch.cuda.mem_get_info(self.device)[0]
-        self._there: set[int] = set()
+        self._on_device: set[int] = set()
         self._host_seconds = 0.0
         self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @property
     def seconds(self) -> float:
-        """The time the forward passes have taken; on a GPU it waits for those under way."""
+        """The time that the forward passes have taken; on a GPU this waits for those under way."""
         if self._marks:
             torch.cuda.synchronize(self.device)
         return self._host_seconds + sum(start.elapsed_time(end) for start, end in self._marks) / 1e3
@@ -51,13 +90,13 @@ class TeacherRunner:
             return network.native(images.contiguous(memory_format=torch.channels_last))[:, 0].float()
 
     def _move_to_device(self, anatomy: int) -> Network:
-        if anatomy not in self._there:
+        if anatomy not in self._on_device:
             if not self.all_fit:
-                for other in self._there:
+                for other in self._on_device:
                     self.networks[other].to("cpu")
-                self._there.clear()
+                self._on_device.clear()
             self.networks[anatomy].to(self.device, memory_format=torch.channels_last).eval()
-            self._there.add(anatomy)
+            self._on_device.add(anatomy)
         return self.networks[anatomy]
 
     @contextmanager
@@ -72,29 +111,3 @@ class TeacherRunner:
             before = time.perf_counter()
             yield
             self._host_seconds += time.perf_counter() - before
-
-
-@dataclass(frozen=True)
-class Teachers:
-    """The teachers of a folder, one an anatomy, in the store's order."""
-
-    networks: list[Network]
-    about: dict[str, dict]
-
-    @classmethod
-    def load(cls, folder: Path, store: SampleStore) -> "Teachers":
-        """Raises MtkdError where one is missing, damaged, of another anatomy, of another stride than the first, or has no native
-        logits of the store's pictures.
-        """
-        networks, about = [], {}
-        for anatomy in store.anatomies:
-            network = load_network(folder / anatomy, anatomies=[anatomy])
-            network.check_size(store.size)
-            if networks and network.stride != networks[0].stride:
-                raise MtkdError(
-                    f"{folder / anatomy} is a {network.arch} with logits at stride {network.stride}, the others have stride "
-                    f"{networks[0].stride}. One cache holds one stride: train it with their architecture."
-                )
-            networks.append(network)
-            about[anatomy] = {"arch": network.arch, "weights_sha256": file_sha256(folder / anatomy / WEIGHTS)}
-        return cls(networks, about)

@@ -88,7 +88,7 @@ class SampleStore:
             raise MtkdError(
                 f"{url} is a {manifest['kind']} of format {manifest['format']}, not a sample store of format {FORMAT}."
             )
-        check_files(folder, manifest, ("image/c/", "mask/c/"), REMEDY)
+        check_files(folder, manifest["files"], ("image/c/", "mask/c/"), REMEDY)
         check_anatomies(manifest["anatomies"], url)
         group = folder.zarr()
         columns = {name: group[name][:] for name in (*COORDINATES, "sha256")}

@@ -1,15 +1,30 @@
-"""Small JSON files that know when they are damaged, and the seal that lists every file of a finished folder.
+"""Small JSON files that reveal damage, and the manifest that lists every file of a finished folder.
 
-A sealed file is canonical JSON whose last member is the SHA-256 of all before it, so that any flipped bit shows.
+A checked file is canonical JSON whose last member is the SHA-256 of the content before it, so that any flipped bit shows.
 """
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypedDict, TypeVar
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.folder import Folder
+from mtkd_cache.storage.record import JsonRecord
+from mtkd_cache.storage.shard_writer import group_metadata
 
 MANIFEST = "manifest.json"
+GROUP = "zarr.json"
+Arguments, Content = ParamSpec("Arguments"), TypeVar("Content")
+Record = TypeVar("Record", bound=JsonRecord)
+
+
+class FileEntry(TypedDict):
+    """What a manifest holds of one file."""
+
+    bytes: int
+    sha256: str
 
 
 def canonical(value: object) -> bytes:
@@ -22,60 +37,107 @@ def digest(value: object) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def dump_checked_json(value: dict) -> bytes:
-    """The bytes of a sealed file."""
-    return canonical({"content": value, "sha256": digest(value)}) + b"\n"
+def dump_checked_json(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a checked file."""
+    return canonical({"content": content, "sha256": digest(content)}) + b"\n"
 
 
-def load_checked_json(data: bytes) -> dict:
-    """The value of a sealed file. Raises ValueError where a single bit of it is not as it was written."""
-    value = json.loads(data)["content"]
-    if dump_checked_json(value) != data:
+def load_checked_json(data: bytes) -> dict[str, Any]:
+    """The content of a checked file. Raises ValueError where a single bit of it is not as it was written."""
+    content: dict[str, Any] = json.loads(data)["content"]
+    if dump_checked_json(content) != data:
         raise ValueError("the checksum does not fit")
-    return value
+    return content
 
 
-def read_checked_json(folder: Folder, key: str, *members: str) -> dict | None:
-    """The value of a sealed file, or None where it is absent.
+def read_checked_json(folder: Folder, key: str, *members: str) -> dict[str, Any] | None:
+    """The content of a checked file, or None where it is absent.
 
-    Raises MtkdError where it is damaged, or another sealed file that lacks one of the members.
+    Raises MtkdError where it is damaged, or another checked file that lacks one of the members.
     """
     try:
-        value = load_checked_json(folder.read(key))
-        if lacking := set(members) - value.keys():
-            raise ValueError(f"it has no {', '.join(sorted(lacking))}")
-        return value
+        content = load_checked_json(folder.read(key))
+        if missing := set(members) - content.keys():
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
+        return content
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (IsADirectoryError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MtkdError(
             f"{folder}/{key} is damaged ({error}). Run the command that wrote {folder} again, or verify --repair."
         ) from error
 
 
-def mark_incomplete(folder: Folder) -> None:
-    """Make a finished folder an unfinished one, for this project and, without its group's metadata, for every Zarr reader."""
-    folder.delete(MANIFEST)
-    folder.delete("zarr.json")
+def read_record(folder: Folder, key: str, kind: type[Record]) -> Record | None:
+    """The record in a checked file, or None where it is absent. Raises MtkdError where it is damaged or of another kind."""
+    content = read_checked_json(folder, key)
+    return None if content is None else kind.from_json(content, f"{folder}/{key}")
 
 
-def file_entry(data: bytes) -> dict:
-    """What the manifest holds of one file."""
+def if_intact(
+    read: Callable[Arguments, Content | None], *arguments: Arguments.args, **options: Arguments.kwargs
+) -> Content | None:
+    """What a read returns; None where the file is damaged or cannot be read."""
+    try:
+        return read(*arguments, **options)
+    except (MtkdError, OSError):
+        return None
+
+
+def file_entry(data: bytes) -> FileEntry:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def is_whole(folder: Folder, key: str, entry: dict) -> bool:
-    """Is every byte of a file what its entry in a manifest or a record says?"""
+def is_whole(folder: Folder, key: str, entry: FileEntry) -> bool:
+    """Whether every byte of a file is as its entry in a manifest or a record says."""
     try:
         return file_entry(folder.read(key)) == entry
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return False
 
 
-def check_files(folder: Folder, manifest: dict, unless: tuple[str, ...], remedy: str) -> None:
-    """Raises MtkdError, saying what to do, where a file in a manifest is damaged or missing; keys that start with one of `unless`
-    are not looked at.
+def check_files(folder: Folder, files: Mapping[str, FileEntry], skip: tuple[str, ...], remedy: str) -> None:
+    """Raises MtkdError, saying what to do, where a file of a manifest is damaged or missing.
+
+    skip: keys that start with one of these are not checked.
     """
-    for key, entry in manifest["files"].items():
-        if not key.startswith(unless) and not is_whole(folder, key, entry):
+    for key, entry in files.items():
+        if not key.startswith(skip) and not is_whole(folder, key, entry):
             raise MtkdError(f"{folder}/{key} is damaged or missing. {remedy}")
+
+
+def mark_incomplete(folder: Folder) -> None:
+    """Make a finished folder an unfinished one, for this project and, without its group's metadata, for every Zarr reader."""
+    folder.delete(MANIFEST)
+    folder.delete(GROUP)
+
+
+def finalize(
+    folder: Folder,
+    arrays: Mapping[str, bytes],
+    entries: Mapping[str, FileEntry],
+    content: Mapping[str, Any],
+    attributes: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Write the small files of a Zarr group and, last, the manifest that makes it a finished one. Returns the manifest.
+
+    A file that holds the right bytes already is not written again.
+
+    Args:
+        arrays: metadata and columns of the arrays, by key.
+        entries: the manifest's entries of the files that are written already.
+        content: the manifest without its files.
+        attributes: the group's, beside the content.
+    """
+    metadata = {key: data for key, data in arrays.items() if key.endswith(GROUP)}
+    group = group_metadata({**content, **attributes, "complete": True}, metadata)
+    files = {**entries, **{key: file_entry(data) for key, data in {**arrays, GROUP: group}.items()}}
+    manifest = {**content, "files": files}
+    small = {**arrays, GROUP: group, MANIFEST: dump_checked_json(manifest)}
+    changed = {key for key, data in small.items() if not is_whole(folder, key, file_entry(data))}
+    if changed:
+        mark_incomplete(folder)
+        for key, data in small.items():
+            if key in changed | {GROUP, MANIFEST}:
+                folder.write(key, data)
+    return manifest

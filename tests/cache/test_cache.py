@@ -7,12 +7,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from click.testing import CliRunner
+from support import build
 
-from mtkd_cache.cache.build import build
 from mtkd_cache.cache.layout import logits_spec
 from mtkd_cache.cache.quantize import dequantize, quantize
 from mtkd_cache.cache.reader import LogitCache
-from mtkd_cache.cache.verify import verify
+from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.cli.main import main
 from mtkd_cache.data.augment import apply_views
 from mtkd_cache.data.ingest import ingest
@@ -84,7 +84,7 @@ def test_a_map_that_is_kept_is_checked(organ_store, organ_teachers, organ_cache,
     """Another map in a shard file whose own checksums fit."""
     teachers, path = copy_of(organ_teachers), copy_of(organ_cache.url)
     untrained_teacher(teachers, "tongue", seed=7)
-    spec = logits_spec(1, 2, tuple(organ_cache.settings["grid"]), organ_cache.step)
+    spec = logits_spec(1, 2, organ_cache.spec.grid, organ_cache.step)
     shard = path / spec.shard_key(0)
     maps = spec.decode_shard(shard.read_bytes())[:12]
     maps[3, 0, 0] += 1
@@ -103,7 +103,7 @@ def test_samples_that_are_gone(organ_folder, organ_split, organ_cache, organ_tea
     fewer = SampleStore.open(str(tmp_path / "fewer.zarr"))
     with pytest.raises(MtkdError, match="holds 1 samples that are not asked for any more"):
         build(fewer, organ_teachers, url, recipe(), accelerator)
-    problems = verify(url, store=fewer)["problems"]
+    problems = verify_cache(url, store=fewer)["problems"]
     assert [(problem["kind"], problem["where"]) for problem in problems] == [("other store", fewer.url)]
     assert "1 cached samples are changed there, or gone" in problems[0]["what_to_do"]
     with pytest.raises(MtkdError, match="holds 1 samples that"):
@@ -114,7 +114,7 @@ def test_a_split_named_twice_is_stored_once(organ_store, organ_teachers, organ_c
     url, splits = str(copy_of(organ_cache.url)), ("train", "test", "test")
     build(organ_store, organ_teachers, url, recipe(), accelerator, splits)
     assert LogitCache.open(url).logits.shape[0] == 18
-    assert verify(url, store=organ_store, splits=splits)["ok"]
+    assert verify_cache(url, store=organ_store, splits=splits)["ok"]
 
 
 def test_a_second_build_computes_nothing(organ_store, organ_teachers, organ_cache, recipe, accelerator):
@@ -189,10 +189,10 @@ def test_the_bound_is_against_what_a_bfloat16_teacher_says(organ_store, organ_te
     url = str(tmp_path / "c.zarr")
     said = build(organ_store, organ_teachers, url, recipe(), bf16)
     assert said["max_abs_error"] <= 0.125
-    assert verify(url, store=organ_store, teachers=organ_teachers, live=4)["ok"]
+    assert verify_cache(url, store=organ_store, teachers=organ_teachers, live=4)["ok"]
     rows = organ_store.rows("train")
     cache = LogitCache.open(url)
-    assert cache.settings["precision"] == "bf16"
+    assert cache.spec.precision == "bf16"
     kept = dequantize(torch.from_numpy(cache.read(organ_store.hashes[rows])), cache.step)
     for index, organ in enumerate(organ_store.anatomies):
         native = load_network(organ_teachers / organ).native
@@ -249,7 +249,7 @@ def test_a_cache_of_other_samples_is_refused(organ_cache, phantom_store, write_o
         organ_cache.check_belongs(other, other.rows("train"))
     ingest(tmp_path / "other", str(tmp_path / "small.zarr"), size=(32, 32), split=organ_split)
     small = SampleStore.open(str(tmp_path / "small.zarr"))
-    with pytest.raises(MtkdError, match="picture size"):
+    with pytest.raises(MtkdError, match="image size"):
         organ_cache.check_belongs(small, small.rows("train"))
 
 

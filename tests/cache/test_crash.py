@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import finished_shards, same_cache
+from support import build, finished_shards, same_cache
 
-from mtkd_cache.cache.build import build
-from mtkd_cache.cache.verify import verify
+from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
@@ -26,7 +25,8 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from mtkd_cache.cache import builder, layout
-from mtkd_cache.cache.build import build
+from mtkd_cache.cache.build import build_cache
+from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.recipe import load_recipe
 from mtkd_cache.runtime.accelerator import make_accelerator
 from mtkd_cache.data.sample_store import SampleStore
@@ -47,7 +47,10 @@ for line in sys.stdin:
     last, target = int(line.split()[0]), line.split()[1]
     child = os.fork()
     if not child:
-        build(SampleStore.open({store!r}), Path({teachers!r}), target, load_recipe("paper"), make_accelerator("cpu"))
+        store, recipe = SampleStore.open({store!r}), load_recipe("paper")
+        teachers = Teachers.load(Path({teachers!r}), store)
+        spec = layout.CacheSpec.of(store, teachers.stride, recipe)
+        build_cache(store, teachers, spec, target, make_accelerator("cpu"), temperature=recipe.distillation.temperature)
         print("finished", flushes, flush=True)
         os._exit(0)
     print("status", os.waitpid(child, 0)[1], flush=True)
@@ -99,11 +102,11 @@ def test_killed_builds_are_finished_by_the_same_command(store, organ_teachers, w
         assert told(last, target)[0] == signal.SIGKILL
         assert not (target / "manifest.json").exists()
         done = finished_shards(target)
-        kinds = {problem["kind"] for problem in verify(str(target))["problems"]} if (target / "plan.json").exists() else set()
-        assert kinds <= {"unfinished", "missing"}
+        problems = verify_cache(str(target))["problems"] if (target / "plan.json").exists() else []
+        assert {problem["kind"] for problem in problems} <= {"unfinished", "missing"}
         result = build(store, organ_teachers, str(target), recipe(), accelerator)
         assert result["maps_computed"] == 2 * (len(store.rows("train")) - BLOCK * done)
-        assert same_cache(target, whole) and verify(str(target))["ok"]
+        assert same_cache(target, whole) and verify_cache(str(target))["ok"]
         assert not list(target.rglob("*.tmp"))
     process.stdin.close()
     assert process.wait() == 0

@@ -12,6 +12,7 @@ from PIL import Image
 from mtkd_cache.cache.inspect import contact_sheet, inspect_cache
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.network import upsample
+from mtkd_cache.models.records import TeacherRecord
 from mtkd_cache.storage.checked_json import MANIFEST
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.training.metrics import image_dice
@@ -19,14 +20,14 @@ from mtkd_cache.training.metrics import image_dice
 
 def test_a_finished_cache(organ_cache):
     found = inspect_cache(organ_cache.url)
-    assert {key: found[key] for key in organ_cache.manifest if key != "files"} == {
-        key: value for key, value in organ_cache.manifest.items() if key != "files"
-    }
+    manifest = organ_cache.manifest.to_json()
+    del manifest["files"]
+    assert {key: found[key] for key in manifest} == manifest
     folder = Folder(organ_cache.url)
     sizes = [len(folder.read(key)) for key in folder.keys() if key != MANIFEST]
     assert (found["files"], found["bytes"], found["samples"]) == (len(sizes), sum(sizes), 12)
     assert sum(found["bytes_by"].values()) == found["bytes"] and found["bytes_by"].keys() == {"logits", "records", "metadata"}
-    weights = {anatomy: about["weights_sha256"] for anatomy, about in organ_cache.manifest["teachers"].items()}
+    weights = {anatomy: info["weights_sha256"] for anatomy, info in organ_cache.manifest.teachers.items()}
     assert found["progress"] == {"done": 1, "of": 1, "maps": {anatomy: {sha256: 12} for anatomy, sha256 in weights.items()}}
     assert found["finished"] and json.dumps(found)
 
@@ -37,7 +38,7 @@ def test_an_unfinished_cache(organ_cache, copy_of):
         (path / key).unlink()
     found = inspect_cache(str(path))
     assert not found["finished"] and found["progress"]["done"] == 0 and found["progress"]["of"] == 1
-    assert found["settings"] == organ_cache.settings and found["bytes"] == 0
+    assert found["settings"] == organ_cache.spec.to_json() and found["bytes"] == 0
 
 
 def test_no_cache_and_a_damaged_one(organ_cache, copy_of, tmp_path):
@@ -65,7 +66,17 @@ def test_contact_sheet_shows_the_worst_teacher_first(organ_cache, organ_store, t
 def test_contact_sheet_believes_the_teachers_records(organ_cache, organ_store, tmp_path):
     for anatomy, dice in (("kidney", 0.25), ("tongue", 0.75)):
         (tmp_path / anatomy).mkdir()
-        (tmp_path / anatomy / "teacher.json").write_text(json.dumps({"val_dice": dice}))
+        record = TeacherRecord(
+            kind="teacher",
+            arch="mininetv2",
+            anatomies=(anatomy,),
+            size=(64, 64),
+            seed=0,
+            best_epoch=1,
+            val_dice=dice,
+            anatomy=anatomy,
+        )
+        (tmp_path / anatomy / "teacher.json").write_text(json.dumps(record.to_json()))
     out = tmp_path / "sheet.png"
     assert contact_sheet(organ_cache, organ_store, out, samples=1, teachers=tmp_path) == ["kidney", "tongue"]
     Path(tmp_path / "tongue" / "teacher.json").unlink()
@@ -76,7 +87,9 @@ def test_contact_sheet_believes_the_teachers_records(organ_cache, organ_store, t
 def test_contact_sheet_takes_a_name_as_it_is(organ_cache, organ_store, tmp_path):
     """Dollar signs would be typeset as a formula."""
     names = (r"$\frac{a}{b$", "tongue")
-    cache, store = (replace(one, anatomies=names) for one in (organ_cache, organ_store))
+    spec = replace(organ_cache.spec, anatomies=names)
+    cache = replace(organ_cache, manifest=replace(organ_cache.manifest, settings=spec))
+    store = replace(organ_store, anatomies=names)
     assert set(contact_sheet(cache, store, tmp_path / "sheet.png", samples=2)) == set(names)
 
 

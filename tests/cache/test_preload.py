@@ -4,9 +4,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from support import build
 
 from mtkd_cache.cache import loader as resident
-from mtkd_cache.cache.build import build
 from mtkd_cache.cache.loader import BatchReader, InMemorySource, preload
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.errors import MtkdError

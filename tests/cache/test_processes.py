@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import served_bucket
+from support import build, served_bucket
 
-from mtkd_cache.cache.build import build
 from mtkd_cache.cache.reader import LogitCache
-from mtkd_cache.cache.verify import verify
+from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import SampleStore
 
@@ -22,7 +21,8 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from mtkd_cache.cache import builder, layout
-from mtkd_cache.cache.build import build
+from mtkd_cache.cache.build import build_cache
+from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.recipe import load_recipe
 from mtkd_cache.runtime.accelerator import make_accelerator
@@ -30,7 +30,9 @@ from mtkd_cache.data.sample_store import SampleStore
 
 layout.BLOCK = {block}
 accelerator = make_accelerator(None)
-store, teachers = SampleStore.open({store!r}), Path({teachers!r})
+store, recipe = SampleStore.open({store!r}), load_recipe("paper")
+teachers = Teachers.load(Path({teachers!r}), store)
+spec = layout.CacheSpec.of(store, teachers.stride, recipe)
 
 def fail(*arguments):
     raise MtkdError("the second process cannot go on")
@@ -43,7 +45,7 @@ for target in sys.argv[1:]:
     if accelerator.process_index == 1:
         builder.Builder._write = fail if "broken" in target else die if "killed" in target else write
     try:
-        result = build(store, teachers, target, load_recipe("paper"), accelerator)
+        result = build_cache(store, teachers, spec, target, accelerator, temperature=recipe.distillation.temperature)
         print("rank", accelerator.process_index, "maps", result["maps_computed"], flush=True)
     except MtkdError as error:
         print("rank", accelerator.process_index, "error", error, flush=True)
@@ -103,9 +105,9 @@ def test_three_processes_build_what_one_builds(store, organ_teachers, recipe, ac
     assert lines == sorted([f"rank 1 error {error}", *others, *(f"rank {rank} maps 24" for rank in range(3))])
     one, several = LogitCache.open(alone), LogitCache.open(shared)
     hashes = sorted(one.row_of)
-    assert one.fingerprint == several.fingerprint and one.manifest["files"] == several.manifest["files"]
+    assert one.fingerprint == several.fingerprint and one.manifest.files == several.manifest.files
     assert np.array_equal(one.read(hashes), several.read(hashes))
-    assert [problem["kind"] for problem in verify(broken)["problems"]] == ["unfinished"]
+    assert [problem["kind"] for problem in verify_cache(broken)["problems"]] == ["unfinished"]
     again = build(store, organ_teachers, broken, recipe(), accelerator)
     assert again["fingerprint"] == one.fingerprint and again["maps_computed"] == 8
 
@@ -117,7 +119,7 @@ def test_one_of_three_processes_is_killed(store, organ_teachers, recipe, acceler
     lines = launch(3, store, organ_teachers, tmp_path, killed, killed=1)
     error = "another process is gone. Run the same command again, which goes on from here."
     assert lines == [f"rank {rank} error {error}" for rank in (0, 2)]
-    assert [problem["kind"] for problem in verify(killed)["problems"]] == ["unfinished"]
+    assert [problem["kind"] for problem in verify_cache(killed)["problems"]] == ["unfinished"]
     again = build(store, organ_teachers, killed, recipe(), accelerator)
     one, several = LogitCache.open(alone), LogitCache.open(killed)
     hashes = sorted(one.row_of)

@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from click.testing import CliRunner
+from support import build
 
 from mtkd_cache.bench.build import spread_out
-from mtkd_cache.cache.build import build as build_cache
 from mtkd_cache.cache.builder import one_core
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.teacher_runner import TeacherRunner
@@ -40,9 +40,9 @@ def test_one_at_a_time_says_what_all_together_say(accelerator, monkeypatch):
 
 def test_a_build_by_turns_is_the_same(organ_store, organ_teachers, organ_cache, recipe, accelerator, tmp_path, monkeypatch):
     monkeypatch.setattr(TeacherRunner, "all_fit", property(lambda self: False, lambda self, value: None), raising=False)
-    build_cache(organ_store, organ_teachers, str(tmp_path / "c.zarr"), recipe(), accelerator)
+    build(organ_store, organ_teachers, str(tmp_path / "c.zarr"), recipe(), accelerator)
     turns = LogitCache.open(str(tmp_path / "c.zarr"))
-    assert turns.fingerprint == organ_cache.fingerprint and turns.manifest["files"] == organ_cache.manifest["files"]
+    assert turns.fingerprint == organ_cache.fingerprint and turns.manifest.files == organ_cache.manifest.files
 
 
 def test_native_logits_are_the_networks_own(accelerator):

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import build
 
 from mtkd_cache.cache import builder
-from mtkd_cache.cache.build import build
 from mtkd_cache.cache.loader import BatchReader, preload
 from mtkd_cache.cache.reader import LogitCache
-from mtkd_cache.cache.verify import verify
+from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
@@ -94,14 +94,14 @@ def damage_and_restore(cache: Path, store, truth, chosen: list[Path], change: Ca
     change()
     try:
         assert students_are_safe(cache, store, truth), f"a student read wrong maps from {chosen}"
-        return verify(str(cache))["problems"]
+        return verify_cache(str(cache))["problems"]
     finally:
         for path, data in kept.items():
             path.write_bytes(data)
 
 
 def test_whole_and_current(master, store, organ_teachers):
-    result = verify(str(master), store=store, teachers=organ_teachers, live=5)
+    result = verify_cache(str(master), store=store, teachers=organ_teachers, live=5)
     assert result["ok"] and result["problems"] == [] and result["finished"]
     assert result["bytes"] + (master / MANIFEST).stat().st_size == sum(path.stat().st_size for path in files(master))
     assert result["files"] + 1 == len(files(master))
@@ -122,7 +122,7 @@ def test_flipped_bits_are_found(cache, store, truth):
         if [problem["where"] for problem in problems] != [str(path.relative_to(cache))]:
             missed.append((path, bit, problems))
     assert not missed
-    assert verify(str(cache))["ok"]
+    assert verify_cache(str(cache))["ok"]
 
 
 def test_truncations_are_found(cache, store, truth):
@@ -162,14 +162,14 @@ def test_swaps_are_found(cache, store, truth):
 def test_shards_may_lie_on_another_disk(cache, store, organ_teachers, recipe, accelerator, tmp_path):
     (cache / "logits").rename(tmp_path / "elsewhere")
     (cache / "logits").symlink_to(tmp_path / "elsewhere")
-    assert verify(str(cache))["ok"]
+    assert verify_cache(str(cache))["ok"]
     assert build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)["maps_computed"] == 0
 
 
 def test_unknown_files_are_told_and_kept(cache, store, organ_teachers):
     (cache / "logits" / "c" / "9").mkdir()
     (cache / "logits" / "c" / "9" / "0").write_bytes(b"?")
-    problems = verify(str(cache), store=store, teachers=organ_teachers, repair=True)["problems"]
+    problems = verify_cache(str(cache), store=store, teachers=organ_teachers, repair=True)["problems"]
     assert [(problem["kind"], problem["where"]) for problem in problems] == [("unknown", "logits/c/9/0")]
 
 
@@ -190,7 +190,7 @@ def test_repair_makes_again_what_is_broken_and_no_more(cache, master, store, org
     data = bytearray((cache / key).read_bytes())
     data[len(data) // 2] ^= 4
     (cache / key).write_bytes(data)
-    result = verify(str(cache), store=store, teachers=organ_teachers, repair=True)
+    result = verify_cache(str(cache), store=store, teachers=organ_teachers, repair=True)
     assert result["ok"] and [problem["where"] for problem in result["repaired"]] == [key]
     assert result["maps_computed"] == maps
     assert all((master / path.relative_to(cache)).read_bytes() == path.read_bytes() for path in files(cache))
@@ -203,13 +203,13 @@ def test_repair_of_many_damages_at_once(cache, store, organ_teachers, truth):
             os.truncate(path, path.stat().st_size // 2)
     shutil.copy(cache / "records" / "00000-000.json", cache / "records" / "00001-000.json")
     with pytest.raises(MtkdError, match=r"plan.json is lost"):
-        verify(str(cache), store=store, teachers=organ_teachers, repair=True)
+        verify_cache(str(cache), store=store, teachers=organ_teachers, repair=True)
 
 
 def test_repair_where_plan_manifest_and_half_the_shards_are_gone(cache, store, organ_teachers, truth):
     for key in ("plan.json", "manifest.json", "logits/c/0/0/0/0/0", "logits/c/2/1/0/0/0"):
         (cache / key).unlink()
-    result = verify(str(cache), store=store, teachers=organ_teachers, repair=True)
+    result = verify_cache(str(cache), store=store, teachers=organ_teachers, repair=True)
     assert result["ok"] and result["maps_computed"] == 4 * BLOCK
     assert same(read_all(cache, store), truth)
 
@@ -217,16 +217,16 @@ def test_repair_where_plan_manifest_and_half_the_shards_are_gone(cache, store, o
 def test_a_build_alone_mends_metadata(cache, store, organ_teachers, recipe, accelerator, truth):
     (cache / "crc32c" / "zarr.json").write_text("{}")
     assert build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)["maps_computed"] == 0
-    assert verify(str(cache))["ok"] and same(read_all(cache, store), truth)
+    assert verify_cache(str(cache))["ok"] and same(read_all(cache, store), truth)
 
 
 def test_stale_teacher_is_found_and_renewed_alone(cache, store, organ_teachers, untrained_teacher, tmp_path, truth):
     teachers = Path(shutil.copytree(organ_teachers, tmp_path / "teachers"))
     untrained_teacher(teachers, "tongue", seed=9)
-    found = verify(str(cache), store=store, teachers=teachers, live=3)
+    found = verify_cache(str(cache), store=store, teachers=teachers, live=3)
     assert {problem["kind"] for problem in found["problems"]} == {"teacher", "live"}
     assert all("tongue" in problem["where"] for problem in found["problems"])
-    result = verify(str(cache), store=store, teachers=teachers, repair=True, live=3)
+    result = verify_cache(str(cache), store=store, teachers=teachers, repair=True, live=3)
     assert result["ok"] and result["maps_computed"] == 2 * len(store.rows("train"))
     now = read_all(cache, store)
     assert all(np.array_equal(now[key][0], truth[key][0]) and not np.array_equal(now[key][1], truth[key][1]) for key in truth)
@@ -249,7 +249,7 @@ def test_stale_teacher_of_an_unfinished_cache_is_renewed(
 def test_unfinished_is_told_and_its_shards_are_checked(cache, store, organ_teachers):
     for key in ("manifest.json", "zarr.json", "logits/c/0/1/0/0/0", "records/00002-001.json"):
         (cache / key).unlink()
-    result = verify(str(cache), store=store, teachers=organ_teachers, live=1)
+    result = verify_cache(str(cache), store=store, teachers=organ_teachers, live=1)
     assert not result["ok"] and not result["finished"] and result["live"] is None
     assert [(problem["kind"], problem["where"]) for problem in result["problems"]] == [
         ("unfinished", str(cache)),
@@ -275,8 +275,8 @@ def test_swapped_records_of_an_unfinished_cache(cache, store, organ_teachers, tr
     first, second = (path.read_bytes() for path in pair)
     pair[0].write_bytes(second)
     pair[1].write_bytes(first)
-    assert [problem["kind"] for problem in verify(str(cache))["problems"]] == ["foreign", "foreign", "missing"]
-    assert verify(str(cache), store=store, teachers=organ_teachers, repair=True)["ok"]
+    assert [problem["kind"] for problem in verify_cache(str(cache))["problems"]] == ["foreign", "foreign", "missing"]
+    assert verify_cache(str(cache), store=store, teachers=organ_teachers, repair=True)["ok"]
     assert same(read_all(cache, store), truth)
 
 
@@ -290,9 +290,9 @@ def put_in(cache: Path, foreign: Path) -> None:
 
 def test_a_build_makes_another_caches_shard_again(cache, foreign, store, organ_teachers, recipe, accelerator, truth):
     put_in(cache, foreign)
-    assert FOREIGN in [problem["where"] for problem in verify(str(cache))["problems"] if problem["kind"] == "foreign"]
+    assert FOREIGN in [problem["where"] for problem in verify_cache(str(cache))["problems"] if problem["kind"] == "foreign"]
     assert build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)["maps_computed"] == 2 * BLOCK
-    assert verify(str(cache))["ok"] and same(read_all(cache, store), truth)
+    assert verify_cache(str(cache))["ok"] and same(read_all(cache, store), truth)
 
 
 def test_a_finished_cache_with_another_caches_shard(
@@ -303,8 +303,8 @@ def test_a_finished_cache_with_another_caches_shard(
     with monkeypatch.context() as patch:
         patch.setattr("mtkd_cache.cache.layout.ShardTask.owns", lambda *_: True)
         build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)
-    assert [(problem["kind"], problem["where"]) for problem in verify(str(cache))["problems"]] == [("foreign", FOREIGN)]
-    result = verify(str(cache), store=store, teachers=organ_teachers, repair=True)
+    assert [(problem["kind"], problem["where"]) for problem in verify_cache(str(cache))["problems"]] == [("foreign", FOREIGN)]
+    result = verify_cache(str(cache), store=store, teachers=organ_teachers, repair=True)
     assert result["ok"] and result["maps_computed"] == 2 * BLOCK and same(read_all(cache, store), truth)
 
 
@@ -326,20 +326,20 @@ def test_records_that_do_not_name_their_settings_are_told_by_the_bound(
     (cache / FOREIGN).write_bytes(dump_checked_json(record))
     (cache / MANIFEST).unlink()
     assert build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)["maps_computed"] == maps
-    assert verify(str(cache))["ok"]
+    assert verify_cache(str(cache))["ok"]
 
 
 def test_another_store_is_told_and_not_repaired(cache, organ_store, organ_teachers):
     before = {path: path.read_bytes() for path in files(cache)}
-    result = verify(str(cache), store=organ_store, teachers=organ_teachers, repair=True)
+    result = verify_cache(str(cache), store=organ_store, teachers=organ_teachers, repair=True)
     assert {problem["kind"] for problem in result["problems"]} == {"other store", "samples"}
     assert before == {path: path.read_bytes() for path in files(cache)}
 
 
 def test_a_grown_store_is_told_and_repaired(cache, store, organ_teachers):
     splits = ("train", "validation")
-    assert [problem["kind"] for problem in verify(str(cache), store=store, splits=splits)["problems"]] == ["samples"]
-    result = verify(str(cache), store=store, teachers=organ_teachers, splits=splits, repair=True)
+    assert [problem["kind"] for problem in verify_cache(str(cache), store=store, splits=splits)["problems"]] == ["samples"]
+    result = verify_cache(str(cache), store=store, teachers=organ_teachers, splits=splits, repair=True)
     assert result["ok"] and len(load_checked_json((cache / MANIFEST).read_bytes())["files"]) == result["files"]
     assert result["maps_computed"] == 2 * 2 * len(store.rows("validation"))
 
@@ -380,11 +380,11 @@ def test_a_reader_of_a_cache_that_is_written_again(
 
 def test_what_cannot_be_done_is_told(cache, store, organ_teachers, tmp_path):
     with pytest.raises(MtkdError, match="no logit cache"):
-        verify(str(tmp_path / "nowhere"))
+        verify_cache(str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
     with pytest.raises(MtkdError, match=r"--store and --teachers"):
-        verify(str(cache), repair=True)
+        verify_cache(str(cache), repair=True)
     with pytest.raises(MtkdError, match="sample store of format"):
-        verify(store.url)
+        verify_cache(store.url)
     with locked(Folder(cache)), pytest.raises(MtkdError, match="is being written"):
-        verify(str(cache), store=store, teachers=organ_teachers, repair=True)
+        verify_cache(str(cache), store=store, teachers=organ_teachers, repair=True)

@@ -5,11 +5,10 @@ import time
 
 import numpy as np
 import pytest
-from support import served_bucket
+from support import build, served_bucket
 
-from mtkd_cache.cache.build import build
 from mtkd_cache.cache.reader import LogitCache
-from mtkd_cache.cache.verify import verify
+from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
@@ -54,17 +53,17 @@ def round_trip(base: str, folder, split, teachers, recipe, accelerator, local) -
     hashes = sorted(cache.row_of)
     assert result["fingerprint"] == cache.fingerprint == local[1].fingerprint
     assert np.array_equal(cache.read(hashes), local[1].read(hashes))
-    assert verify(url, store=store, teachers=teachers, live=1)["ok"]
+    assert verify_cache(url, store=store, teachers=teachers, live=1)["ok"]
 
     remote = Folder(url)
     shard = next(remote.keys("logits/c"))
     data = bytearray(remote.read(shard))
     data[len(data) // 3] ^= 1
     remote.write(shard, bytes(data))
-    assert [(problem["kind"], problem["where"]) for problem in verify(url)["problems"]] == [("changed", shard)]
+    assert [(problem["kind"], problem["where"]) for problem in verify_cache(url)["problems"]] == [("changed", shard)]
     with pytest.raises(MtkdError, match="is damaged or missing"):
         LogitCache.open(url).read(hashes)
-    assert verify(url, store=store, teachers=teachers, repair=True)["ok"]
+    assert verify_cache(url, store=store, teachers=teachers, repair=True)["ok"]
     assert np.array_equal(LogitCache.open(url).read(hashes), local[1].read(hashes))
     remote.delete(shard)
     with pytest.raises(MtkdError, match="is damaged or missing"):
