@@ -1,14 +1,14 @@
 """Views: one augmented look at a sample, drawn once and applied to image, mask and logits each at its own resolution.
 
-Geometry is an affine map in normalised, corner-aligned coordinates: -1 and +1 are the centres of the first and the last pixel of
+Geometry is an affine map in normalized, corner-aligned coordinates: -1 and +1 are the centers of the first and the last pixel of
 an axis. The networks upsample their logits corner-aligned too (see `mtkd_cache.models.network.upsample`), so pixel i of w coarse
-ones lies at pixel i * (W - 1) / (w - 1) of W fine ones, and one map moves all resolutions alike. Sampling a coarse map at the
+ones lies at pixel i * (W - 1) / (w - 1) of W fine ones, and one map is right for all resolutions. Sampling a coarse map at the
 positions of the fine pixels therefore upsamples and warps it in a single step.
 
 Ranges and order (affine, RGB shift, brightness and contrast; no flips) are those of Kolbinger et al. 2023's public code, which
 uses albumentations: ShiftScaleRotate, RGBShift, RandomBrightnessContrast. As there, each of the three is drawn with its own
-probability, contrast scales about black, and brightness is a fraction of full scale (brightness_by_max). Unlike there, what a
-warp brings in from beyond the edge is seen, mirrored, but counts in no loss.
+probability, contrast scales about black, and brightness is a fraction of full scale (brightness_by_max). Unlike there, pixels
+that a warp brings in from beyond the edge, mirrored, count in no loss.
 """
 
 import math
@@ -22,14 +22,15 @@ from torch import Tensor
 
 from mtkd_cache.recipe import Augmentation
 
-EDGE = 1 + 1e-4  # a pixel on the border stays inside whatever the rounding of the grid
+EDGE = 1 + 1e-4  # with a tolerance, so that rounding of the grid excludes no pixel on the border
 
 
 class Views(NamedTuple):
     """A batch of B views: drawn by `draw_views`, applied by `apply_views`. A DataLoader collates single views to a batch.
 
-    - `affine` (B, 2, 3): from a pixel of the view to the position in the sample that it shows, as torch's affine_grid takes it
-    - `shift` (B, 3), `gain` (B, 1), `offset` (B, 1): the view's color is clamp(gain * clamp(rgb + shift) + offset), rgb in [0, 1]
+    Attributes:
+        affine: (B, 2, 3), from a pixel of the view to the position in the sample that it shows, as torch's affine_grid takes it.
+        shift, gain, offset: (B, 3), (B, 1), (B, 1): the view's color is clamp(gain * clamp(rgb + shift) + offset), rgb in [0, 1].
     """
 
     affine: Tensor
@@ -68,13 +69,12 @@ def identity_views(count: int) -> Views:
 
 
 def _draw(ranges: Augmentation, seed: int, sha256: str, view: int, size: tuple[int, int]) -> np.ndarray:
-    identity = np.array([1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0], float)
+    row = np.array([1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0], float)
     if view == 0:
-        return identity
+        return row
     random = np.random.default_rng([seed, view, int(sha256[:16], 16)])
     chosen = random.random(3) < (ranges.affine_p, ranges.rgb_p, ranges.brightness_contrast_p)
     spread = random.uniform(-1, 1, 9)
-    row = identity
     if chosen[0]:
         row[:6] = affine_row(
             shift=(ranges.shift * spread[0], ranges.shift * spread[1]),
@@ -91,8 +91,13 @@ def _draw(ranges: Augmentation, seed: int, sha256: str, view: int, size: tuple[i
 
 
 def affine_row(shift: tuple[float, float], scale: float, degrees: float, size: tuple[int, int]) -> np.ndarray:
-    """Six numbers of the map from view to sample for a content moved by `shift` (fractions of width and height, right and down),
-    enlarged by `scale` and turned by `degrees` (clockwise on the screen) about the centre of a picture of size = (width, height).
+    """The affine map from view to sample, (6,) in row-major order, that transforms the content of an image about its center.
+
+    Args:
+        shift: fractions of width and height, to the right and down.
+        scale: enlargement.
+        degrees: rotation, clockwise on the screen.
+        size: (width, height) of the image in pixels.
     """
     width, height = size[0] - 1, size[1] - 1
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -102,7 +107,7 @@ def affine_row(shift: tuple[float, float], scale: float, degrees: float, size: t
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images (B, H, W, 3) as a network takes them: float32 (B, 3, H, W) in [0, 1]."""
+    """Images uint8 (B, H, W, 3) as a network's input, float32 (B, 3, H, W) in [0, 1]."""
     return images.permute(0, 3, 1, 2).float() / 255
 
 
@@ -131,7 +136,7 @@ def inside(affine: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def color_jitter(images: Tensor, views: Views) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] in the views' colours."""
+    """Images (B, 3, H, W) in [0, 1] in the views' colors."""
     shifted = (images + views.shift[:, :, None, None]).clamp(0, 1)
     return (views.gain[:, :, None, None] * shifted + views.offset[:, :, None, None]).clamp(0, 1)
 
@@ -148,7 +153,8 @@ def apply_views(images: Tensor, masks: Tensor, views: Views) -> tuple[Tensor, Te
         images float (B, 3, H, W) in [0, 1]; masks bool (B, H, W); valid bool (B, H, W), the pixels that show the sample and not
         what lies beyond its edge.
     """
-    size = tuple(masks.shape[1:])
-    pictures = warp(to_float(images), views.affine, size, padding="reflection")
-    seen = warp(masks[:, None].float(), views.affine, size, mode="nearest")[:, 0] > 0.5
-    return color_jitter(pictures, views).contiguous(memory_format=torch.channels_last), seen, inside(views.affine, size)
+    _, height, width = masks.shape
+    size = (height, width)
+    warped = color_jitter(warp(to_float(images), views.affine, size, padding="reflection"), views)
+    warped_masks = warp(masks[:, None].float(), views.affine, size, mode="nearest")[:, 0] > 0.5
+    return warped.contiguous(memory_format=torch.channels_last), warped_masks, inside(views.affine, size)

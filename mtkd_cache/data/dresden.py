@@ -1,7 +1,7 @@
 """A dataset folder in the Dresden layout: ``{anatomy}/{surgery}/imageNN.png`` beside ``maskNN.png``.
 
 ``multilabel/`` (the stomach images again, with masks of several anatomies), the single raters' folders ``anno_*`` and ``merged``,
-and ``weak_labels.csv`` are recognised and left alone. The anatomies are the names of the other folders, in alphabetical order.
+and ``weak_labels.csv`` are recognized and skipped. The anatomies are the names of the other folders, in alphabetical order.
 """
 
 import re
@@ -16,6 +16,19 @@ from PIL import ExifTags, Image
 
 from mtkd_cache.errors import MtkdError
 
+ANATOMIES = (
+    "abdominal_wall",
+    "colon",
+    "inferior_mesenteric_artery",
+    "intestinal_veins",
+    "liver",
+    "pancreas",
+    "small_intestine",
+    "spleen",
+    "stomach",
+    "ureter",
+    "vesicular_glands",
+)
 SPLITS = ("train", "validation", "test")
 REFERENCE_SURGERIES = range(1, 33)
 REFERENCE_VALIDATION = (3, 21, 26)  # Kolbinger et al. 2023, their public code
@@ -25,17 +38,17 @@ MULTILABEL = "multilabel"
 _IMAGE = re.compile(r"image(\d+)\.png")
 _MASK = re.compile(r"mask(\d+)\.png")
 _SURGERY = re.compile(r"\d+")
-_PNG_DEPTH = 24  # the byte of a PNG file that holds the bits of a channel
-_LARGEST = np.iinfo(np.int32).max  # the numbers that a sample store holds
+_PNG_DEPTH = 24  # offset of the byte in a PNG file that holds the bits per channel
+_LARGEST = np.iinfo(np.int32).max  # of the numbers that a sample store holds
 FORMATS = ("PNG", "JPEG", "TIFF")
-MAX_PIXELS = 50_000_000  # a small file may decode to any number of them
+MAX_PIXELS = 50_000_000  # guards against a small file that decodes to a huge image
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which surgeries are for validation and for test; the others are for training.
+    """The surgeries of the validation and the test split; all others are training.
 
-    surgeries: the numbers that may appear at all; None lets any appear. Raises MtkdError where a surgery is in both.
+    surgeries: the numbers that a dataset may contain; None for any. Raises MtkdError for a surgery in both splits.
     """
 
     validation: tuple[int, ...] = REFERENCE_VALIDATION
@@ -47,6 +60,7 @@ class Split:
             raise MtkdError(f"Surgery {both[0]} is for validation and for test. Name it in one of --validation and --test.")
 
     def of(self, surgery: int) -> str:
+        """The split of a surgery, one of `SPLITS`."""
         if surgery in self.validation:
             return "validation"
         return "test" if surgery in self.test else "train"
@@ -54,7 +68,7 @@ class Split:
 
 @dataclass(frozen=True, order=True)
 class Source:
-    """Where one sample's image and mask lie."""
+    """The files of one sample."""
 
     anatomy: str
     surgery: int
@@ -64,12 +78,16 @@ class Source:
 
 
 def find_samples(root: Path) -> tuple[list[Source], dict[str, int]]:
-    """All samples below a dataset folder in the order (anatomy, surgery, frame), and what was left alone, counted.
+    """Find all samples of a dataset folder.
 
-    Raises MtkdError where the folder is absent, a file, or empty, where an image has no mask, or two images have one number.
+    Returns:
+        The samples, sorted by (anatomy, surgery, frame), and how many files and folders of each kind were skipped.
+
+    Raises:
+        MtkdError: the folder is missing, a file, or empty; an image has no mask; two images have the same number.
     """
     if not root.exists():
-        raise MtkdError(f"{root}: there is no such folder. Name the dataset's folder, the one that holds a folder an anatomy.")
+        raise MtkdError(f"{root}: there is no such folder. Name the dataset's folder, with one folder per anatomy.")
     if not root.is_dir():
         raise MtkdError(f"{root} is a file. Name the dataset's folder (unpack an archive first).")
     sources: list[Source] = []
@@ -85,14 +103,14 @@ def find_samples(root: Path) -> tuple[list[Source], dict[str, int]]:
             sources += _surgery_samples(anatomy.name, surgery, skipped)
     if not sources:
         raise MtkdError(
-            f"{root} holds no sample. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, as liver/01/image00.png."
+            f"{root} contains no samples. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, as liver/01/image00.png."
         )
     check_anatomies((source.anatomy for source in sources), root)
     sources.sort()
-    for one, other in pairwise(sources):
-        if (one.anatomy, one.surgery, one.frame) == (other.anatomy, other.surgery, other.frame):
-            raise MtkdError(f"{one.image} and {other.image} have the same number. Keep one of them.")
-    return sources, {what: count for what, count in sorted(skipped.items()) if count}
+    for source, other in pairwise(sources):
+        if (source.anatomy, source.surgery, source.frame) == (other.anatomy, other.surgery, other.frame):
+            raise MtkdError(f"{source.image} and {other.image} have the same number. Keep one of them.")
+    return sources, {kind: count for kind, count in sorted(skipped.items()) if count}
 
 
 def _surgery_samples(anatomy: str, folder: Path, skipped: Counter[str]) -> list[Source]:
@@ -118,70 +136,83 @@ def _number(digits: str, path: Path) -> int:
 
 
 def check_anatomies(names: Iterable[str], where: object) -> None:
-    """Raises MtkdError where an anatomy's name cannot be that of one folder: the teachers' folders are named so."""
+    """Raises MtkdError where an anatomy's name is no valid folder name: its teacher's folder has the same name."""
     for name in names:
         if name in ("", ".", "..") or name != name.strip() or set(name) & {"/", "\\"} or not name.isprintable():
             raise MtkdError(
-                f"{where}: an anatomy cannot be named {name!r}, since folders are named by it. "
-                "Use letters, digits, inner spaces, - and _ alone (in UTF-8)."
+                f"{where}: an anatomy cannot be named {name!r}, as folders get its name. "
+                "Use only letters, digits, inner spaces, - and _ (in UTF-8)."
             )
 
 
 def check_split(sources: list[Source], split: Split) -> None:
-    """Raises MtkdError where a surgery is unknown, or a part of the split is empty that training or evaluation needs."""
+    """Raises MtkdError for an unknown surgery, or where a split that training or evaluation needs is empty."""
     for source in sources:
         if split.surgeries is not None and source.surgery not in split.surgeries:
             raise MtkdError(
                 f"{source.image.parent}: surgery {source.surgery} is not one of the reference split's 1 to 32. "
-                "Name the split of another dataset with --validation and --test."
+                "Define another dataset's split with --validation and --test."
             )
     anatomies = sorted({source.anatomy for source in sources})
-    found = {(source.anatomy, split.of(source.surgery)) for source in sources}
+    filled = {(source.anatomy, split.of(source.surgery)) for source in sources}
     for anatomy in anatomies:
         for part in ("train", "validation"):
-            if (anatomy, part) not in found:
-                raise MtkdError(
-                    f"{anatomy}: no surgery of its {part} split is there. Add some, or choose --validation and --test."
-                )
-    if not any(part == "test" for _, part in found):
-        raise MtkdError("The test split is empty. Add surgeries of it, or choose --test.")
+            if (anatomy, part) not in filled:
+                raise MtkdError(f"{anatomy} has no surgery of the {part} split. Add some, or set --validation and --test.")
+    if not any(part == "test" for _, part in filled):
+        raise MtkdError("The test split is empty. Add surgeries of it, or set --test.")
 
 
 def read_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image resized to size = (width, height), uint8 RGB (height, width, 3), and its size on disk.
+    """Read an image and resize it, bilinearly over the whole source area (Pillow's antialiasing).
 
-    Bilinear with Pillow's support of the whole source area. Greyscale is repeated in three channels; opaque RGBA loses its alpha.
-    Raises MtkdError for 16 bits a channel, for transparency, for a file that is torn or not one of `FORMATS`, that holds several
-    pictures or more than `MAX_PIXELS`, and for an EXIF orientation: whether a mask was drawn on the turned picture is unknown.
+    Args:
+        path: file in one of `FORMATS`, RGB, grayscale or opaque RGBA.
+        size: (width, height) in pixels.
+
+    Returns:
+        The image, uint8 RGB (height, width, 3), and its (width, height) on disk.
+
+    Raises:
+        MtkdError: a damaged file or another format, 16 bits per channel, transparency, several frames, more than `MAX_PIXELS`, or
+            an EXIF orientation (it is unknown whether the mask was drawn on the rotated image).
     """
     image = _open(path)
     return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR)), image.size
 
 
 def read_mask(path: Path, size: tuple[int, int], threshold: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
-    """A binary mask resized to size = (width, height), uint8 0 or 1 (height, width), and its size on disk. Nearest neighbour.
+    """Read a binary mask and resize it by nearest neighbor.
 
-    threshold: values above it are the anatomy, whatever the levels.
-    Raises MtkdError for more than the two levels 0 and another, for colours, and as `read_image` does.
+    Args:
+        path, size: see `read_image`.
+        threshold: values above it are foreground. None: the mask must have at most two levels, 0 and one other.
+
+    Returns:
+        The mask, uint8 0 or 1 (height, width), and its (width, height) on disk.
+
+    Raises:
+        MtkdError: more levels, colors, or as `read_image`.
     """
     image = _open(path)
-    colours = np.asarray(image.convert("RGB"))
-    values = colours[..., 0]
-    if (colours != values[..., None]).any():
-        raise MtkdError(f"{path} is coloured; a mask has the two levels 0 and 255. Save it as greyscale.")
+    rgb = np.asarray(image.convert("RGB"))
+    values = rgb[..., 0]
+    if (rgb != values[..., None]).any():
+        raise MtkdError(f"{path} is colored; a mask has the two levels 0 and 255. Save it as grayscale.")
     if threshold is None:
         levels = np.unique(values)
         if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
             raise MtkdError(
                 f"{path} is not binary: {len(levels)} levels from {levels[0]} to {levels[-1]}. "
-                "Mend it, or take what lies above a level with --threshold 127."
+                "Correct it, or count all values above a level as foreground with --threshold 127."
             )
     binary = Image.fromarray(((values > (threshold or 0)) * 255).astype(np.uint8))
     return (np.asarray(binary.resize(size, Image.Resampling.NEAREST)) > 0).astype(np.uint8), image.size
 
 
 def _open(path: Path) -> Image.Image:
-    """A whole, opaque picture of 8 bits a channel; see `read_image` for the errors."""
+    """A whole, opaque image of 8 bits per channel; see `read_image` for the errors."""
+    image: Image.Image
     try:
         with path.open("rb") as file:
             head = file.read(_PNG_DEPTH + 1)
@@ -190,38 +221,25 @@ def _open(path: Path) -> Image.Image:
             image.load()
     except MtkdError:
         raise
-    except Exception as error:  # of damaged bytes Pillow raises nearly any
-        raise MtkdError(f"{path} cannot be read as a picture ({error}). Restore the file, as PNG, JPEG or TIFF.") from error
+    except Exception as error:  # Pillow raises almost any exception for damaged bytes
+        raise MtkdError(f"{path} cannot be read as an image ({error}). Restore the file, as PNG, JPEG or TIFF.") from error
     deep = head.startswith(b"\x89PNG") and head[_PNG_DEPTH] == 16
     if deep or image.mode[0] in "IF":
-        raise MtkdError(f"{path} has 16 bits a channel or more; as 8 it would be another. Save it with 8 bits a channel.")
+        raise MtkdError(
+            f"{path} has 16 bits per channel or more, which 8 bits cannot represent. Save it with 8 bits per channel."
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[0] < 255:
-            raise MtkdError(f"{path} is partly transparent; what lies behind is unknown. Save it without transparency.")
+        if np.asarray(image.getchannel("A")).min() < 255:
+            raise MtkdError(f"{path} is partly transparent; its background is unknown. Save it without transparency.")
     return image
 
 
 def _check_header(path: Path, image: Image.Image) -> None:
-    """Raises MtkdError for what can be told without decoding; see `read_image`."""
+    """Raises MtkdError for what can be checked without decoding; see `read_image`."""
     if image.width * image.height > MAX_PIXELS:
         raise MtkdError(f"{path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read. Save it smaller.")
     if (frames := getattr(image, "n_frames", 1)) > 1:
-        raise MtkdError(f"{path} holds {frames} pictures; which of them is meant is unknown. Save the one.")
-    if (turned := image.getexif().get(ExifTags.Base.Orientation, 1)) != 1:
-        raise MtkdError(f"{path} has the EXIF orientation {turned}, which its mask may lack. Save both upright, without it.")
-
-
-ANATOMIES = (
-    "abdominal_wall",
-    "colon",
-    "inferior_mesenteric_artery",
-    "intestinal_veins",
-    "liver",
-    "pancreas",
-    "small_intestine",
-    "spleen",
-    "stomach",
-    "ureter",
-    "vesicular_glands",
-)
+        raise MtkdError(f"{path} contains {frames} images; a sample is one. Save the right one alone.")
+    if (orientation := image.getexif().get(ExifTags.Base.Orientation, 1)) != 1:
+        raise MtkdError(f"{path} has the EXIF orientation {orientation}, which its mask may lack. Save both upright, without it.")

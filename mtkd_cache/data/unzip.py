@@ -1,4 +1,4 @@
-"""Unpack a zip whole or not at all, and nothing outside its target."""
+"""Unpack a zip completely or not at all, and nothing outside its target."""
 
 import json
 import shutil
@@ -7,20 +7,20 @@ import sys
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from mtkd_cache.errors import MtkdError
 
-RECORD = ".mtkd-download.json"  # in the target: what was unpacked; that it is there says that all of it was
+RECORD = ".mtkd-download.json"  # in the target: what was unpacked; written last, so it exists only in a complete target
 CHUNK = 1 << 18  # bytes read at a time
-# The OSErrors are those of two entries at one place: the folder they are unpacked into is new.
-BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
-BROKEN_ZIP += (FileExistsError, NotADirectoryError, IsADirectoryError)
+SAME_PATH = (FileExistsError, NotADirectoryError, IsADirectoryError)  # of two entries, as the staging folder is new
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, *SAME_PATH)
 
 
-def unpack(archive: Path, target: Path, record: dict, max_bytes: int) -> dict:
-    """Unpack into a hidden sibling of `target`, leave the record there, rename it; returns the record with `files`."""
+def unpack(archive: Path, target: Path, record: dict[str, Any], max_bytes: int) -> dict[str, Any]:
+    """Unpack into a hidden sibling of `target`, add the record, rename it; returns the record with `files`."""
     staging = target.with_name(f".{target.name}.unpacking")
     try:
         with zipfile.ZipFile(archive) as source:
@@ -28,8 +28,8 @@ def unpack(archive: Path, target: Path, record: dict, max_bytes: int) -> dict:
             size = sum(info.file_size for info, _ in entries)
             if size > max_bytes:
                 sizes = f"{tqdm.format_sizeof(size)}B, at most {tqdm.format_sizeof(max_bytes)}B are allowed"
-                what = f"{archive} would unpack to {sizes}"
-                raise MtkdError(f"{what}\nNothing was unpacked: check that it is the dataset's zip, or raise max_bytes.")
+                advice = "Nothing was unpacked: check that it is the dataset's zip, or raise max_bytes."
+                raise MtkdError(f"{archive} would unpack to {sizes}\n{advice}")
             shutil.rmtree(staging, ignore_errors=True)
             need_room(target.parent, size, f"to unpack {archive}")
             staging.mkdir()
@@ -38,52 +38,54 @@ def unpack(archive: Path, target: Path, record: dict, max_bytes: int) -> dict:
                     path = staging.joinpath(*parts)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with source.open(info) as entry, path.open("xb") as file:
-                        while chunk := entry.read(CHUNK):  # ends at the size that the entry declares, CRC checked
+                        while chunk := entry.read(CHUNK):  # at most the declared size, with its CRC checked
                             file.write(chunk)
                             bar.update(len(chunk))
         record = {**record, "files": len(entries)}
         (staging / RECORD).write_text(json.dumps(record), encoding="utf-8")
         staging.rename(target)
     except BROKEN_ZIP as error:
-        raise MtkdError(f"{archive} is no whole zip ({error}): remove it and fetch it again") from error
+        raise MtkdError(f"{archive} is not a valid zip ({error}): remove it and download it again") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return record
 
 
 def members(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, tuple[str, ...]]]:
-    """The files of a zip and the path of each below the target, as its components; nothing is written.
+    """The files of a zip, each with the components of its path below the target; nothing is written.
 
-    A single top folder that holds all is left out of the paths; bare folders and macOS's `__MACOSX` do not count.
-    MtkdError: an absolute path, a drive letter, `..`, a symbolic link or other special file, or no file at all.
+    A single top-level folder is stripped from the paths; empty folders and macOS's `__MACOSX` are skipped.
+    Raises MtkdError for an absolute path, a drive letter, `..`, a symbolic link or other special file, or no file at all.
     """
     entries = [(info, _safe_parts(archive, info)) for info in archive.infolist()]
     files = [(info, parts) for info, parts in entries if parts and parts[0] != "__MACOSX" and not info.is_dir()]
     if not files:
-        raise MtkdError(f"{archive.filename} holds no files: it is not the dataset's zip, fetch that one")
+        raise MtkdError(f"{archive.filename} contains no files: it is not the dataset's zip, download that one")
     strip = len({parts[0] for _, parts in files}) == 1 and all(len(parts) > 1 for _, parts in files)
     return [(info, parts[1:] if strip else parts) for info, parts in files]
 
 
 def _safe_parts(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[str, ...]:
-    """Components of an entry's path, or MtkdError where unpacking it could touch anything outside the target."""
+    """The components of an entry's path. Raises MtkdError where unpacking it could touch anything outside the target."""
     name = info.orig_filename.replace("\\", "/")
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     kind = stat.S_IFMT(info.external_attr >> 16)
     outside = name.startswith("/") or ".." in parts or ":" in name or "\0" in name
     if outside or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        why = "would land outside the target" if outside else "is a symbolic link or a special file"
-        what = f"{archive.filename}: entry {info.orig_filename!r} {why}"
-        raise MtkdError(f"{what}\nNothing was unpacked: do not trust this zip, fetch the dataset's own.")
+        reason = "would land outside the target" if outside else "is a symbolic link or a special file"
+        advice = "Nothing was unpacked: do not trust this zip, download the dataset's own."
+        raise MtkdError(f"{archive.filename}: entry {info.orig_filename!r} {reason}\n{advice}")
     return parts
 
 
 def need_room(folder: Path, size: int, purpose: str) -> None:
+    """Raises MtkdError where a folder's disk has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        what = f"{folder}: {tqdm.format_sizeof(size)}B needed {purpose}, {tqdm.format_sizeof(free)}B free"
-        raise MtkdError(f"{what}\nFree some space or name a folder on another disk, and run the same command again.")
+        sizes = f"{tqdm.format_sizeof(size)}B needed {purpose}, {tqdm.format_sizeof(free)}B free"
+        raise MtkdError(f"{folder}: {sizes}\nFree some space or name a folder on another disk, and run the same command again.")
 
 
-def progress_bar(what: str, total: int | None) -> tqdm:
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, file=sys.stderr, disable=total == 0)
+def progress_bar(label: str, total: int | None) -> tqdm:
+    """A bar in bytes on standard error; None is an unknown total."""
+    return tqdm(desc=label, total=total, unit="B", unit_scale=True, file=sys.stderr, disable=total == 0)

@@ -126,7 +126,7 @@ def test_whole_download(server, target, capfd):
     assert names(target.parent) == {"dsad", "dsad.zip"}
     out, err = capfd.readouterr()
     assert out == ""
-    assert "fetching dsad.zip: 100%" in err
+    assert "downloading dsad.zip: 100%" in err
     assert "unpacking dsad.zip: 100%" in err
 
 
@@ -312,16 +312,16 @@ AT = STORED.index(FILES["liver/03/image00.png"]) + 10
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (b"<html>no zip</html>", "no whole zip"),
-        (ZIP[:-100_000], "no whole zip"),
-        (STORED[:AT] + bytes([STORED[AT] ^ 1]) + STORED[AT + 1 :], "no whole zip .*CRC"),
-        (make_zip({"a/b": b"1", "a//b": b"2", "c": b"3"}), "no whole zip"),
-        (make_zip({"a": b"1", "a/b": b"2", "c": b"3"}), "no whole zip"),
-        (make_zip({"folder/": b""}), "holds no files"),
+        (b"<html>no zip</html>", "not a valid zip"),
+        (ZIP[:-100_000], "not a valid zip"),
+        (STORED[:AT] + bytes([STORED[AT] ^ 1]) + STORED[AT + 1 :], "not a valid zip .*CRC"),
+        (make_zip({"a/b": b"1", "a//b": b"2", "c": b"3"}), "not a valid zip"),
+        (make_zip({"a": b"1", "a/b": b"2", "c": b"3"}), "not a valid zip"),
+        (make_zip({"folder/": b""}), "contains no files"),
     ],
     ids=["no zip", "truncated", "a bit flipped", "one place twice", "file and folder", "no files"],
 )
-def test_no_whole_zip(target, body, why):
+def test_an_invalid_zip(target, body, why):
     with pytest.raises(MtkdError, match=why):
         by_hand(target, body)
     assert names(target.parent) == set()
@@ -351,7 +351,7 @@ def test_of_two_downloads_into_one_target_the_second_is_refused(server, target, 
     download(target, url=server.url, sha256=SHA)
     assert second and len(server.asked) == 1
     assert unpacked(target) == FILES
-    with locked_file(target.with_name(".dsad.lock"), "dsad"):  # what is there already is told nonetheless
+    with locked_file(target.with_name(".dsad.lock"), "dsad"):  # an existing target needs no lock
         assert download(target, url=server.url, sha256=SHA)["files"] == len(FILES)
 
 
@@ -387,7 +387,7 @@ def test_room_is_asked_for_before_anything_is_written(server, target, monkeypatc
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=len(ZIP) - 1))
     with pytest.raises(MtkdError, match=r"5\.00MB needed to unpack .*, \d+kB free"):
         by_hand(target, bomb)
-    with pytest.raises(MtkdError, match="needed to fetch"):
+    with pytest.raises(MtkdError, match="needed to download"):
         download(target, url=server.url, sha256=SHA)
     assert names(target.parent) == set()
 

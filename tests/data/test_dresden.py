@@ -146,7 +146,7 @@ def test_an_empty_dataset(tmp_path, organ_split, inside):
     for name in inside:
         (root / name).mkdir(parents=True)
     message = refused(root, organ_split, tmp_path)
-    assert "dataset holds no sample. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, as liver/01/image00.png" in message
+    assert "dataset contains no samples. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, as liver/01/image00.png" in message
 
 
 def test_a_missing_mask(broken, organ_split, tmp_path):
@@ -172,9 +172,9 @@ def test_a_surgery_that_the_reference_split_does_not_know(organ_folder, tmp_path
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        (Split(validation=(99,), test=(50,), surgeries=None), "kidney: no surgery of its validation split is there"),
+        (Split(validation=(99,), test=(50,), surgeries=None), "kidney has no surgery of the validation split"),
         (Split(validation=(40,), test=(99,), surgeries=None), "The test split is empty"),
-        (Split(validation=(40,), test=(30, 31, 50), surgeries=None), "kidney: no surgery of its train split is there"),
+        (Split(validation=(40,), test=(30, 31, 50), surgeries=None), "kidney has no surgery of the train split"),
     ],
 )
 def test_a_part_of_the_split_that_is_empty(organ_folder, tmp_path, split, message):
@@ -186,7 +186,7 @@ def test_a_part_of_the_split_that_is_empty(organ_folder, tmp_path, split, messag
 def test_one_anatomy_without_a_validation_surgery_is_named(broken, organ_split, tmp_path):
     root, *_ = broken
     shutil.rmtree(root / "tongue/40")
-    assert "tongue: no surgery of its validation split" in refused(root, organ_split, tmp_path)
+    assert "tongue has no surgery of the validation split" in refused(root, organ_split, tmp_path)
 
 
 def test_one_anatomy_may_be_without_test_surgeries(broken, organ_split, tmp_path):
@@ -209,14 +209,14 @@ def test_a_truncated_picture(broken, organ_split, tmp_path):
     root, image, _ = broken
     image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
     message = refused(root, organ_split, tmp_path)
-    assert f"{image} cannot be read as a picture" in message
+    assert f"{image} cannot be read as an image" in message
     assert "Restore the file, as PNG, JPEG or TIFF." in message
 
 
 def test_a_truncated_mask(broken, organ_split, tmp_path):
     root, _, mask = broken
     mask.write_bytes(mask.read_bytes()[:-40])
-    assert f"{mask} cannot be read as a picture" in refused(root, organ_split, tmp_path)
+    assert f"{mask} cannot be read as an image" in refused(root, organ_split, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(40)])
@@ -224,7 +224,7 @@ def test_a_file_that_is_no_picture(tmp_path, content):
     path = tmp_path / "image00.png"
     path.write_bytes(content)
     for read in (read_image, read_mask):
-        with pytest.raises(MtkdError, match=r"image00\.png cannot be read as a picture"):
+        with pytest.raises(MtkdError, match=r"image00\.png cannot be read as an image"):
             read(path, SIZE)
 
 
@@ -282,7 +282,7 @@ def test_a_mask_in_any_mode_is_the_same_mask(tmp_path, mode):
 def test_a_coloured_mask(tmp_path):
     values = np.zeros((6, 8, 3), np.uint8)
     values[2, 2] = (0, 255, 0)
-    with pytest.raises(MtkdError, match=r"mask00\.png is coloured.*Save it as greyscale"):
+    with pytest.raises(MtkdError, match=r"mask00\.png is colored.*Save it as grayscale"):
         read_mask(save(tmp_path / "mask00.png", values), SIZE)
 
 
@@ -352,7 +352,7 @@ def test_other_formats_start_no_program_and_are_refused(tmp_path, monkeypatch, k
     image = Image.fromarray(picture())
     image.save(tmp_path / "image00.png", kind)
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments: image.im)
-    with pytest.raises(MtkdError, match=r"image00\.png cannot be read as a picture .*Restore the file, as PNG, JPEG or TIFF"):
+    with pytest.raises(MtkdError, match=r"image00\.png cannot be read as an image .*Restore the file, as PNG, JPEG or TIFF"):
         read_image(tmp_path / "image00.png", SIZE)
 
 
@@ -360,7 +360,7 @@ def test_other_formats_start_no_program_and_are_refused(tmp_path, monkeypatch, k
 def test_a_file_of_several_pictures_is_refused(tmp_path, kind):
     frames = [Image.fromarray(picture()), Image.fromarray(picture()[::-1])]
     frames[0].save(tmp_path / "image00.png", kind, save_all=True, append_images=frames[1:])
-    with pytest.raises(MtkdError, match=r"image00\.png holds 2 pictures"):
+    with pytest.raises(MtkdError, match=r"image00\.png contains 2 images"):
         read_image(tmp_path / "image00.png", SIZE)
 
 
@@ -380,7 +380,7 @@ def test_an_exif_orientation_is_refused_unless_it_is_upright(tmp_path, kind):
 
 def test_floating_point_pictures_are_refused(tmp_path):
     Image.fromarray(np.eye(8, dtype=np.float32)).save(tmp_path / "mask00.png", "TIFF")
-    with pytest.raises(MtkdError, match="16 bits a channel or more"):
+    with pytest.raises(MtkdError, match="16 bits per channel or more"):
         read_mask(tmp_path / "mask00.png", (8, 8))
 
 
@@ -390,8 +390,8 @@ def test_16_bits_are_refused(broken, organ_split, tmp_path, what):
     path = image if what == "image" else mask
     save(path, (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16))
     message = refused(root, organ_split, tmp_path)
-    assert f"{path} has 16 bits a channel or more" in message
-    assert "Save it with 8 bits a channel." in message
+    assert f"{path} has 16 bits per channel or more" in message
+    assert "Save it with 8 bits per channel." in message
 
 
 # --- resizing
