@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+import mtkd_cache as mc
+
 from . import common
 from .common import accelerator_of, file_size, plural, recipe_of, reports, say
 
@@ -22,29 +24,16 @@ from .common import accelerator_of, file_size, plural, recipe_of, reports, say
 @common.compiled
 @reports
 def command(
-    store: str,
-    teachers: Path,
-    cache: str,
-    step: float | None,
-    views: int | None,
-    splits: tuple[str, ...],
-    batch: int,
-    compiled: bool,
-    **options: Any,
+    store: str, teachers: Path, cache: str, splits: tuple[str, ...], batch: int, compiled: bool, **options: Any
 ) -> dict[str, Any]:
     """Run the teachers once over the samples and cache their logits. Resumes after an interruption."""
-    from mtkd_cache.cache.build import build_cache
-    from mtkd_cache.cache.layout import CacheSpec
-    from mtkd_cache.cache.teacher_runner import Teachers
-    from mtkd_cache.data.sample_store import SampleStore
-
-    recipe = recipe_of(options, {"cache.step": step, "cache.views": views})
+    recipe = recipe_of(options, {"cache.step": options["step"], "cache.views": options["views"]})
     accelerator = accelerator_of(options)
-    samples = SampleStore.open(store)
-    loaded = Teachers.load(teachers, samples)
-    spec = CacheSpec.of(samples, loaded.stride, recipe, accelerator.mixed_precision)
+    samples = mc.SampleStore.open(store)
+    loaded = mc.Teachers.load(teachers, samples)
+    spec = mc.CacheSpec.of(samples, loaded.stride, recipe, accelerator.mixed_precision)
     temperature = recipe.distillation.temperature
-    result = build_cache(
+    result = mc.build_cache(
         samples, loaded, spec, cache, accelerator, temperature=temperature, splits=splits, batch=batch, compiled=compiled
     )
     say(

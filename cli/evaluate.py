@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+import mtkd_cache as mc
+
 from . import common
 from .common import FOLDER, SPLIT, accelerator_of, dice_table, reports, say
 
@@ -26,16 +28,14 @@ def command(
     run: Path | None, teachers: Path | None, store: str, split: str, multilabel: Path | None, **options: Any
 ) -> dict[str, Any]:
     """Compute Dice per anatomy, each on its own subset, and write it to evaluation-SPLIT.json beside the weights."""
-    from mtkd_cache.data.sample_store import SampleStore
     from mtkd_cache.evaluation.dice import evaluate
     from mtkd_cache.evaluation.multilabel import evaluate_multilabel
-    from mtkd_cache.evaluation.predictor import Predictor
 
     folder = run or teachers
     if folder is None or (run and teachers):
         raise click.UsageError("Name either --run or --teachers.")
-    accelerator, opened = accelerator_of(options), SampleStore.open(store)
-    predictor = Predictor.load(folder, accelerator.device, opened.anatomies)
+    accelerator, opened = accelerator_of(options), mc.SampleStore.open(store)
+    predictor = mc.Predictor.load(folder, accelerator.device, opened.anatomies)
     if multilabel is None:
         evaluation = evaluate(predictor, opened, split, accelerator)
     else:

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+import mtkd_cache as mc
+
 from . import common
 from .common import FOLDER, file_size, plural, reports, say, table
 
@@ -23,13 +25,11 @@ ERRORS = ("max_abs_error", "mean_kl_nats", "bits_per_logit")
 def command(cache: str, sheet: Path | None, store: str, teachers: Path | None, samples: int) -> dict[str, Any]:
     """Show a cache's contents, sizes, quantization errors and progress; --sheet draws its maps, lowest Dice first."""
     from mtkd_cache.cache.inspect import contact_sheet, inspect_cache
-    from mtkd_cache.cache.reader import LogitCache
-    from mtkd_cache.data.sample_store import SampleStore
 
     result = inspect_cache(cache)
     say(describe(result))
     if sheet:
-        order = contact_sheet(LogitCache.open(cache), SampleStore.open(store), sheet, samples, teachers)
+        order = contact_sheet(mc.LogitCache.open(cache), mc.SampleStore.open(store), sheet, samples, teachers)
         result |= {"sheet": str(sheet), "worst_first": order}
         say(f"{sheet}: teachers by Dice, lowest first: {', '.join(order)}")
     return result

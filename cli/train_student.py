@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+import mtkd_cache as mc
+
 from . import common
 from .common import ARCHITECTURES, FOLDER, accelerator_of, recipe_of, reports, say
 
@@ -25,14 +27,12 @@ def command(
     store: str, cache: str, run: Path | None, arch: str | None, no_kd: bool, resident: str, compiled: bool, **options: Any
 ) -> dict[str, Any]:
     """Train the student on images, masks and cached logits, without running a teacher. Resumes after an interruption."""
-    from mtkd_cache.cache.reader import LogitCache
-    from mtkd_cache.data.sample_store import SampleStore
     from mtkd_cache.training.student import train_student
 
     recipe = recipe_of(options, {"student.arch": arch})
     run = run or Path("runs", f"{recipe.student.arch}-{'no-kd' if no_kd else 'kd'}-seed{recipe.seed}")
-    opened = None if no_kd else LogitCache.open(cache)
-    record = train_student(SampleStore.open(store), run, recipe, accelerator_of(options), opened, resident, compiled)
+    opened = None if no_kd else mc.LogitCache.open(cache)
+    record = train_student(mc.SampleStore.open(store), run, recipe, accelerator_of(options), opened, resident, compiled)
     say(f"{run}: validation Dice {100 * record.val_dice:.1f} % in epoch {record.best_epoch}")
     if compiled and record.warm_up_seconds:
         say(f"the first step took {record.warm_up_seconds:.0f} s, compilation included")

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+import mtkd_cache as mc
+
 from . import common
 from .common import ARCHITECTURES, accelerator_of, recipe_of, reports, say
 
@@ -24,11 +26,10 @@ def command(
     store: str, teachers: Path, arch: str | None, anatomies: tuple[str, ...], resident: str, compiled: bool, **options: Any
 ) -> dict[str, Any]:
     """Train one network per anatomy. Finished ones are kept, interrupted ones resume."""
-    from mtkd_cache.data.sample_store import SampleStore
     from mtkd_cache.training.teachers import train_teachers
 
     recipe = recipe_of(options, {"teacher.arch": arch})
-    opened = SampleStore.open(store)
+    opened = mc.SampleStore.open(store)
     records = train_teachers(opened, teachers, recipe, accelerator_of(options), anatomies, resident, compiled)
     say("validation Dice (%)\n" + common.dice_table({anatomy: record.val_dice for anatomy, record in records.items()}))
     return {

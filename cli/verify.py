@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+import mtkd_cache as mc
+
 from . import common
 from .common import FOLDER, file_size, plural, reports, say
 
@@ -26,10 +28,7 @@ def command(cache: str, store: str | None, teachers: Path | None, **options: Any
 
     Exits with status 1 if it is not whole and current.
     """
-    from mtkd_cache.cache.verify import verify_cache
-    from mtkd_cache.data.sample_store import SampleStore
-
-    result = verify_cache(cache, store=SampleStore.open(store) if store else None, teachers=teachers, **options)
+    result = mc.verify_cache(cache, store=mc.SampleStore.open(store) if store else None, teachers=teachers, **options)
     say(f"{cache}: {verdict(result['problems'], compared=bool(store and teachers))}")
     for problem in result["problems"]:
         say(f"  {problem['kind']}: {problem['where']}. {problem['what_to_do']}")
