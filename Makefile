@@ -4,7 +4,7 @@ BIN := .venv/bin
 MTKD := $(BIN)/mtkd-cache
 RECIPE ?= paper
 
-.PHONY: help setup test lint demo teachers build student paper bench clean
+.PHONY: help setup test lint api demo teachers build student paper bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ lint: setup  ## ruff, import-linter (the order of the layers), mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+api: setup  ## docs/api.md from the docstrings
+	$(BIN)/python docs/make_api.py > docs/api.md.part && mv docs/api.md.part docs/api.md
 
 demo: setup  ## phantom -> ingest -> teachers -> build -> students -> report, about ten minutes on two cores
 	$(BIN)/python -m mtkd_cache.study.demo

@@ -38,6 +38,9 @@ def exclusive_cross_entropy(
         average: the mean of a number over the processes that share a batch, so that the mean of their losses is the loss of
             the whole batch; None where one process has it all.
 
+    Returns:
+        a scalar.
+
     Raises:
         MtkdError: a mask of another shape or with other values.
 
@@ -102,10 +105,19 @@ def channelwise_kl(
     """The distillation term of stage 2: T^2 / (B A) times the sum of `map_kl` over samples and anatomies, a scalar.
 
     Args:
-        student, teacher, temperature, valid: see `map_kl`.
+        student: float (B, A, H, W).
+        teacher: float (B, A, H, W); no gradient flows to it.
+        temperature: T, of the softmax over the pixels of a map.
+        valid: bool or 0 and 1 (B, H, W), the pixels that count; None counts every pixel.
         average: see `exclusive_cross_entropy`; B is then the mean of the processes' batches, which need not be equally large.
 
-    Reference: the scaling is that of Shu et al. 2021's public code, which the paper follows.
+    Returns:
+        a scalar in nats.
+
+    Raises:
+        MtkdError: `valid` of another shape or with other values.
+
+    Reference: Maack et al. 2024, equation (2); the scaling is that of Shu et al. 2021's public code, which the paper follows.
     """
     valid = None if valid is None else _as_bool("valid", valid, student)
     with torch.no_grad():

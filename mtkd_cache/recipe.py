@@ -114,6 +114,9 @@ def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, A
         overrides: texts KEY=VALUE such as "student.epochs=30", the value in TOML or a bare string.
         values: by key, applied after `overrides`, such as {"seed": 3, "student.arch": "mininetv2"}; None keeps the recipe's.
 
+    Returns:
+        the recipe: a frozen dataclass, with the sections of the TOML file as attributes.
+
     Raises:
         MtkdError: an unknown recipe or key, a missing key, a value of another type, or one out of range.
     """

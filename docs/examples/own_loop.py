@@ -1,6 +1,6 @@
 """Cached distillation in a PyTorch training loop of your own; what it adds to a plain loop is marked with `mc.`.
 
-    python docs/examples/own_loop.py data/demo/samples.zarr data/demo/logits.zarr
+python docs/examples/own_loop.py data/demo/samples.zarr data/demo/logits.zarr
 """
 
 import sys
@@ -31,10 +31,10 @@ def train(store_url: str, cache_url: str, epochs: int = 3, workers: int = 2) -> 
     for epoch in range(epochs):
         dataset.set_epoch(epoch)  # every epoch has views of its own
         total = 0.0
-        for batch in loader:
-            batch = send_to_device(batch, device)
+        for stored in loader:
+            batch = send_to_device(stored, device)
             images, masks, valid = mc.apply_views(batch["image"], batch["mask"], batch["view"])
-            teachers = mc.warp(batch["logits"], batch["logits_affine"], masks.shape[1:])  # at the images' size, through the same view
+            teachers = mc.warp(batch["logits"], batch["logits_affine"], masks.shape[1:])  # upsampled, in the same view
             students = network(images)
             supervised = mc.exclusive_cross_entropy(students, masks, batch["anatomy"], valid)
             loss = supervised + 3.0 * mc.channelwise_kl(students, teachers, temperature=4.0, valid=valid)

@@ -36,12 +36,13 @@ class CachedDistillationDataset(Dataset[dict[str, Any]]):
         store: the samples.
         cache: their logits; it has to hold the whole split.
         split: "train", "validation" or "test".
-        augmentation: ranges of the views, as load_recipe("paper").augmentation; None for the plain samples. A cache that records
-            views has ranges of its own.
+        augmentation: ranges of the views, as load_recipe("paper").augmentation; None for the plain samples, and for a cache that
+            records views, which are then shown.
         seed: of the views. (seed, epoch, sample) alone determine a view, whatever the order, the batch or the worker.
 
     Raises:
-        MtkdError: the cache was built from other samples, does not hold the whole split, or records views of its own.
+        MtkdError: the cache was built from other samples, does not hold the whole split, or records views and an augmentation is
+            given.
     """
 
     def __init__(

@@ -33,7 +33,12 @@ class CorruptMapError(MtkdError):
 
 @dataclass(frozen=True)
 class LogitCache:
-    """A finished logit cache, open for reading. row_of: by content hash, the row of a sample."""
+    """A finished logit cache, open for reading. It can be pickled and read by several threads and processes.
+
+    Attributes:
+        url: folder, or fsspec URL, of the cache.
+        row_of: by content hash, the row of a sample.
+    """
 
     url: str
     manifest: CacheManifest
@@ -44,7 +49,14 @@ class LogitCache:
 
     @classmethod
     def open(cls, url: str) -> "LogitCache":
-        """Raises MtkdError where the cache is absent, unfinished, damaged or of a newer format."""
+        """Open a cache.
+
+        Args:
+            url: a folder or an fsspec URL.
+
+        Raises:
+            MtkdError: the cache is absent, unfinished, damaged or of a newer format.
+        """
         folder = Folder(url)
         manifest = read_record(folder, MANIFEST, CacheManifest)
         if manifest is None:
@@ -65,14 +77,17 @@ class LogitCache:
 
     @property
     def spec(self) -> CacheSpec:
+        """The settings it was built with."""
         return self.manifest.settings
 
     @property
     def anatomies(self) -> tuple[str, ...]:
+        """Of the maps, in order."""
         return self.spec.anatomies
 
     @property
     def fingerprint(self) -> str:
+        """SHA-256 of settings, teachers and samples."""
         return self.manifest.fingerprint
 
     @property

@@ -24,8 +24,9 @@ SHARE = 0.5  # of a GPU's free memory that the teachers' weights take at most
 class Teachers:
     """The teachers whose logits a cache holds, one for each of the store's anatomies, in its order.
 
-    networks: anything with `stride` and `native(images) -> native logits` as `mtkd_cache.models.network.Network` has.
-    info: by anatomy, what the cache records of its teacher; maps are computed again where it differs.
+    Attributes:
+        networks: anything with `stride` and `native(images) -> native logits`, as what `create_network` returns.
+        info: by anatomy, what the cache records of its teacher ("arch", "weights_sha256"); where it differs, maps are rebuilt.
     """
 
     networks: Sequence[Network]
@@ -33,10 +34,14 @@ class Teachers:
 
     @classmethod
     def load(cls, folder: Path, store: SampleStore) -> "Teachers":
-        """The teachers in FOLDER/ANATOMY.
+        """Load the teacher of each of a store's anatomies.
 
-        Raises MtkdError where one is missing, damaged, of another anatomy, of another stride than the first, or has no native
-        logits at the size of the store's images.
+        Args:
+            folder: holds ANATOMY/weights.safetensors.
+            store: whose anatomies they have to know, at the size of its images.
+
+        Raises:
+            MtkdError: a teacher is missing, damaged, of another anatomy or stride, or has no native logits at that size.
         """
         networks: list[Network] = []
         info: dict[str, TeacherInfo] = {}

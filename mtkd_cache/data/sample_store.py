@@ -59,7 +59,19 @@ def content_hash(image: np.ndarray, mask: np.ndarray, anatomy: str, surgery: int
 
 @dataclass(frozen=True)
 class SampleStore:
-    """A finished sample store, open for reading. Rows number its samples."""
+    """A finished sample store, open for reading. It can be pickled and read by several threads and processes.
+
+    Attributes:
+        url: folder, or fsspec URL, of the store.
+        name: of the dataset.
+        anatomies: the structures, in order.
+        size: (width, height) of the images.
+        fingerprint: SHA-256 of samples, split and preprocessing.
+        anatomy: int (n,), of each row the index of its anatomy.
+        surgery, frame: int (n,), where each row is from.
+        split: int (n,), 0 for training, 1 for validation, 2 for test.
+        hashes: str (n,), the content hash of each row.
+    """
 
     url: str
     name: str
@@ -78,7 +90,14 @@ class SampleStore:
 
     @classmethod
     def open(cls, url: str) -> "SampleStore":
-        """Raises MtkdError where the store is absent, unfinished, damaged or of a newer format."""
+        """Open a store.
+
+        Args:
+            url: a folder or an fsspec URL.
+
+        Raises:
+            MtkdError: the store is absent, unfinished, damaged or of a newer format.
+        """
         folder = Folder(url)
         manifest = read_checked_json(folder, MANIFEST, "kind", "format", "files")
         if manifest is None:
@@ -110,7 +129,21 @@ class SampleStore:
         return len(self.anatomy)
 
     def rows(self, split: str, anatomy: str | None = None) -> np.ndarray:
-        """Row numbers (int64) of a split, of one anatomy's subset where it is named."""
+        """Row numbers of a split.
+
+        Args:
+            split: "train", "validation" or "test".
+            anatomy: only the samples whose mask is of this anatomy.
+
+        Returns:
+            int64 (n,), in ascending order.
+
+        Raises:
+            MtkdError: there is no such split or anatomy.
+        """
+        for value, known in ((split, SPLITS), (anatomy or self.anatomies[0], self.anatomies)):
+            if value not in known:
+                raise MtkdError(f"{self.url} has no {value!r}. Name one of {', '.join(known)}.")
         chosen = self.split == SPLITS.index(split)
         if anatomy is not None:
             chosen &= self.anatomy == self.anatomies.index(anatomy)
@@ -124,7 +157,17 @@ class SampleStore:
         return ", ".join(self.describe(row) for row in rows)
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images (n, height, width, 3) and masks (n, height, width), uint8. Raises MtkdError for a damaged or missing sample."""
+        """Read samples and compare their checksums.
+
+        Args:
+            rows: int (n,).
+
+        Returns:
+            images uint8 (n, height, width, 3) and masks uint8 (n, height, width), 1 where the row's anatomy is.
+
+        Raises:
+            MtkdError: a sample is damaged or missing.
+        """
         width, height = self.size
         images = np.empty((len(rows), height, width, 3), np.uint8)
         masks = np.empty((len(rows), height, width), np.uint8)

@@ -18,9 +18,13 @@ from mtkd_cache.models.records import RUN, Training, read_training_records
 class Predictor:
     """Segments images: one logit map for each anatomy.
 
-    anatomies: of the maps, in order. heads: {anatomy: (network, number of its head)}. layout: "shared" for a student, one network
-    with a head for each anatomy, or "separate" for teachers, a network each. records: of the trainings, where they are recorded.
-    weights_sha256: of the student's weights, or {anatomy: of its teacher's}.
+    Attributes:
+        folder: where it was loaded from.
+        device: where it computes.
+        layout: "shared" for a student, one network with a head for each anatomy, or "separate" for teachers, a network each.
+        heads: {anatomy: (network, number of its head)}.
+        records: of the trainings, where they are recorded.
+        weights_sha256: of the student's weights, or {anatomy: of its teacher's}.
     """
 
     folder: Path
@@ -63,16 +67,23 @@ class Predictor:
 
     @property
     def anatomies(self) -> tuple[str, ...]:
+        """Of the maps, in order."""
         return tuple(self.heads)
 
     @property
     def arch(self) -> str:
+        """The architecture, as `create_network` takes it."""
         return next(iter(self.heads.values()))[0].arch
 
     def __call__(self, images: Tensor, anatomies: Sequence[str] | None = None) -> Tensor:
-        """Images float (B, 3, H, W) in [0, 1] -> logits float (B, A, H, W); positive where an anatomy is more likely than not.
+        """Segment images.
 
-        anatomies: run only these heads, in this order.
+        Args:
+            images: float (B, 3, H, W), RGB in [0, 1], of any size.
+            anatomies: run only these heads, in this order.
+
+        Returns:
+            logits float (B, A, H, W), on the device; positive where an anatomy is more likely than not.
         """
         chosen = [self.heads[anatomy] for anatomy in anatomies or self.heads]
         images = images.to(self.device)

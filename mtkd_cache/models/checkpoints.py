@@ -81,6 +81,9 @@ def load_network(folder: Path | str, *, anatomies: Sequence[str] | None = None, 
         anatomies: those that its heads must be of, in order.
         arch: the architecture that it must have.
 
+    Returns:
+        the network, as `create_network` makes it.
+
     Raises:
         MtkdError: the network is another one, or damaged.
     """

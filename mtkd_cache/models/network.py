@@ -131,11 +131,22 @@ def _check(images: Tensor) -> None:
 
 
 def create_network(arch: str, heads: int) -> Network:
-    """A network of architecture `arch` with `heads` decoders and random weights, drawn from torch's global generator.
+    """Create a network with random weights, drawn from torch's global generator.
 
-    arch: "mininetv2", or a decoder ("deeplabv3", "segformer", "fpn"), a hyphen and the name of any smp encoder.
-    SegFormer's decoder has 768 channels on mit_b2 to mit_b5 and 256 otherwise, which are the paper's parameter counts.
-    Raises MtkdError for an unknown decoder or encoder, for an encoder the decoder cannot use, and for heads < 1.
+    Args:
+        arch: "mininetv2", or a decoder ("deeplabv3", "segformer", "fpn"), a hyphen and the name of any smp encoder, as
+            "segformer-mit_b3". SegFormer's decoder has 768 channels on mit_b2 to mit_b5 and 256 otherwise, which are the
+            paper's parameter counts.
+        heads: number of decoders, one for each anatomy.
+
+    Returns:
+        a module that maps images float (B, 3, H, W) in [0, 1] to logits (B, heads, H, W); its method `native` returns them
+        before the upsampling, (B, heads, H/stride, W/stride).
+
+    Raises:
+        MtkdError: the decoder or encoder is unknown, they do not fit each other, or heads < 1.
+
+    Reference: Maack et al. 2024, section 3.2; Alonso et al. 2020 for MiniNetV2.
     """
     if heads < 1:
         raise MtkdError(f"a network needs at least one head, not {heads}. Give the number of anatomies.")
