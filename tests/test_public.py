@@ -116,7 +116,7 @@ def test_recorded_views_follow_the_epoch(organ_store, organ_teachers, recipe, ac
 def test_workers_read_what_the_process_itself_reads(dataset, start):
     dataset.set_epoch(0)
     dataset[0]  # the reader's threads are running when the workers are forked
-    loader = DataLoader(dataset, 4, num_workers=2, multiprocessing_context=start, persistent_workers=True)
+    loader = DataLoader(dataset, 4, num_workers=2, multiprocessing_context=start, persistent_workers=True, timeout=120)
     for epoch in (1, 2):  # workers that outlive an epoch show the next one's views
         dataset.set_epoch(epoch)
         batches = list(loader)
