@@ -1,12 +1,13 @@
 """mtkd-cache bench"""
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from mtkd_cache.recipe import load_recipe
 
-from . import bench_codecs, common
+from . import common
 from .common import NUMBERS, SIZE, accelerator_of, reports, say
 
 CPU = {"device": "cpu", "precision": "no"}
@@ -21,9 +22,6 @@ workload = common.stack(size, batch, rounds, common.compute)
 @click.group("bench")
 def command() -> None:
     """Measure each step against its limit, on synthetic data (except codecs)."""
-
-
-command.add_command(bench_codecs.command)
 
 
 def show(result: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +135,23 @@ def ingest(source: tuple[int, int], size: tuple[int, int], samples: int, rounds:
     from mtkd_cache.bench.stage1 import bench_ingest
 
     return show(bench_ingest(accelerator_of(CPU), size, source, samples, rounds))
+
+
+@command.command("codecs")
+@common.store
+@common.teachers
+@click.option("--samples", type=click.IntRange(1), default=16, help="Number of training samples, drawn at random.")
+@common.compute
+@reports
+def codecs(store: str, teachers: Path, samples: int, **options: Any) -> dict[str, Any]:
+    """Size and time of trained teachers' logits under standard Zarr codecs, at steps of 1/16 to 1/2."""
+    from mtkd_cache.bench.codecs import bench_codecs, table
+    from mtkd_cache.data.sample_store import SampleStore
+
+    result = bench_codecs(SampleStore.open(store), teachers, samples, accelerator_of(options))
+    for line in table(result["rows"]):
+        say(line)
+    return result
 
 
 @command.command("scale")

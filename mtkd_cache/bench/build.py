@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.func import functional_call, stack_module_state
 
-from mtkd_cache.bench.machine import conditions
+from mtkd_cache.bench.machine import Result, Size, conditions
 from mtkd_cache.bench.synthetic import as_teachers, make_store
 from mtkd_cache.cache.build import build_cache
 from mtkd_cache.cache.layout import CacheSpec
@@ -27,15 +26,8 @@ from mtkd_cache.runtime.timing import interleaved, medians, ratio, spreads
 
 
 def bench_build(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    size: tuple[int, int],
-    batch: int,
-    rounds: int,
-    samples: int,
-    compiled: bool = False,
-    also_stacked: bool = False,
-) -> dict[str, Any]:
+    recipe: Recipe, accelerator: Accelerator, size: Size, batch: int, rounds: int, samples: int, compiled: bool, stacked: bool
+) -> Result:
     """Time whole builds of new caches (reading, quantizing, compressing, writing) and the bare forward passes, interleaved.
 
     The bare passes take the same images, which are on the device already.
@@ -43,7 +35,7 @@ def bench_build(
     Args:
         samples: at least so many, rounded up to a multiple of the anatomies.
         compiled: compile the teachers; plain_s is then the time of the passes without compilation.
-        also_stacked: also run all teachers as one batched call (torch.func.vmap over their stacked weights).
+        stacked: also run all teachers as one batched call (torch.func.vmap over their stacked weights).
 
     Returns:
         Medians in seconds. throughput: bare_s / build_s, 1 for a build that costs nothing but its passes.
@@ -68,14 +60,14 @@ def bench_build(
         if compiled:
             plain = TeacherRunner(copy.deepcopy(networks), accelerator)  # a copy is not compiled
             actions["plain"] = partial(_run_all, plain, images)
-        if also_stacked:
-            actions["stacked"] = stacked(networks, images, accelerator)
+        if stacked:
+            actions["stacked"] = as_one_call(networks, images, accelerator)
         times = interleaved(actions, rounds, accelerator.device)
     return {
         **{f"{name}_s": median for name, median in medians(times).items()},
         "throughput": ratio(times, "bare", "build"),
         **({"plain_over_compiled": ratio(times, "plain", "bare")} if compiled else {}),
-        **({"loop_over_stacked": ratio(times, "bare", "stacked")} if also_stacked else {}),
+        **({"loop_over_stacked": ratio(times, "bare", "stacked")} if stacked else {}),
         "seconds_per_sample": statistics.median(times["build"]) / len(rows),
         "spread_s": spreads(times),
         "teacher": recipe.teacher.arch,
@@ -105,22 +97,17 @@ def spread_out(network: Network, spread: float = 5.0) -> Network:
     return network
 
 
-def stacked(networks: Sequence[Network], batches: Sequence[Tensor], accelerator: Accelerator) -> Callable[[], list[Tensor]]:
+def as_one_call(networks: Sequence[Network], batches: Sequence[Tensor], accelerator: Accelerator) -> Callable[[], list[Tensor]]:
     """An action that runs all networks, which share one architecture, as one batched call for each batch of images."""
     networks = [copy.deepcopy(network).to(accelerator.device).eval() for network in networks]
     parameters, buffers = stack_module_state(networks)
-    skeleton = copy.deepcopy(networks[0])
+    skeleton = networks[0]
     skeleton.__class__ = _Native
-
-    def run_one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
-        native: Tensor = functional_call(skeleton, (parameters, buffers), (images,))
-        return native
-
-    run_all = torch.vmap(run_one, in_dims=(0, 0, None))
+    run_all = torch.vmap(partial(functional_call, skeleton), in_dims=(0, None))
 
     def run() -> list[Tensor]:
         with torch.inference_mode(), accelerator.autocast():
-            return [run_all(parameters, buffers, images) for images in batches]
+            return [run_all(parameters | buffers, images) for images in batches]
 
     return run
 

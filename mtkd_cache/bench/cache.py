@@ -2,18 +2,16 @@
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numcodecs import blosc
 
-from mtkd_cache.bench.machine import conditions
+from mtkd_cache.bench.machine import Result, Size, conditions
 from mtkd_cache.bench.synthetic import make_cache, make_store
 from mtkd_cache.cache.layout import BLOCK, logits_spec
 from mtkd_cache.cache.loader import BatchReader, InMemorySource
@@ -22,13 +20,13 @@ from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.models.network import Network, create_network, upsample
 from mtkd_cache.recipe import Recipe
-from mtkd_cache.runtime.timing import interleaved, medians, ratio, seconds, spreads
+from mtkd_cache.runtime.timing import CPU, interleaved, medians, ratio, seconds, spreads
 from mtkd_cache.storage.shard_reader import ShardReader, readers
 
 DRAWS = 1000  # random batches, drawn before they are timed
 
 
-def bench_cache(recipe: Recipe, accelerator: Accelerator, size: tuple[int, int], batch: int, rounds: int) -> dict[str, Any]:
+def bench_cache(recipe: Recipe, accelerator: Accelerator, size: Size, batch: int, rounds: int) -> Result:
     """Time the reading of random batches, all ways interleaved, with the files in the page cache.
 
     Returns:
@@ -90,25 +88,17 @@ def _decoding(
 def _copying(bytes_per_sample: int, batch: int, samples: int, device: torch.device) -> Callable[[], object]:
     """Copies the bytes of a batch, contiguous at a random place among those of all samples, into new memory."""
     everything = torch.ones(samples * bytes_per_sample, dtype=torch.uint8, device=device)
-    random = np.random.default_rng(0)
-
-    def copy() -> torch.Tensor:
-        start = int(random.integers((samples - batch) * bytes_per_sample))
-        return everything[start : start + batch * bytes_per_sample].clone()
-
-    return copy
+    random, length = np.random.default_rng(0), batch * bytes_per_sample
+    return lambda: everything.narrow(0, int(random.integers(len(everything) - length)), length).clone()
 
 
 def _write_seconds(folder: Path, cache: LogitCache, maps: np.ndarray) -> float:
     """Time to encode and write one shard file."""
     spec = logits_spec(1, len(cache.anatomies), cache.spec.grid, cache.step)
-    values = maps[:BLOCK, None]
-    start = time.perf_counter()
-    (folder / "shard").write_bytes(spec.encode_shard(values))
-    return time.perf_counter() - start
+    return seconds(lambda: (folder / "shard").write_bytes(spec.encode_shard(maps[:BLOCK, None])), CPU)
 
 
-def _forward_seconds(teacher: Network, maps: np.ndarray, size: tuple[int, int], rounds: int, device: torch.device) -> float:
+def _forward_seconds(teacher: Network, maps: np.ndarray, size: Size, rounds: int, device: torch.device) -> float:
     """Time of the teachers' forward passes, at batch 1, for the maps of one shard file."""
     image = torch.rand(1, 3, size[1], size[0], device=device)
     with torch.inference_mode():
@@ -118,14 +108,8 @@ def _forward_seconds(teacher: Network, maps: np.ndarray, size: tuple[int, int], 
 
 
 def _ways(
-    folder: Path,
-    cache: LogitCache,
-    hashes: np.ndarray,
-    maps: np.ndarray,
-    draws: Iterator[np.ndarray],
-    size: tuple[int, int],
-    rounds: int,
-) -> list[dict[str, Any]]:
+    folder: Path, cache: LogitCache, hashes: np.ndarray, maps: np.ndarray, draws: Iterator[np.ndarray], size: Size, rounds: int
+) -> list[Result]:
     """Bytes a sample and time a batch of the maps alone: this cache, and full-size maps in .pt, .npz and a memory map."""
     memory = np.lib.format.open_memmap(folder / "all.npy", "w+", np.float32, (*maps.shape[:2], size[1], size[0]))
     for index, quantized in enumerate(maps):
@@ -150,7 +134,7 @@ def _ways(
     sizes = [bytes_of("logits.zarr/logits/c/*/*/*/*/*"), *map(bytes_of, ("*.pt", "*.npz", "all.npy"))]
     ours = interleaved({"this cache": lambda: cache.read(hashes[next(draws)])}, 3 * rounds)
     times = medians(ours | interleaved(others, rounds), 1e3)
-    ways: list[dict[str, Any]] = [
+    ways: list[Result] = [
         {"way": way, "bytes_per_sample": stored, "read_ms": times[way]} for way, stored in zip(times, sizes, strict=True)
     ]
     ways[0]["max_abs_error"] = cache.step / 2

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -20,7 +19,7 @@ from numcodecs import Blosc, Delta, FixedScaleOffset, GZip, Shuffle, Zstd, blosc
 from numcodecs.abc import Codec
 from torch import Tensor
 
-from mtkd_cache.bench.machine import conditions
+from mtkd_cache.bench.machine import Result, conditions
 from mtkd_cache.cache.quantize import dequantize, quantize
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
 from mtkd_cache.data.augment import to_float
@@ -102,7 +101,7 @@ def chains() -> Iterator[Chain]:
     yield Chain("int8, delta, zstd-5", (Delta("|i1"), Zstd(5)), "int8")
 
 
-def bench_codecs(store: SampleStore, teachers: Path, samples: int, accelerator: Accelerator) -> dict[str, Any]:
+def bench_codecs(store: SampleStore, teachers: Path, samples: int, accelerator: Accelerator) -> Result:
     """Apply every step and every chain to the logits of training samples, drawn at random with a fixed seed.
 
     Returns:
@@ -139,7 +138,7 @@ def _logits(store: SampleStore, teachers: Teachers, rows: np.ndarray, accelerato
     return torch.cat(logits)
 
 
-def _measure_step(logits: Tensor, step: float) -> list[dict[str, Any]]:
+def _measure_step(logits: Tensor, step: float) -> list[Result]:
     """A row for each chain; their decoding is interleaved."""
     quantized = quantize(logits, step)
     restored = dequantize(quantized, step)
@@ -151,7 +150,7 @@ def _measure_step(logits: Tensor, step: float) -> list[dict[str, Any]]:
     if not np.array_equal(maps["int8"], maps["int16"]):
         del maps["int8"]
     decode: dict[str, Callable[[], object]] = {}
-    rows: list[dict[str, Any]] = []
+    rows: list[Result] = []
     for chain in chains():
         if chain.dtype in maps:
             stored, encode_ms = _encode_all(chain, maps[chain.dtype])
@@ -175,7 +174,7 @@ def _decode_next(chain: Chain, stored: Iterator[bytes], shape: tuple[int, ...]) 
     chain.decode(next(stored), shape)
 
 
-def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+def table(rows: list[Result]) -> Iterator[str]:
     """A line for each row, sorted by step and size."""
     yield f"{'step':>7} {'chain':46} {'bits/logit':>10} {'decode ms':>10} {'encode ms':>10} {'max error':>10} {'KL, nats':>9}"
     for row in sorted(rows, key=lambda row: (row["step"], row["bits_per_logit"])):

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
+from mtkd_cache.bench.machine import Result, Size
 from mtkd_cache.models.fast import FORMS, plain
 from mtkd_cache.models.network import create_network
 from mtkd_cache.models.segformer import reference_smp
@@ -13,8 +13,8 @@ from mtkd_cache.runtime.timing import interleaved, medians, ratio, seconds, spre
 
 
 def bench_inference(
-    archs: Sequence[str], size: tuple[int, int], heads: int, rounds: int, device: torch.device, forms: Sequence[str]
-) -> Iterator[dict[str, Any]]:
+    archs: Sequence[str], size: Size, heads: int, rounds: int, device: torch.device, forms: Sequence[str]
+) -> Iterator[Result]:
     """Time one image (batch 1, eval mode) through each architecture in both layouts, all forms interleaved.
 
     Separate networks run one after the other, as in the paper: one network is timed and counted `heads` times.

@@ -12,13 +12,16 @@ from accelerate import Accelerator
 from mtkd_cache.runtime.accelerator import environment
 from mtkd_cache.runtime.malloc import give_back_freed_memory
 
+Result = dict[str, Any]  # of a measurement, as --json prints it
+Size = tuple[int, int]  # width, height
 
-def conditions(accelerator: Accelerator, size: tuple[int, int], **settings: Any) -> dict[str, Any]:
-    """The part that all results share: image size (width, height), the command's own settings, precision and machine."""
+
+def conditions(accelerator: Accelerator, size: Size, **settings: Any) -> Result:
+    """The part that all results share: image size, the command's own settings, precision and machine."""
     return {"size": list(size), **settings, "precision": accelerator.mixed_precision, "machine": machine(accelerator.device)}
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> Result:
     """Versions, device, cores, the present load, and the commit if this is a checkout."""
     command = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from mtkd_cache.bench.machine import conditions, peak_mb, start_peak
+from mtkd_cache.bench.machine import Result, Size, conditions, peak_mb, start_peak
 from mtkd_cache.bench.synthetic import make_cache, make_store
 from mtkd_cache.cache.loader import BatchReader, epoch_batches, prefetch
 from mtkd_cache.cache.reader import LogitCache
@@ -18,9 +18,7 @@ from mtkd_cache.recipe import Recipe
 from mtkd_cache.runtime.timing import CPU
 
 
-def bench_scale(
-    recipe: Recipe, accelerator: Accelerator, size: tuple[int, int], counts: Sequence[int], stride: int
-) -> dict[str, Any]:
+def bench_scale(recipe: Recipe, accelerator: Accelerator, size: Size, counts: Sequence[int], stride: int) -> Result:
     """Seconds, peak memory and bytes of ingest, build, verify and one streamed epoch for each number of samples.
 
     The time of ingest includes writing the synthetic dataset. growth: time and bytes a sample at the largest number, over those
@@ -35,7 +33,7 @@ def bench_scale(
     }
 
 
-def _measure(recipe: Recipe, accelerator: Accelerator, size: tuple[int, int], samples: int, stride: int) -> dict[str, Any]:
+def _measure(recipe: Recipe, accelerator: Accelerator, size: Size, samples: int, stride: int) -> Result:
     seconds, peak = {}, {}
 
     def measured(step: str, action: Callable[[], Any]) -> Any:

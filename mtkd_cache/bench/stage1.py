@@ -4,11 +4,10 @@ import statistics
 import tempfile
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
-from mtkd_cache.bench.machine import conditions
+from mtkd_cache.bench.machine import Result, Size, conditions
 from mtkd_cache.bench.stage2 import Trainee
 from mtkd_cache.bench.synthetic import SPLIT, make_store, write_dataset
 from mtkd_cache.data.dresden import find_samples, read_image, read_mask
@@ -18,9 +17,7 @@ from mtkd_cache.runtime.timing import interleaved, ratio
 from mtkd_cache.training.teachers import teacher_task
 
 
-def bench_ingest(
-    accelerator: Accelerator, size: tuple[int, int], source: tuple[int, int], samples: int, rounds: int
-) -> dict[str, Any]:
+def bench_ingest(accelerator: Accelerator, size: Size, source: Size, samples: int, rounds: int) -> Result:
     """Time ingest in one process, and decoding and resizing of the same images alone, interleaved.
 
     source: (width, height) of the dataset's images, size: of the store's. Rates are images, each with its mask, per second.
@@ -48,9 +45,7 @@ def bench_ingest(
     }
 
 
-def bench_stage1(
-    recipe: Recipe, accelerator: Accelerator, size: tuple[int, int], rounds: int, resident: str = "off"
-) -> dict[str, Any]:
+def bench_stage1(recipe: Recipe, accelerator: Accelerator, size: Size, rounds: int, resident: str = "off") -> Result:
     """The median of a teacher's step in seconds, and the share of it spent waiting for data."""
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), size, 2 * recipe.teacher.batch * 11)
@@ -58,7 +53,7 @@ def bench_stage1(
         trainee.warm_up()
         for _ in range(rounds):
             trainee.timed_step()
-        trainee.close()
+        trainee.batches.close()
     return {
         "step_s": statistics.median(trainee.times),
         "spread_s": [min(trainee.times), max(trainee.times)],

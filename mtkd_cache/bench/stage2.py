@@ -2,16 +2,16 @@
 
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mtkd_cache.bench.machine import conditions, peak_mb, start_peak
+from mtkd_cache.bench.machine import Result, Size, conditions, peak_mb, start_peak
 from mtkd_cache.bench.synthetic import make_cache, make_store
 from mtkd_cache.cache.loader import Batch
 from mtkd_cache.cache.reader import LogitCache
@@ -37,7 +37,7 @@ class LiveTeachers:
 
     teachers: TeacherRunner
     recipe: Recipe
-    size: tuple[int, int]
+    size: Size
     cache: None = None
 
     def views(self, hashes: Sequence[str], epoch: int) -> Views:
@@ -55,7 +55,7 @@ class Trainee:
         self.task, self.accelerator, self.device = task, accelerator, accelerator.device
         self.network, self.optimizer = task.start(self.device)
         self.network.train()
-        self.batches = self._batches()
+        self.batches = ((epoch, batch) for epoch in count() for batch in task.batches(epoch))
         self.times: list[float] = []
         self.waited: list[float] = []
 
@@ -80,16 +80,6 @@ class Trainee:
         """The share of the timed steps spent waiting for data."""
         return sum(self.waited) / sum(self.times)
 
-    def close(self) -> None:
-        self.batches.close()
-
-    def _batches(self) -> Generator[tuple[int, Batch], None, None]:
-        epoch = 0
-        while True:
-            for batch in self.task.batches(epoch):
-                yield epoch, batch
-            epoch += 1
-
     def _step(self) -> tuple[float, float]:
         """Train on one batch, as `mtkd_cache.training.loop.fit` does; returns its seconds and those spent waiting for data."""
         wait(self.device)
@@ -107,8 +97,8 @@ class Trainee:
 
 
 def bench_stage2(
-    recipe: Recipe, accelerator: Accelerator, size: tuple[int, int], rounds: int, resident: str = "off", compiled: bool = False
-) -> dict[str, Any]:
+    recipe: Recipe, accelerator: Accelerator, size: Size, rounds: int, resident: str = "off", compiled: bool = False
+) -> Result:
     """Time the steps of three students that differ in their teachers' signal alone. Weights and samples are synthetic.
 
     Args:
@@ -136,7 +126,7 @@ def bench_stage2(
                     student.timed_step()
         peaks = {name: student.peak() for name, student in students.items()}
         for student in students.values():
-            student.close()
+            student.batches.close()
     times = {name: student.times for name, student in students.items()}
     return {
         **{f"{name}_s": median for name, median in medians(times).items()},

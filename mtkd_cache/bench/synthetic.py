@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
+from mtkd_cache.bench.machine import Size
 from mtkd_cache.cache.build import build_cache
 from mtkd_cache.cache.layout import CacheSpec
 from mtkd_cache.cache.reader import LogitCache
@@ -24,7 +25,7 @@ NOISE = 2.0  # of 255, standard deviation of the camera noise
 SPLIT = Split(validation=(2,), test=(3,), surgeries=None)
 
 
-def write_dataset(folder: Path, size: tuple[int, int], train: int) -> None:
+def write_dataset(folder: Path, size: Size, train: int) -> None:
     """A dataset with at least `train` training samples of the eleven anatomies; size: (width, height) of the images."""
     width, height = size
     random = np.random.default_rng(0)
@@ -42,7 +43,7 @@ def write_dataset(folder: Path, size: tuple[int, int], train: int) -> None:
                 Image.fromarray(mask.astype(np.uint8) * 255).save(target / f"mask{number:02d}.png")
 
 
-def make_store(folder: Path, size: tuple[int, int], train: int) -> SampleStore:
+def make_store(folder: Path, size: Size, train: int) -> SampleStore:
     """The sample store of such a dataset, at the size of its images."""
     write_dataset(folder / "dataset", size, train)
     ingest(folder / "dataset", str(folder / "samples.zarr"), size=size, split=SPLIT)

@@ -4,11 +4,10 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mtkd_cache.bench.codecs import chains
+from mtkd_cache.bench.machine import Result
 
-Result = dict[str, Any]
 FOLDER = Path("docs/measurements")
 
 
@@ -27,8 +26,9 @@ def lines(folder: Path) -> Iterator[str]:
 def rows(result: Result) -> Iterator[tuple[str, str]]:
     """What was measured and the main figures, for the result of any `mtkd-cache bench` command; nothing for other JSON."""
     for key, describe in DESCRIBE.items():
-        if key in result or any(key in row for row in result.get("rows", [])[:1]):
-            yield from describe(result)
+        for part in (result, *result.get("rows", ()), *result.get("ways", ())):
+            if key in part:
+                yield describe({**result, **part})
 
 
 def _size(result: Result, key: str = "size") -> str:
@@ -40,19 +40,18 @@ def _workload(result: Result) -> str:
     return f"{_size(result)}, batch {result['batch']}" + ("" if precision == "no" else f", {precision}")
 
 
-def _inference(result: Result) -> Iterator[tuple[str, str]]:
-    for row in result["rows"]:
-        smp = f", smp's own {row['forms_ms']['smp']:.0f} ms" if "smp" in row["forms_ms"] else ""
-        yield (
-            f"inference, {row['arch']} {row['layout']}, {_size(row)}",
-            f"{row['ms']:.0f} ms {row['form']}, plain {row['plain_ms']:.0f} ms ({row['plain_over_fast']:.2f} x){smp}",
-        )
+def _inference(row: Result) -> tuple[str, str]:
+    smp = f", smp's own {row['forms_ms']['smp']:.0f} ms" if "smp" in row["forms_ms"] else ""
+    return (
+        f"inference, {row['arch']} {row['layout']}, {_size(row)}",
+        f"{row['ms']:.0f} ms {row['form']}, plain {row['plain_ms']:.0f} ms ({row['plain_over_fast']:.2f} x){smp}",
+    )
 
 
-def _stage2(result: Result) -> Iterator[tuple[str, str]]:
+def _stage2(result: Result) -> tuple[str, str]:
     mode = f"{'compiled, ' if result['compiled'] else ''}{'streamed' if result['resident'] == 'off' else 'resident'}"
     smp = f", with smp's own teachers {result['online_smp_over_cached']:.1f} x" if "online_smp_s" in result else ""
-    yield (
+    return (
         f"a step of stage 2, {result['arch']} under {result['teacher']}, {_workload(result)}, {mode}",
         f"no KD {result['none_s']:.2f} s, cached {result['cached_s']:.2f} s ({result['kd_overhead']:.3f} x), online "
         f"{result['online_s']:.1f} s ({result['online_over_cached']:.1f} x cached{smp}), waiting {result['loader_share']:.1%}, "
@@ -60,61 +59,59 @@ def _stage2(result: Result) -> Iterator[tuple[str, str]]:
     )
 
 
-def _stage1(result: Result) -> Iterator[tuple[str, str]]:
-    yield (
-        f"a teacher's step, {result['arch']}, {_workload(result)}",
-        f"{result['step_s']:.2f} s, waiting {result['loader_share']:.2%}",
-    )
+def _stage1(result: Result) -> tuple[str, str]:
+    figures = f"{result['step_s']:.2f} s, waiting {result['loader_share']:.2%}"
+    return f"a teacher's step, {result['arch']}, {_workload(result)}", figures
 
 
-def _build(result: Result) -> Iterator[tuple[str, str]]:
+def _build(result: Result) -> tuple[str, str]:
     stacked = f"; one batched call {1 / result['loop_over_stacked']:.2f} x the time" if "loop_over_stacked" in result else ""
     compiled = f" compiled ({result['plain_over_compiled']:.2f} x)" if "plain_over_compiled" in result else ""
     teachers = f"{result['teachers']} teachers {result['teacher']}{compiled}"
-    yield (
+    return (
         f"a build of {result['samples']} samples, {teachers}, {_workload(result)}",
         f"{result['build_s']:.1f} s, {result['throughput']:.1%} of the bare forward passes' throughput{stacked}",
     )
 
 
-def _ingest(result: Result) -> Iterator[tuple[str, str]]:
-    yield (
+def _ingest(result: Result) -> tuple[str, str]:
+    ratio = f"{result['ingest_over_bare']:.2f} x the time of decoding and resizing"
+    return (
         f"ingest, one process, {_size(result, 'source')} to {_size(result)}",
-        f"{result['images_per_second']:.1f} images a second, "
-        f"{result['ingest_over_bare']:.2f} x the time of decoding and resizing",
+        f"{result['images_per_second']:.1f} images a second, {ratio}",
     )
 
 
-def _cache(result: Result) -> Iterator[tuple[str, str]]:
-    yield (
+def _cache(result: Result) -> tuple[str, str]:
+    read, decode, resident, copy = (result[key] for key in ("read_ms", "decode_limit_ms", "resident_ms", "copy_ms"))
+    return (
         f"reading a random batch, {_workload(result)}",
-        f"{result['read_ms']:.1f} ms, "
-        f"decoding alone {result['decode_limit_ms']:.1f} ms ({result['read_over_decode_limit']:.2f} x); "
-        f"resident {result['resident_ms']:.1f} ms, a copy {result['copy_ms']:.1f} ms ({result['resident_over_copy']:.2f} x); "
+        f"{read:.1f} ms, decoding alone {decode:.1f} ms ({result['read_over_decode_limit']:.2f} x); "
+        f"resident {resident:.1f} ms, a copy {copy:.1f} ms ({result['resident_over_copy']:.2f} x); "
         f"writing {result['write_over_forward']:.2%} of the teachers' forward passes",
     )
-    for way in result["ways"]:
-        yield f"maps of a batch, {way['way']}", f"{way['read_ms']:.1f} ms, {way['bytes_per_sample'] / 1e3:.0f} kB a sample"
 
 
-def _scale(result: Result) -> Iterator[tuple[str, str]]:
-    for row in result["rows"]:
-        each, peak = row["a_sample"], row["peak_mb"]
-        times = ", ".join(f"{step} {each[f'{step}_ms']:.2f} ms" for step in peak)
-        yield (
-            f"{row['samples']:,} samples of {_size(result)}",
-            f"of each: {times}, store {each['store_bytes'] / 1e3:.2f} kB, cache {each['cache_bytes'] / 1e3:.2f} kB; "
-            f"peak memory: build {peak['build']:.0f} MB, epoch {peak['epoch']:.0f} MB",
-        )
+def _way(way: Result) -> tuple[str, str]:
+    return f"maps of a batch, {way['way']}", f"{way['read_ms']:.1f} ms, {way['bytes_per_sample'] / 1e3:.0f} kB a sample"
 
 
-def _codecs(result: Result) -> Iterator[tuple[str, str]]:
-    for row in result["rows"]:
-        if (row["chain"], row["step"]) == (next(chains()).name, 0.25):
-            yield (
-                f"logits of {result['teacher']}, {_size(result)}, at step 1/4",
-                f"{row['bits_per_logit']:.2f} bits a logit, KL {row['mean_kl_nats']:.1e} nats, {row['decode_ms']:.2f} ms a read",
-            )
+def _scale(row: Result) -> tuple[str, str]:
+    each, peak = row["a_sample"], row["peak_mb"]
+    times = ", ".join(f"{step} {each[f'{step}_ms']:.2f} ms" for step in peak)
+    return (
+        f"{row['samples']:,} samples of {_size(row)}",
+        f"of each: {times}, store {each['store_bytes'] / 1e3:.2f} kB, cache {each['cache_bytes'] / 1e3:.2f} kB; "
+        f"peak memory: build {peak['build']:.0f} MB, epoch {peak['epoch']:.0f} MB",
+    )
+
+
+def _codecs(result: Result) -> tuple[str, str]:
+    row = next(row for row in result["rows"] if (row["chain"], row["step"]) == (next(chains()).name, 0.25))
+    return (
+        f"logits of {result['teacher']}, {_size(result)}, at step 1/4",
+        f"{row['bits_per_logit']:.2f} bits a logit, KL {row['mean_kl_nats']:.1e} nats, {row['decode_ms']:.2f} ms a read",
+    )
 
 
 DESCRIBE = {
@@ -124,8 +121,9 @@ DESCRIBE = {
     "throughput": _build,
     "ingest_over_bare": _ingest,
     "resident_over_copy": _cache,
-    "growth": _scale,
-    "chain": _codecs,
+    "way": _way,
+    "a_sample": _scale,
+    "largest_logit": _codecs,
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mtkd_cache.bench.build import spread_out, stacked
+from mtkd_cache.bench.build import as_one_call, spread_out
 from mtkd_cache.bench.table import lines
 from mtkd_cache.cache.teacher_runner import TeacherRunner
 from mtkd_cache.cli.bench import command
@@ -87,7 +87,7 @@ def test_one_batched_call_says_what_the_loop_says(accelerator):
     pictures = [torch.rand(2, 3, 32, 32)]
     ensemble = TeacherRunner(networks, accelerator)
     one_by_one = torch.stack([ensemble.native(number, pictures[0]) for number in range(3)])
-    together = stacked(networks, pictures, accelerator)()[0][:, :, 0]
+    together = as_one_call(networks, pictures, accelerator)()[0][:, :, 0]
     torch.testing.assert_close(together, one_by_one, atol=1e-3, rtol=1e-4)
 
 
