@@ -1,18 +1,19 @@
 """mtkd-cache report"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .common import reports, say
+from .common import FOLDER, reports, say
 
 
 @click.command("report")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default="runs/report", show_default=True, help="The report's folder.")
+@click.argument("runs", nargs=-1, required=True, type=FOLDER)
+@click.option("--out", type=FOLDER, default="runs/report", show_default=True, help="The report's folder.")
 @click.option("--store", help="The sample store, for the pictures of figure 3.")
 @reports
-def command(runs: tuple[Path, ...], out: Path, store: str | None) -> dict:
+def command(runs: tuple[Path, ...], out: Path, store: str | None) -> dict[str, Any]:
     """Tables and figures from evaluated RUNS: students' run folders and folders of teachers.
 
     Times are those of a file bench-inference.json beside the RUNS: what `mtkd-cache bench inference --json` prints.
@@ -22,5 +23,5 @@ def command(runs: tuple[Path, ...], out: Path, store: str | None) -> dict:
     result = write_report(runs, out, store=store)
     for note in result["notes"]:
         say(note)
-    say("written: " + ", ".join(str(path) for path in result["files"]))
+    say("written: " + ", ".join(result["files"]))
     return result

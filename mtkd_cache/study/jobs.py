@@ -1,4 +1,4 @@
-"""The rows of Table 1 as units of work, in the order in which they need each other, and the command that does each by hand."""
+"""The rows of Table 1 as jobs, each after those it depends on, and the command that does each by hand."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.recipe import Recipe
-from mtkd_cache.study.published import table1
+from mtkd_cache.study.published import published
 
 CACHE = "logits.zarr"
 SEPARATE, NO_KD, KD = "separate", "no-kd", "kd"  # the arms of Table 1
@@ -15,10 +15,10 @@ SEPARATE, NO_KD, KD = "separate", "no-kd", "kd"  # the arms of Table 1
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work.
+    """One step of the study.
 
     kind: "teacher", "cache", "student" or "evaluation". folder: where it writes, below the study's folder.
-    needs: the names of the units that come before it. seed: of a student, or of the teachers. anatomy: of a teacher.
+    needs: the names of the jobs it depends on. seed: of a student, or of the teachers. anatomy: of a teacher.
     """
 
     kind: str
@@ -35,72 +35,71 @@ class Job:
 
 
 def row_names(recipe: Recipe) -> list[str]:
-    """The rows of Table 1 as ARCH/ARM, before them the recipe's teachers where they are none of these."""
-    names = [f"{row['arch']}/{SEPARATE if row['layout'] == 'separate' else KD if row['kd'] else NO_KD}" for row in table1()]
+    """The rows of Table 1 as ARCH/ARM, preceded by the recipe's teachers where they are none of these."""
+    names = [f"{arch}/{SEPARATE if layout == 'separate' else KD if kd else NO_KD}" for arch, layout, kd in published()]
     own = f"{recipe.teacher.arch}/{SEPARATE}"
     return names if own in names else [own, *names]
 
 
 def choose_rows(recipe: Recipe, patterns: Sequence[str]) -> list[str]:
-    """The rows that a pattern names, all without patterns, and the teachers' row where one of them is distilled.
+    """The rows that the patterns match (without patterns all), and the teachers' row where one of them is distilled.
 
-    A pattern is a shell's, as ``mininetv2/kd``, ``*/separate`` or ``deeplabv3-*/no-kd``; one without "/" names architectures.
-    Raises MtkdError where a pattern names no row.
+    A pattern is a shell's, as ``mininetv2/kd``, ``*/separate`` or ``deeplabv3-*/no-kd``; one without "/" matches architectures.
+    Raises MtkdError where a pattern matches no row.
     """
     names = row_names(recipe)
-    found: set[str] = set() if patterns else set(names)
+    chosen: set[str] = set() if patterns else set(names)
     for pattern in patterns:
         matching = {name for name in names if fnmatchcase(name, pattern if "/" in pattern else f"{pattern}/*")}
         if not matching:
             raise MtkdError(f"row {pattern!r}: there is no such row. Name some of {', '.join(names)}.")
-        found |= matching
-    if any(name.endswith(f"/{KD}") for name in found):
-        found.add(f"{recipe.teacher.arch}/{SEPARATE}")
-    return [name for name in names if name in found]
+        chosen |= matching
+    if any(name.endswith(f"/{KD}") for name in chosen):
+        chosen.add(f"{recipe.teacher.arch}/{SEPARATE}")
+    return [name for name in names if name in chosen]
 
 
 def plan(recipe: Recipe, anatomies: Sequence[str], seeds: Sequence[int] = (), rows: Sequence[str] = ()) -> list[Job]:
-    """The units of the chosen rows, each after those it needs: the recipe's teachers, their cache, the students, other networks.
+    """The jobs of the chosen rows, each after those it needs: the recipe's teachers, their cache, the students, other networks.
 
-    seeds: of the students, the recipe's own where none is named; all separate rows, the teachers among them, have the recipe's.
-    rows: patterns, see `choose_rows`, which also names the error.
+    seeds: of the students, by default the recipe's; all separate rows, the teachers among them, have the recipe's.
+    rows: patterns, see `choose_rows`, which also says what is raised.
     """
     chosen = [name.split("/") for name in choose_rows(recipe, rows)]
-    own = [(arch, arm) for arch, arm in chosen if arm == SEPARATE and arch == recipe.teacher.arch]
-    others = [(arch, arm) for arch, arm in chosen if arm == SEPARATE and arch != recipe.teacher.arch]
+    separate = [arch for arch, arm in chosen if arm == SEPARATE]
     students = sorted(((arch, arm) for arch, arm in chosen if arm != SEPARATE), key=lambda row: row[1] != KD)
-    units: list[Job] = []
-    for arch, _ in own:
-        units += _separate(arch, anatomies, recipe.seed)
+    teacher = recipe.teacher.arch
+    jobs = _separate(teacher, anatomies, recipe.seed) if teacher in separate else []
     if any(arm == KD for _, arm in students):
-        units.append(Job("cache", CACHE, recipe.teacher.arch, KD, recipe.seed, needs=tuple(u.name for u in units[:-1])))
-    cache = tuple(unit.name for unit in units if unit.kind == "cache")
+        jobs.append(Job("cache", CACHE, teacher, KD, recipe.seed, needs=tuple(job.name for job in jobs[:-1])))
+    cache = tuple(job.name for job in jobs if job.kind == "cache")
     for seed in dict.fromkeys(seeds or [recipe.seed]):
         for arch, arm in students:
-            made = Job("student", f"{arch}-{arm}-seed{seed}", arch, arm, seed, needs=cache if arm == KD else ())
-            units += [made, replace(made, kind="evaluation", needs=(made.name,))]
-    for arch, _ in others:
-        units += _separate(arch, anatomies, recipe.seed)
-    return units
+            student = Job("student", f"{arch}-{arm}-seed{seed}", arch, arm, seed, needs=cache if arm == KD else ())
+            jobs += [student, replace(student, kind="evaluation", needs=(student.name,))]
+    for arch in separate:
+        if arch != teacher:
+            jobs += _separate(arch, anatomies, recipe.seed)
+    return jobs
 
 
 def _separate(arch: str, anatomies: Sequence[str], seed: int) -> list[Job]:
-    """One unit for each anatomy's network, and last their evaluation."""
+    """A job for each anatomy's network, and last their evaluation."""
     folder = f"teachers-{arch}"
-    made = [Job("teacher", f"{folder}/{anatomy}", arch, SEPARATE, seed, anatomy) for anatomy in anatomies]
-    return [*made, Job("evaluation", folder, arch, SEPARATE, seed, needs=tuple(unit.name for unit in made))]
+    networks = [Job("teacher", f"{folder}/{anatomy}", arch, SEPARATE, seed, anatomy) for anatomy in anatomies]
+    return [*networks, Job("evaluation", folder, arch, SEPARATE, seed, needs=tuple(job.name for job in networks))]
 
 
-def command_of(unit: Job, out: Path, store: str, recipe: Sequence[str] = (), compute: Sequence[str] = ()) -> list[str]:
-    """The command that does a unit by hand. recipe, compute: options of the study that it shares, as ["--recipe", "paper"]."""
-    folder, rest = str(out / unit.folder), ["--store", store, *compute]
-    if unit.kind == "teacher":
-        chosen = ["--arch", unit.arch, "--anatomy", unit.anatomy, "--teachers", str(out / f"teachers-{unit.arch}")]
+def command_of(job: Job, out: Path, store: str, recipe: Sequence[str] = (), compute: Sequence[str] = ()) -> list[str]:
+    """The command that does a job by hand. recipe, compute: options of the study that it shares, as ["--recipe", "paper"]."""
+    folder, rest = str(out / job.folder), ["--store", store, *compute]
+    if job.kind == "teacher":
+        chosen = ["--arch", job.arch, "--anatomy", job.anatomy, "--teachers", str(out / f"teachers-{job.arch}")]
         return ["mtkd-cache", "train-teachers", *recipe, *chosen, *rest]
-    if unit.kind == "cache":
-        return ["mtkd-cache", "build", *recipe, "--teachers", str(out / f"teachers-{unit.arch}"), "--cache", folder, *rest]
-    if unit.kind == "student":
-        arm = ["--cache", str(out / CACHE)] if unit.arm == KD else ["--no-kd"]
-        chosen = ["--arch", unit.arch, "--seed", str(unit.seed), *arm, "--run", folder]
+    if job.kind == "cache":
+        return ["mtkd-cache", "build", *recipe, "--teachers", str(out / f"teachers-{job.arch}"), "--cache", folder, *rest]
+    if job.kind == "student":
+        arm = ["--cache", str(out / CACHE)] if job.arm == KD else ["--no-kd"]
+        chosen = ["--arch", job.arch, "--seed", str(job.seed), *arm, "--run", folder]
         return ["mtkd-cache", "train-student", *recipe, *chosen, *rest]
-    return ["mtkd-cache", "evaluate", "--teachers" if unit.arm == SEPARATE else "--run", folder, *rest]
+    return ["mtkd-cache", "evaluate", "--teachers" if job.arm == SEPARATE else "--run", folder, *rest]

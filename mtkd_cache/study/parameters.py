@@ -1,8 +1,8 @@
 """Parameters of the paper's seven architectures in both layouts, beside the paper's Table 1."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -10,11 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 from mtkd_cache.data.dresden import ANATOMIES
 from mtkd_cache.models.network import PAPER_ARCHITECTURES, create_network
-from mtkd_cache.study.published import table1
+from mtkd_cache.study.published import published
 
 NOTES = {
-    ("mininetv2", "separate"): "5.57 cut off, not rounded, is the table's 5.5",
-    ("mininetv2", "shared"): "no contiguous cut gives the table's 1.1; this is the official encoder and decoder",
+    ("mininetv2", "separate"): "5.57 truncated, not rounded, is the table's 5.5",
+    ("mininetv2", "shared"): "no contiguous split gives the table's 1.1; this is the official encoder and decoder",
 }
 
 
@@ -31,23 +31,20 @@ class ParameterRow(TypedDict):
 
 def parameter_table() -> list[ParameterRow]:
     """Rows for PAPER_ARCHITECTURES: all separate (11 whole networks), then all shared (one encoder, 11 decoders)."""
-    paper = {(row["arch"], row["layout"]): row for row in table1() if not row["kd"]}
-    count = len(ANATOMIES)
+    paper, count = published(), len(ANATOMIES)
     parts = {arch: _parts_m(arch) for arch in PAPER_ARCHITECTURES}
-    rows = []
-    for layout in ("separate", "shared"):
-        for arch, (encoder, decoder) in parts.items():
-            rows.append(
-                ParameterRow(
-                    arch=arch,
-                    encoder=paper[arch, layout]["encoder"],
-                    layout=layout,
-                    params_m=count * decoder + (count if layout == "separate" else 1) * encoder,
-                    paper_params_m=paper[arch, layout]["params_m"],
-                    note=NOTES.get((arch, layout), ""),
-                )
-            )
-    return rows
+    return [
+        ParameterRow(
+            arch=arch,
+            encoder=paper[arch, layout, False].encoder,
+            layout=layout,
+            params_m=count * decoder + encoders * encoder,
+            paper_params_m=paper[arch, layout, False].params_m,
+            note=NOTES.get((arch, layout), ""),
+        )
+        for layout, encoders in (("separate", count), ("shared", 1))
+        for arch, (encoder, decoder) in parts.items()
+    ]
 
 
 def _parts_m(arch: str) -> tuple[float, float]:
@@ -61,15 +58,17 @@ def _count_m(module: nn.Module) -> float:
     return sum(parameter.numel() for parameter in module.parameters()) / 1e6
 
 
-class _Skeleton(TorchFunctionMode):
-    """What making a network on the meta device needs besides: values where they are read, and no initialisation.
+class _MetaInitialization(TorchFunctionMode):
+    """Lets a network be created on the meta device: torch.linspace has values, and initialization is skipped.
 
     The mit encoders read their drop-path rates out of torch.linspace; filling tensors that have no values takes time.
     """
 
     FILLING = frozenset({"normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_"})
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func is torch.linspace:
             kwargs = {**kwargs, "device": "cpu"}
@@ -80,6 +79,6 @@ class _Skeleton(TorchFunctionMode):
 
 @contextmanager
 def _without_memory() -> Iterator[None]:
-    """Modules made inside have shapes and no values."""
-    with torch.device("meta"), _Skeleton():
+    """Modules created inside have shapes and no values."""
+    with torch.device("meta"), _MetaInitialization():
         yield

@@ -1,14 +1,21 @@
 """The published figures of Maack et al. 2024 (MIDL), Tables 1 and 2, as data."""
 
 import csv
+from dataclasses import dataclass
 from importlib.resources import files
-from typing import TypedDict
 
 from mtkd_cache.data.dresden import ANATOMIES
 
+Key = tuple[str, str, bool]  # architecture, layout ("separate" or "shared"), distilled
 
-class Table1Row(TypedDict):
-    """Parameters in millions, mean Dice in percent; ms and fps for one 1280x720 image on an RTX 3090."""
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper reports of one network.
+
+    arch: in this package's names ("segformer-mit_b0", "mininetv2"). params_m: millions. dice: the mean Dice in percent;
+    by_anatomy: in percent, in the order of ANATOMIES. ms, fps: of one 1280x720 image on an RTX 3090.
+    """
 
     arch: str
     encoder: str
@@ -18,52 +25,35 @@ class Table1Row(TypedDict):
     dice: float
     ms: float
     fps: float
+    by_anatomy: dict[str, float]
 
 
-class Table2Row(TypedDict):
-    """Dice in percent by anatomy."""
-
-    arch: str
-    encoder: str
-    layout: str
-    kd: bool
-    dice: dict[str, float]
+Paper = dict[Key, Published]
 
 
-def table1() -> list[Table1Row]:
-    """The 18 rows of Table 1 in the paper's order; `arch` in this package's names ("segformer-mit_b0", "mininetv2")."""
-    return [
-        Table1Row(
-            arch=_arch(row),
+def published() -> Paper:
+    """The 18 rows of Tables 1 and 2 by (arch, layout, kd), in the paper's order."""
+    by_anatomy = {_key(row): {anatomy: float(row[anatomy]) for anatomy in ANATOMIES} for row in _read("table2.csv")}
+    return {
+        (arch, layout, kd): Published(
+            arch=arch,
             encoder=row["encoder"],
-            layout=row["layout"],
-            kd=row["kd"] == "yes",
+            layout=layout,
+            kd=kd,
             params_m=float(row["params_m"]),
             dice=float(row["dice"]),
             ms=float(row["ms_rtx3090_1280x720"]),
             fps=float(row["fps"]),
+            by_anatomy=by_anatomy[arch, layout, kd],
         )
         for row in _read("table1.csv")
-    ]
+        for arch, layout, kd in [_key(row)]
+    }
 
 
-def table2() -> list[Table2Row]:
-    """The 18 rows of Table 2 in the paper's order, the anatomies in the order of ANATOMIES."""
-    return [
-        Table2Row(
-            arch=_arch(row),
-            encoder=row["encoder"],
-            layout=row["layout"],
-            kd=row["kd"] == "yes",
-            dice={anatomy: float(row[anatomy]) for anatomy in ANATOMIES},
-        )
-        for row in _read("table2.csv")
-    ]
-
-
-def _arch(row: dict[str, str]) -> str:
-    decoder = row["architecture"].lower()
-    return decoder if decoder == row["encoder"] else f"{decoder}-{row['encoder']}"
+def _key(row: dict[str, str]) -> Key:
+    decoder, encoder = row["architecture"].lower(), row["encoder"]
+    return decoder if decoder == encoder else f"{decoder}-{encoder}", row["layout"], row["kd"] == "yes"
 
 
 def _read(name: str) -> list[dict[str, str]]:

@@ -133,7 +133,7 @@ def _enter(held: ExitStack, folder: Folder) -> bool:
 
 @dataclass
 class Progress:
-    """What one process knows of the jobs: those that are done, those `made` here, and those that failed here, with their error."""
+    """What one process knows of the jobs: those done, those made here, and those that failed here, with their error."""
 
     study: Study
     jobs: Sequence[Job]

@@ -11,7 +11,7 @@ import torch
 from mtkd_cache.data.dresden import REFERENCE_SURGERIES, REFERENCE_TEST, REFERENCE_VALIDATION, Split
 from mtkd_cache.losses import distillation_objective
 from mtkd_cache.recipe import load_recipe
-from mtkd_cache.study.published import table1
+from mtkd_cache.study.published import published
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -105,7 +105,7 @@ def test_the_size_is_the_default_of_ingest():
 
 
 def test_teachers_and_students_are_the_tables(paper):
-    rows = {(row["arch"], row["layout"], row["kd"]): row["dice"] for row in table1()}
+    rows = {key: row.dice for key, row in published().items()}
     assert paper.teacher.arch == max((key for key in rows if key[1] == "separate"), key=rows.get)[0]
     assert (paper.student.arch, "shared", True) in rows
     assert paper.teacher.weights == paper.student.weights == "paper"

@@ -20,19 +20,21 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import WEIGHTS, save_network
 from mtkd_cache.models.network import create_network
+from mtkd_cache.study.published import published
 from mtkd_cache.study.report.collect import Row, collect, find_timings, mean, read_timings, spread
 from mtkd_cache.study.report.formats import DASH, display_name, signed
 from mtkd_cache.study.report.header import Data, remarks, whole_study
-from mtkd_cache.study.report.labels import box_at, overlap, place
-from mtkd_cache.study.report.markup import Cell, Column, Table, html, markdown
+from mtkd_cache.study.report.markup import Cell, Column, Table, markdown
+from mtkd_cache.study.report.page import page
 from mtkd_cache.study.report.panels import DISTILLED, TEACHER, median_sample, panels
-from mtkd_cache.study.report.qualitative import Panel, dice, qualitative_figure
+from mtkd_cache.study.report.qualitative import Panel, qualitative_figure
 from mtkd_cache.study.report.scatter import arrows, paper_points, points_of, scatter_figure
 from mtkd_cache.study.report.style import save
-from mtkd_cache.study.report.tables import gain_table, gains, references, table1, table2
+from mtkd_cache.study.report.tables import gain_table, gains, table1, table2
 from mtkd_cache.study.report.write import teachers_shown, write_report
 
 SHAPES = ("disc", "ring")
+TRAINED = {"best_epoch": 0, "val_dice": 0.5}
 
 
 def write(path: Path, value: object) -> None:
@@ -43,7 +45,13 @@ def write(path: Path, value: object) -> None:
 def student(folder: Path, scores: dict, *, kd=False, seed=0, arch="mininetv2", params=1.52, **more) -> Path:
     """A run folder of a student with Dice `scores` by anatomy."""
     run = {"kind": "student", "arch": arch, "layout": "shared", "kd": kd, "seed": seed, "anatomies": list(scores)}
-    run |= {"size": [640, 512], "params_m": params, "store_fingerprint": "aa", "cache_fingerprint": "cc" if kd else None}
+    run |= {
+        "size": [640, 512],
+        "params_m": params,
+        "store_fingerprint": "aa",
+        "cache_fingerprint": "cc" if kd else None,
+        **TRAINED,
+    }
     write(folder / "run.json", {**run, "recipe": {"student": {"epochs": 60}}, **more})
     return evaluated(folder, scores)
 
@@ -52,7 +60,7 @@ def teachers(folder: Path, scores: dict, *, arch="segformer-mit_b3", params=47.0
     """A teachers folder with Dice `scores` by anatomy."""
     for anatomy in present or scores:
         teacher = {"kind": "teacher", "arch": arch, "seed": 0, "anatomies": list(scores), "anatomy": anatomy}
-        teacher |= {"size": [640, 512], "params_m": params, "store_fingerprint": "aa", "recipe": {}}
+        teacher |= {"size": [640, 512], "params_m": params, "store_fingerprint": "aa", **TRAINED}
         write(folder / anatomy / "teacher.json", teacher)
     return evaluated(folder, scores)
 
@@ -138,9 +146,10 @@ def test_what_cannot_be_reported_is_explained(tmp_path):
     broken = student(tmp_path / "broken", level(0.5), seed=2)
     (broken / "run.json").write_text("{")
     lacking = student(tmp_path / "lacking", level(0.5), seed=3)
-    write(lacking / "evaluation-test.json", {"dice": {}})
+    write(lacking / "evaluation-test.json", {"dice": {}, "split": "test"})
     mixed = teachers(tmp_path / "mixed", level(0.5, SHAPES))
-    write(mixed / "disc" / "teacher.json", {"arch": "mininetv2"})
+    record = json.loads((mixed / "disc" / "teacher.json").read_text())
+    write(mixed / "disc" / "teacher.json", {**record, "arch": "mininetv2"})
     for runs, message in (
         ([], "No run is named"),
         ([tmp_path / "nowhere"], "no such folder"),
@@ -148,7 +157,7 @@ def test_what_cannot_be_reported_is_explained(tmp_path):
         ([one, same], "one and .*same are both mininetv2 shared, kd False, seed 0"),
         ([one, foreign], "different sample stores"),
         ([broken], "run.json is damaged"),
-        ([lacking], "lacks 'mean_dice'|lacks 'images'"),
+        ([lacking], "evaluation-test.json has no images, mean_dice"),
         ([mixed], "several architectures"),
     ):
         with pytest.raises(MtkdError, match=message):
@@ -170,7 +179,7 @@ def test_an_evaluation_of_other_weights_is_refused(option, tmp_path):
     collect([evaluated(folder, scores, weights_sha256=new)])
     evaluated(folder, scores, weights_sha256=old)
     command = re.escape(f"Run mtkd-cache evaluate {option} {folder} --split test")
-    with pytest.raises(MtkdError, match=f"judged other weights than were trained last. {command}"):
+    with pytest.raises(MtkdError, match=f"is of weights that have been trained again since. {command}"):
         collect([folder])
 
 
@@ -181,7 +190,7 @@ def test_table1_has_hand_computed_numbers_beside_the_papers(tmp_path):
     runs = [student(tmp_path / f"{seed}", level(0.6 + 0.02 * seed), seed=seed, kd=True) for seed in (0, 1, 2)]
     runs.append(teachers(tmp_path / "t", level(0.7), params=519.46 / 11))
     timings = read_timings(bench([1280, 720], 4.25))
-    found = cells(markdown(table1(collect(runs), references(), timings, comparable=True)))
+    found = cells(markdown(table1(collect(runs), published(), timings, comparable=True)))
     assert len(found) == 18
     ours = next(row for row in found if row["Encoder"] == "MiniNetV2 †" and row["KD"] == "yes")
     assert ours == {
@@ -208,7 +217,7 @@ def test_table1_has_hand_computed_numbers_beside_the_papers(tmp_path):
 
 
 def test_other_data_get_no_difference_and_no_rows_of_the_papers(tmp_path):
-    table = table1(collect([student(tmp_path / "a", level(0.6))]), references(), {}, comparable=False)
+    table = table1(collect([student(tmp_path / "a", level(0.6))]), published(), {}, comparable=False)
     found = cells(markdown(table))
     assert len(found) == 1
     assert "Mean Dice, %: difference" not in found[0]
@@ -219,14 +228,14 @@ def test_other_data_get_no_difference_and_no_rows_of_the_papers(tmp_path):
 
 def test_table2_stands_beside_the_paper_only_where_it_is_given(tmp_path):
     rows = collect([student(tmp_path / "a", {**level(0.5), "liver": 0.6149, "ureter": None}, kd=True)])
-    beside = cells(markdown(table2(rows, ANATOMIES, references())))[0]
+    beside = cells(markdown(table2(rows, ANATOMIES, published())))[0]
     assert (beside["liver"], beside["ureter"], beside["Layout"]) == ("61.5 / 72 (\u221210.5)", f"{DASH} / 41", "★ shared + KD")
     assert cells(markdown(table2(rows, ANATOMIES, {})))[0]["liver"] == "61.5"
 
 
 def test_table2_row_that_the_paper_does_not_have(tmp_path):
     rows = collect([student(tmp_path / "a", level(0.5), arch="fpn-resnet18")])
-    assert cells(markdown(table2(rows, ANATOMIES, references())))[0]["liver"] == f"50.0 / {DASH}"
+    assert cells(markdown(table2(rows, ANATOMIES, published())))[0]["liver"] == f"50.0 / {DASH}"
 
 
 def test_gain_is_over_the_common_seeds(tmp_path):
@@ -235,8 +244,8 @@ def test_gain_is_over_the_common_seeds(tmp_path):
     runs.append(student(tmp_path / "alone", level(0.5), arch="segformer-mit_b0", kd=True))
     found = gains(collect(runs))
     assert [gain.arch for gain in found] == ["mininetv2"]
-    assert found[0].differences == pytest.approx((0.20, 0.26))
-    row = cells(markdown(gain_table(found, references())))[0]
+    assert found[0].differences == pytest.approx({0: 0.20, 1: 0.26})
+    row = cells(markdown(gain_table(found, published())))[0]
     assert row["Mean Dice, %: without KD"] == "32.0"
     assert row["Mean Dice, %: with KD"] == "55.0"
     assert row["Mean Dice, %: difference"] == "+23.0 ± 4.2"  # the deviation of 20 and 26 is 6 / sqrt(2)
@@ -259,10 +268,10 @@ def test_signs_and_names():
 
 
 def test_references_are_the_papers_two_tables():
-    paper = references()
+    paper = published()
     assert len(paper) == 18
-    for said in paper.values():
-        assert sum(said.by_anatomy.values()) / 11 == pytest.approx(said.dice, abs=1.5)
+    for row in paper.values():
+        assert sum(row.by_anatomy.values()) / 11 == pytest.approx(row.dice, abs=1.5)
 
 
 def test_timings_beside_the_runs_are_found(tmp_path):
@@ -290,10 +299,12 @@ def test_markup_escapes_and_every_row_is_as_wide_as_the_head():
     columns = (Column("a"), Column("b", "pair", True), Column("c", "pair", True), Column("d<"))
     rows = [[Cell("<i>|'", "x"), Cell("1", 1.5, below=""), Cell(""), Cell("d")]]
     table = Table("t", "T & T", columns, [rows, rows], ["n<"])
-    page = html(table)
-    assert "<i>" not in page and "&lt;i&gt;|\u2019" in page and "T &amp; T" in page
-    assert re.findall(r'data-column="(\d)"', page) == ["0", "3", "1", "2"]
-    assert 'data-value="1.5">1<span class="below">\u2013</span>' in page
+    text = page("T", [("a<", "b>")], ["it's"], [table])
+    assert "<dt>a&lt;</dt><dd>b&gt;</dd>" in text and "<p>it\u2019s</p>" in text
+    text = text[text.index("<section") :]
+    assert "<i>" not in text and "&lt;i&gt;|\u2019" in text and "T &amp; T" in text
+    assert re.findall(r'data-column="(\d)"', text) == ["0", "3", "1", "2"]
+    assert 'data-value="1.5">1<span class="below">\u2013</span>' in text
     assert "| &lt;i>\\|' | 1 / \u2013 | \u2013 | d |" in markdown(table)
     assert "\nn&lt;\n" in markdown(table)
 
@@ -307,7 +318,7 @@ def test_markup_escapes_and_every_row_is_as_wide_as_the_head():
                 self.widths[-1] += int(dict(attrs).get("colspan", 1))
 
     parser = Widths()
-    parser.feed(page)
+    parser.feed(text)
     assert parser.widths == [4, 2, 4, 4]  # the second line of the head lacks the two columns that span both
 
 
@@ -326,7 +337,7 @@ def test_remarks_tell_which_data_and_which_settings(tmp_path):
     ]
     assert remarks(Data("phantom", ANATOMIES, (640, 512), "aa", 400), rows)[0].startswith("The data (phantom) are not")
     assert "not known whether" in remarks(Data("x", ANATOMIES, (640, 512), "aa"), rows)[0]
-    whole = [Row(arch, layout, kd, rows[0].results) for arch, layout, kd in references()]
+    whole = [Row(arch, layout, kd, rows[0].results) for arch, layout, kd in published()]
     phantom = Data("phantom", ANATOMIES, (640, 512), "aa", 400)
     assert whole_study(phantom, whole) and not whole_study(phantom, whole[1:])
     assert "a difference from it" in remarks(phantom, whole)[0] and "a difference" not in remarks(phantom, whole[1:])[0]
@@ -336,24 +347,15 @@ def test_remarks_tell_which_data_and_which_settings(tmp_path):
 # ---- figures
 
 
-def test_labels_find_room_in_a_crowd():
-    points = [(100.0 + 14 * column, 100.0 + 14 * row) for column in range(3) for row in range(3)]
-    sizes = [(40.0, 10.0)] * 9
-    markers = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
-    frame = (0.0, 0.0, 230.0, 230.0)
-    boxes = place(points, sizes, obstacles=markers, faint=[], frame=frame, distances=(6, 12, 20, 30, 45, 60))
-    assert not any(overlap(one, other) for i, one in enumerate(boxes) for other in boxes[:i])
-    assert not any(overlap(box, marker) for box in boxes for marker in markers)
-    assert all(overlap(box, frame) == pytest.approx(400) for box in boxes)
-
-
-def test_a_label_alone_stands_to_the_right():
-    box = place([(50, 50)], [(20, 8)], obstacles=[], faint=[], frame=(0, 0, 200, 100), distances=(5, 9))[0]
-    assert box == box_at((50, 50), (20, 8), 0, 5) == (55, 46, 75, 54)
+def overlap(left: tuple, right: tuple) -> float:
+    """The area that two boxes (left, bottom, right, top) share."""
+    width = min(left[2], right[2]) - max(left[0], right[0])
+    height = min(left[3], right[3]) - max(left[1], right[1])
+    return width * height if width > 0 and height > 0 else 0.0
 
 
 def test_figure1_of_the_papers_own_rows_covers_nothing():
-    points = paper_points(references())
+    points = paper_points(published())
     pairs = arrows(points)
     assert sorted((old.arch, round(new.dice - old.dice, 1)) for old, new in pairs) == [
         ("deeplabv3-efficientnet-b0", 4.2),
@@ -363,9 +365,9 @@ def test_figure1_of_the_papers_own_rows_covers_nothing():
     ]
     figure = scatter_figure(points)
     axes, renderer = figure.axes[0], figure.canvas.get_renderer()
-    boxes = [tuple(text.get_window_extent(renderer).extents) for text in figure.texts]
+    boxes = [tuple(text.get_window_extent(renderer).extents) for text in axes.texts]
     assert len(boxes) == 18
-    assert {"+24.4", "MiniNetV2", "EfficientNet-B3"} <= {text.get_text() for text in figure.texts}
+    assert {"+24.4", "MiniNetV2", "EfficientNet-B3"} <= {text.get_text() for text in axes.texts}
     markers = [axes.transData.transform((point.params_m, point.dice)) for point in points]
     reach = 3 * figure.dpi / 72
     for index, box in enumerate(boxes):
@@ -378,21 +380,6 @@ def test_points_leave_out_rows_without_numbers(tmp_path):
     runs = [student(tmp_path / "a", level(0.5)), student(tmp_path / "b", level(None), kd=True)]
     runs.append(teachers(tmp_path / "t", level(0.5), present=ANATOMIES[:2]))
     assert [point.dice for point in points_of(collect(runs))] == [50.0]
-
-
-def naive_dice(one: np.ndarray, other: np.ndarray) -> float | None:
-    both = one_count = other_count = 0
-    for a, b in zip(one.flat, other.flat, strict=True):
-        both, one_count, other_count = both + (a and b), one_count + a, other_count + b
-    return 2 * both / (one_count + other_count) if one_count + other_count else None
-
-
-def test_dice_is_the_formula():
-    draw = np.random.default_rng(0)
-    for share in (0.0, 0.1, 0.5, 1.0):
-        one, other = draw.random((2, 9, 7)) < share
-        assert dice(one, other) == naive_dice(one.astype(int), other.astype(int))
-    assert dice(np.zeros((2, 2)), np.ones((2, 2))) == 0.0
 
 
 def test_figure3_has_a_panel_for_everything_and_says_each_dice():
@@ -418,7 +405,7 @@ def test_figure3_has_a_panel_for_everything_and_says_each_dice():
 def test_the_same_figure_gives_the_same_bytes_and_leaves_matplotlib_alone(tmp_path):
     before = dict(matplotlib.rcParams)
     for name in ("a", "b"):
-        for file in save(scatter_figure(paper_points(references())[:3]), tmp_path / name):
+        for file in save(scatter_figure(paper_points(published())[:3]), tmp_path / name):
             assert file.stat().st_size > 1000
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
@@ -478,7 +465,7 @@ def test_panels_show_what_the_networks_say(small):
         teacher = torch.sigmoid(load_network(folder / "ring")(image))[0, 0] > 0.5
     assert (found[1].predictions[DISTILLED] == expected.numpy()).all()
     assert (found[1].predictions[TEACHER] == teacher.numpy()).all()
-    assert list(panels(store, None, baseline, distilled, ["ring"])[0].predictions) == ["Student without KD", DISTILLED]
+    assert list(panels(store, None, baseline, distilled)[0].predictions) == ["Student without KD", DISTILLED]
 
 
 def test_the_teachers_shown_are_those_the_student_learnt_from(small, tmp_path):

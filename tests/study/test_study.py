@@ -1,4 +1,4 @@
-"""The study: which units there are, each one command; shared by several processes; gone on with where it stopped."""
+"""The study: which jobs there are, each one command; shared by several processes; resumed after an interruption."""
 
 import json
 import shlex
@@ -24,63 +24,63 @@ from mtkd_cache.recipe import load_recipe
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
 from mtkd_cache.study.jobs import Job, command_of, plan, row_names
-from mtkd_cache.study.published import table1
-from mtkd_cache.study.run import EVALUATION, TRAINED, Study, run_study
+from mtkd_cache.study.published import published
+from mtkd_cache.study.run import EVALUATED, TRAINED, Study, run_study
 
 PAPER = load_recipe("paper")
 SMOKE_SURGERIES = (1, 4, 3, 2)
 
 
-def folders(units: list[Job], kind: str) -> list[str]:
-    return [unit.folder for unit in units if unit.kind == kind]
+def folders(jobs: list[Job], kind: str) -> list[str]:
+    return [job.folder for job in jobs if job.kind == kind]
 
 
 # ---- the plan
 
 
 def test_the_whole_study_is_table_1():
-    units = plan(PAPER, ANATOMIES)
-    rows = [(unit.arch, unit.arm) for unit in units if unit.kind == "evaluation"]
+    jobs = plan(PAPER, ANATOMIES)
+    rows = [(job.arch, job.arm) for job in jobs if job.kind == "evaluation"]
     arms = {(False, "separate"): "separate", (False, "shared"): "no-kd", (True, "shared"): "kd"}
-    assert sorted(rows) == sorted((row["arch"], arms[row["kd"], row["layout"]]) for row in table1())
+    assert sorted(rows) == sorted((arch, arms[kd, layout]) for arch, layout, kd in published())
     assert len(rows) == 18
-    assert sorted(folders(units, "teacher")) == sorted(f"teachers-{a}/{b}" for a in PAPER_ARCHITECTURES for b in ANATOMIES)
-    assert len(folders(units, "student")) == 11
-    assert len({unit.name for unit in units}) == len(units) == 77 + 18 + 11 + 1
+    assert sorted(folders(jobs, "teacher")) == sorted(f"teachers-{a}/{b}" for a in PAPER_ARCHITECTURES for b in ANATOMIES)
+    assert len(folders(jobs, "student")) == 11
+    assert len({job.name for job in jobs}) == len(jobs) == 77 + 18 + 11 + 1
 
 
-def test_units_come_after_those_they_need():
-    units = plan(PAPER, ANATOMIES, seeds=(0, 1))
+def test_jobs_come_after_those_they_need():
+    jobs = plan(PAPER, ANATOMIES, seeds=(0, 1))
     before: set[str] = set()
-    for unit in units:
-        assert before.issuperset(unit.needs)
-        before.add(unit.name)
+    for job in jobs:
+        assert before.issuperset(job.needs)
+        before.add(job.name)
 
 
 def test_all_distilled_students_need_the_one_cache_and_it_the_recipes_teachers():
-    units = plan(PAPER, ANATOMIES, seeds=(0, 1, 2))
-    assert folders(units, "cache") == ["logits.zarr"]
-    cache = next(unit for unit in units if unit.kind == "cache")
+    jobs = plan(PAPER, ANATOMIES, seeds=(0, 1, 2))
+    assert folders(jobs, "cache") == ["logits.zarr"]
+    cache = next(job for job in jobs if job.kind == "cache")
     assert cache.needs == tuple(f"teacher teachers-segformer-mit_b3/{anatomy}" for anatomy in ANATOMIES)
-    distilled = [unit for unit in units if unit.kind == "student" and unit.arm == "kd"]
+    distilled = [job for job in jobs if job.kind == "student" and job.arm == "kd"]
     assert len(distilled) == 4 * 3
-    assert all(unit.needs == (cache.name,) for unit in distilled)
-    assert all(unit.needs == () for unit in units if unit.kind == "student" and unit.arm == "no-kd")
+    assert all(job.needs == (cache.name,) for job in distilled)
+    assert all(job.needs == () for job in jobs if job.kind == "student" and job.arm == "no-kd")
 
 
 def test_seeds_are_the_students():
-    units = plan(PAPER, ANATOMIES, seeds=(5, 7, 5), rows=["mininetv2"])
+    jobs = plan(PAPER, ANATOMIES, seeds=(5, 7, 5), rows=["mininetv2"])
     students = ["mininetv2-kd-seed5", "mininetv2-no-kd-seed5", "mininetv2-kd-seed7", "mininetv2-no-kd-seed7"]
-    assert folders(units, "student") == students
-    assert {unit.seed for unit in units if unit.kind == "teacher"} == {PAPER.seed}
+    assert folders(jobs, "student") == students
+    assert {job.seed for job in jobs if job.kind == "teacher"} == {PAPER.seed}
     assert folders(plan(replace(PAPER, seed=3), ANATOMIES), "student")[0].endswith("-seed3")
 
 
 def test_a_distilled_row_brings_its_teachers():
-    units = plan(PAPER, ("liver", "colon"), rows=["mininetv2/kd"])
-    assert folders(units, "teacher") == ["teachers-segformer-mit_b3/liver", "teachers-segformer-mit_b3/colon"]
-    assert folders(units, "evaluation") == ["teachers-segformer-mit_b3", "mininetv2-kd-seed0"]
-    assert len(units) == 2 + 2 + 1 + 1
+    jobs = plan(PAPER, ("liver", "colon"), rows=["mininetv2/kd"])
+    assert folders(jobs, "teacher") == ["teachers-segformer-mit_b3/liver", "teachers-segformer-mit_b3/colon"]
+    assert folders(jobs, "evaluation") == ["teachers-segformer-mit_b3", "mininetv2-kd-seed0"]
+    assert len(jobs) == 2 + 2 + 1 + 1
 
 
 @pytest.mark.parametrize(
@@ -98,60 +98,58 @@ def test_a_pattern_that_names_no_row_is_refused():
 def test_teachers_that_are_none_of_the_papers_are_a_row_of_their_own():
     recipe = load_recipe("small")
     assert row_names(recipe)[0] == "segformer-timm-tf_efficientnet_lite0/separate"
-    units = plan(recipe, ANATOMIES, rows=["mininetv2/kd"])
-    assert {unit.arch for unit in units if unit.kind == "teacher"} == {"segformer-timm-tf_efficientnet_lite0"}
+    jobs = plan(recipe, ANATOMIES, rows=["mininetv2/kd"])
+    assert {job.arch for job in jobs if job.kind == "teacher"} == {"segformer-timm-tf_efficientnet_lite0"}
     assert len(folders(plan(recipe, ANATOMIES), "evaluation")) == 19
 
 
-def test_every_unit_is_a_command_that_the_command_line_takes():
-    for unit in plan(PAPER, ("liver",), seeds=(0, 3)):
-        words = command_of(
-            unit, Path("runs/x"), "s.zarr", ["--recipe", "paper", "--set", "teacher.epochs=3"], ["--device", "cpu"]
-        )
+def test_every_job_is_a_command_that_the_command_line_takes():
+    for job in plan(PAPER, ("liver",), seeds=(0, 3)):
+        words = command_of(job, Path("runs/x"), "s.zarr", ["--recipe", "paper", "--set", "teacher.epochs=3"], ["--device", "cpu"])
         assert words[0] == "mtkd-cache"
         values = main.get_command(None, words[1]).make_context(words[1], words[2:]).params
         assert values["store"] == "s.zarr"
         assert values["device"] == "cpu"
-        if unit.kind == "teacher":
+        if job.kind == "teacher":
             assert values["anatomies"] == ("liver",)
-            assert values["teachers"] / "liver" == Path("runs/x") / unit.folder
-        if unit.kind in ("teacher", "student"):
-            assert values["arch"] == unit.arch
+            assert values["teachers"] / "liver" == Path("runs/x") / job.folder
+        if job.kind in ("teacher", "student"):
+            assert values["arch"] == job.arch
             assert values["overrides"] == ("teacher.epochs=3",)
-        if unit.kind == "student":
-            assert values["no_kd"] == (unit.arm == "no-kd")
-            assert values["seed"] == unit.seed
-            assert values["run"] == Path("runs/x", unit.folder)
-        if unit.kind == "cache":
+        if job.kind == "student":
+            assert values["no_kd"] == (job.arm == "no-kd")
+            assert values["seed"] == job.seed
+            assert values["run"] == Path("runs/x", job.folder)
+        if job.kind == "cache":
             assert values["cache"] == "runs/x/logits.zarr"
             assert values["teachers"] == Path("runs/x/teachers-segformer-mit_b3")
 
 
-# ---- sharing, on units that only leave a mark
+# ---- sharing, on jobs that only leave a mark
 
 
 class Marks(Study):
-    """A study whose units leave a file; `runs` notes which, `while_running` is called in the midst of each."""
+    """A study whose jobs leave a file; `runs` notes which, `while_running` is called in the midst of each."""
 
-    def __init__(self, out: Path, name: str, log: list, while_running=lambda unit: None, broken: str = ""):
+    def __init__(self, out: Path, name: str, log: list, while_running=lambda job: None, broken: str = ""):
         super().__init__(out, None, PAPER)
         vars(self).update(name=name, log=log, while_running=while_running, broken=broken)
 
-    def _mark(self, unit: Job) -> Path:
-        return self.out / f"{unit.name.replace('/', ' ')}.done"
+    def _mark(self, job: Job) -> Path:
+        return self.out / f"{job.name.replace('/', ' ')}.done"
 
-    def done(self, unit: Job) -> bool:
-        return self._mark(unit).exists()
+    def done(self, job: Job) -> bool:
+        return self._mark(job).exists()
 
-    def run(self, unit: Job, accelerator) -> None:
-        if self.done(unit):
+    def run(self, job: Job, accelerator) -> None:
+        if self.done(job):
             return
-        if unit.name == self.broken:
+        if job.name == self.broken:
             raise MtkdError("its weights cannot be fetched. Bring them.")
-        with locked(self.lock(unit)) if unit.kind in TRAINED else nullcontext():
-            self.while_running(unit)
-            self._mark(unit).touch()
-            self.log.append((self.name, unit.name))
+        with locked(self.lock(job)) if job.kind in TRAINED else nullcontext():
+            self.while_running(job)
+            self._mark(job).touch()
+            self.log.append((self.name, job.name))
 
     def report(self, pause) -> None:
         self.log.append((self.name, "report"))
@@ -165,19 +163,19 @@ def pause() -> None:
     raise Paused
 
 
-UNITS = plan(PAPER, ("liver", "colon"), rows=["mininetv2/*kd"])
+JOBS = plan(PAPER, ("liver", "colon"), rows=["mininetv2/*kd"])
 
 
 def test_another_process_takes_what_is_free_and_waits_for_the_rest(tmp_path, accelerator):
     """While one process is in the midst of the first teacher, another one works: all but that and what needs it."""
     log: list = []
 
-    def other_process(unit: Job) -> None:
-        if unit is UNITS[0]:
+    def other_process(job: Job) -> None:
+        if job is JOBS[0]:
             with pytest.raises(Paused):
-                run_study(Marks(tmp_path, "other", log), UNITS, accelerator, log.append, pause)
+                run_study(Marks(tmp_path, "other", log), JOBS, accelerator, log.append, pause)
 
-    run_study(Marks(tmp_path, "one", log, other_process), UNITS, accelerator, lambda line: None, pause)
+    run_study(Marks(tmp_path, "one", log, other_process), JOBS, accelerator, lambda line: None, pause)
     done = [entry for entry in log if isinstance(entry, tuple)]
     others = [name for who, name in done if who == "other"]
     own = [name for who, name in done if who == "one"]
@@ -186,54 +184,54 @@ def test_another_process_takes_what_is_free_and_waits_for_the_rest(tmp_path, acc
         "student mininetv2-no-kd-seed0",
         "evaluation mininetv2-no-kd-seed0",
     ]
-    assert own[0] == UNITS[0].name
+    assert own[0] == JOBS[0].name
     assert own[-1] == "report"
-    assert sorted(others + own[:-1]) == sorted(unit.name for unit in UNITS)
+    assert sorted(others + own[:-1]) == sorted(job.name for job in JOBS)
 
 
-def test_a_unit_that_was_held_is_taken_when_its_holder_is_gone(tmp_path, accelerator):
+def test_a_job_that_was_held_is_taken_when_its_holder_is_gone(tmp_path, accelerator):
     log: list = []
     with ExitStack() as holder:
-        holder.enter_context(locked(Folder(tmp_path / UNITS[1].folder)))
-        result = run_study(Marks(tmp_path, "one", log), UNITS, accelerator, lambda line: None, holder.close)
+        holder.enter_context(locked(Folder(tmp_path / JOBS[1].folder)))
+        result = run_study(Marks(tmp_path, "one", log), JOBS, accelerator, lambda line: None, holder.close)
     names = [name for _, name in log]
-    assert names.index("student mininetv2-no-kd-seed0") < names.index(UNITS[1].name) < names.index("cache logits.zarr")
-    assert result["done"] == result["units"] == len(UNITS)
+    assert names.index("student mininetv2-no-kd-seed0") < names.index(JOBS[1].name) < names.index("cache logits.zarr")
+    assert result["done"] == result["units"] == len(JOBS)
 
 
-def test_a_unit_that_another_process_begins_first_is_waited_for(tmp_path, accelerator, monkeypatch):
+def test_a_job_that_another_process_begins_first_is_waited_for(tmp_path, accelerator, monkeypatch):
     log: list = []
     overtaking: list = []
     with ExitStack() as holder:
         study, whole = Marks(tmp_path, "one", log), Marks.run
 
-        def overtaken(self, unit, accelerator) -> None:
-            if unit is UNITS[0] and not overtaking:
-                overtaking.append(unit)
-                holder.enter_context(locked(self.lock(unit)))
-            whole(self, unit, accelerator)
+        def overtaken(self, job, accelerator) -> None:
+            if job is JOBS[0] and not overtaking:
+                overtaking.append(job)
+                holder.enter_context(locked(self.lock(job)))
+            whole(self, job, accelerator)
 
         monkeypatch.setattr(Marks, "run", overtaken)
-        result = run_study(study, UNITS, accelerator, lambda line: None, holder.close)
+        result = run_study(study, JOBS, accelerator, lambda line: None, holder.close)
     assert overtaking
     assert result["made"] == [name for _, name in log[:-1]]
-    assert sorted(result["made"]) == sorted(unit.name for unit in UNITS)
+    assert sorted(result["made"]) == sorted(job.name for job in JOBS)
 
 
-def test_a_unit_that_fails_stops_only_what_needs_it(tmp_path, accelerator):
+def test_a_job_that_fails_stops_only_what_needs_it(tmp_path, accelerator):
     log: list = []
-    told: list[str] = []
-    study = Marks(tmp_path, "one", log, broken=UNITS[1].name)
-    with pytest.raises(MtkdError, match=r"1 of 8 units failed and 4 wait .* its weights cannot be fetched"):
-        run_study(study, UNITS, accelerator, told.append, pause)
+    messages: list[str] = []
+    study = Marks(tmp_path, "one", log, broken=JOBS[1].name)
+    with pytest.raises(MtkdError, match=r"1 of 8 jobs failed and 4 wait .* its weights cannot be fetched"):
+        run_study(study, JOBS, accelerator, messages.append, pause)
     assert [name for _, name in log] == [
-        UNITS[0].name,
+        JOBS[0].name,
         "student mininetv2-no-kd-seed0",
         "evaluation mininetv2-no-kd-seed0",
         "report",
     ]
-    assert any(line.startswith(f"{UNITS[1].name} failed: ") for line in told)
-    result = run_study(Marks(tmp_path, "one", log), UNITS, accelerator, told.append, pause)
+    assert any(line.startswith(f"{JOBS[1].name} failed: ") for line in messages)
+    result = run_study(Marks(tmp_path, "one", log), JOBS, accelerator, messages.append, pause)
     assert len(result["made"]) == 5
 
 
@@ -244,20 +242,20 @@ def test_a_unit_that_fails_stops_only_what_needs_it(tmp_path, accelerator):
 def finished(organ_store, recipe, accelerator, tmp_path_factory) -> tuple[Study, list[Job], dict]:
     """A study of one architecture, all arms, on two organs; its first teacher was trained by hand."""
     study = Study(tmp_path_factory.mktemp("study") / "runs", organ_store, recipe("teacher.epochs=1", "student.epochs=1"))
-    units = plan(study.recipe, organ_store.anatomies, rows=["mininetv2"])
+    jobs = plan(study.recipe, organ_store.anatomies, rows=["mininetv2"])
     options = ["--recipe", "paper", "--device", "cpu"]
     for override in ("teacher.weights=none", "teacher.epochs=1", "teacher.batch=4"):
         options += ["--set", override]
-    words = command_of(units[0], study.out, organ_store.url, options)
+    words = command_of(jobs[0], study.out, organ_store.url, options)
     done = CliRunner().invoke(main, words[1:])
     assert done.exit_code == 0, done.output
-    return study, units, run_study(study, units, accelerator, lambda line: None, pause)
+    return study, jobs, run_study(study, jobs, accelerator, lambda line: None, pause)
 
 
-def test_a_unit_made_by_hand_counts(finished):
-    _, units, result = finished
-    assert result["made"] == [unit.name for unit in units[1:]]
-    assert result["done"] == len(units) == 8
+def test_a_job_made_by_hand_counts(finished):
+    _, jobs, result = finished
+    assert result["made"] == [job.name for job in jobs[1:]]
+    assert result["done"] == len(jobs) == 8
 
 
 def test_the_study_ends_with_its_report(finished):
@@ -273,25 +271,25 @@ def test_the_study_ends_with_its_report(finished):
 
 
 def test_a_finished_study_trains_nothing_again(finished, accelerator, monkeypatch):
-    study, units, _ = finished
+    study, jobs, _ = finished
     monkeypatch.setattr(mtkd_cache.training.run_folder, "fit", None)
-    monkeypatch.setattr(mtkd_cache.study.run, "build", None)
+    monkeypatch.setattr(mtkd_cache.study.run, "build_cache", None)
     monkeypatch.setattr(mtkd_cache.study.run, "write_report", lambda *runs, **options: None)
-    assert run_study(study, units, accelerator, lambda line: None, pause)["made"] == []
+    assert run_study(study, jobs, accelerator, lambda line: None, pause)["made"] == []
 
 
 def test_another_recipe_in_the_same_folder_is_refused(finished, accelerator, monkeypatch):
-    study, units, _ = finished
+    study, jobs, _ = finished
     monkeypatch.setattr(mtkd_cache.study.run, "write_report", lambda *runs, **options: None)
     other = replace(study, recipe=replace(study.recipe, student=replace(study.recipe.student, lr=0.5)))
     with pytest.raises(MtkdError, match="another recipe"):
-        run_study(other, units, accelerator, lambda line: None, pause)
+        run_study(other, jobs, accelerator, lambda line: None, pause)
 
 
 def test_a_teacher_that_is_trained_again_renews_evaluation_and_cache(finished, accelerator, copy_of):
-    study, units, _ = finished
+    study, jobs, _ = finished
     copy = replace(study, out=copy_of(study.out))
-    teacher, cache = units[0], next(unit for unit in units if unit.kind == "cache")
+    teacher, cache = jobs[0], next(job for job in jobs if job.kind == "cache")
     shutil.rmtree(copy.out / teacher.folder)
     assert not copy.done(teacher)
     other = replace(copy, recipe=replace(copy.recipe, seed=9))
@@ -299,41 +297,41 @@ def test_a_teacher_that_is_trained_again_renews_evaluation_and_cache(finished, a
     assert file_sha256(copy.out / teacher.folder / "weights.safetensors") != file_sha256(
         study.out / teacher.folder / "weights.safetensors"
     )
-    assert not (copy.out / "teachers-mininetv2" / EVALUATION).exists()
+    assert not (copy.out / "teachers-mininetv2" / EVALUATED).exists()
     assert copy.done(teacher)
     assert not copy.done(cache)
     assert study.done(cache)
 
 
 def test_an_evaluation_of_other_weights_is_not_done(finished, copy_of):
-    study, units, _ = finished
+    study, jobs, _ = finished
     copy = replace(study, out=copy_of(study.out))
-    for unit in (unit for unit in units if unit.kind == "evaluation"):
-        assert copy.done(unit)
-        path = copy.out / unit.folder / EVALUATION
+    for job in (job for job in jobs if job.kind == "evaluation"):
+        assert copy.done(job)
+        path = copy.out / job.folder / EVALUATED
         record = json.loads(path.read_text())
         other = "0" * 64
-        record["weights_sha256"] = other if unit.arm != "separate" else {**record["weights_sha256"], "tongue": other}
+        record["weights_sha256"] = other if job.arm != "separate" else {**record["weights_sha256"], "tongue": other}
         path.write_text(json.dumps(record))
-        assert not copy.done(unit)
+        assert not copy.done(job)
         del record["weights_sha256"]
         path.write_text(json.dumps(record))
-        assert copy.done(unit)  # as earlier versions wrote it
+        assert copy.done(job)  # as earlier versions wrote it
 
 
 def test_the_command_shows_what_is_done_and_how_to_do_the_rest(finished):
-    study, units, _ = finished
-    shutil.rmtree(study.out / units[-1].folder, ignore_errors=True)
+    study, jobs, _ = finished
+    shutil.rmtree(study.out / jobs[-1].folder, ignore_errors=True)
     options = ["--store", study.store.url, "--out", str(study.out), "--row", "mininetv2", "--set", "teacher.arch=mininetv2"]
     shown = CliRunner().invoke(main, ["study", *options, "--dry-run"])
     assert shown.exit_code == 0, shown.output
-    assert f"done   {units[0].name}\n" in shown.output
-    assert f"to do  {units[-1].name}\n" in shown.output
+    assert f"done   {jobs[0].name}\n" in shown.output
+    assert f"to do  {jobs[-1].name}\n" in shown.output
     commands = [line.strip() for line in shown.output.splitlines() if line.strip().startswith("mtkd-cache")]
     assert len(commands) == 2
     assert shlex.split(commands[-1])[:2] == ["mtkd-cache", "evaluate"]
     printed = CliRunner().invoke(main, ["study", *options, "--dry-run", "--json"]).stdout
-    assert [unit["name"] for unit in json.loads(printed)["units"]] == [unit.name for unit in units]
+    assert [job["name"] for job in json.loads(printed)["units"]] == [job.name for job in jobs]
 
 
 # ---- the recipe smoke

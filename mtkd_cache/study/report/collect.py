@@ -1,6 +1,6 @@
 """Run folders and teachers folders -> rows: all seeds of one architecture, layout and training arm together.
 
-    runs/NAME/run.json          a student: layout shared
+    runs/NAME/run.json              a student: layout shared
     teachers/ANATOMY/teacher.json   the teachers: layout separate, one network an anatomy
 
 Both need the `evaluation-test.json` that `mtkd-cache evaluate` writes.
@@ -11,13 +11,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Any
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.models.records import STUDENT, is_current, read_record, read_trainings
-from mtkd_cache.study.published import table1
+from mtkd_cache.models.records import (
+    EVALUATION,
+    Evaluation,
+    RunRecord,
+    Training,
+    read_evaluation,
+    read_json,
+    read_training_records,
+)
+from mtkd_cache.study.published import Key, published
 from mtkd_cache.study.report.formats import TIMES
 
-EVALUATION = "evaluation-test.json"
 TIMINGS = "bench-inference.json"
 BENCH = "mtkd-cache bench inference --json"
 PAPER_SIZE = (1280, 720)
@@ -28,26 +36,35 @@ LAYOUTS = ("separate", "shared")
 class Result:
     """One evaluated folder.
 
-    Dice are fractions 0..1, None where no test image counted; params_m: millions. teachers: SHA-256 of the weights by anatomy, of
-    the teachers' folder itself or of those that a student was distilled from; empty where it is not recorded.
+    training: the record of the student, or of the first teacher. params_m: millions, None where networks are missing.
+    teachers: SHA-256 of their weights by anatomy, for a student of those that it was distilled from; empty
+    where it is not recorded.
     """
 
     path: Path
-    arch: str
     layout: str
     kd: bool
-    seed: int
-    anatomies: tuple[str, ...]
-    dice: dict[str, float | None]
-    mean_dice: float | None
+    training: Training
+    evaluation: Evaluation
     params_m: float | None
-    images: int
-    dataset: str | None
-    size: tuple[int, int]
-    store_fingerprint: str | None
-    cache_fingerprint: str | None
-    recipe: dict
-    teachers: dict[str, str]
+    teachers: dict[str, str | None]
+
+    @property
+    def key(self) -> Key:
+        return self.training.arch, self.layout, self.kd
+
+    @property
+    def seed(self) -> int:
+        return self.training.seed
+
+    @property
+    def mean_dice(self) -> float | None:
+        """In 0..1; None where no test image counted."""
+        return None if all(dice is None for dice in self.evaluation.dice.values()) else self.evaluation.mean_dice
+
+    @property
+    def store_fingerprint(self) -> str | None:
+        return self.evaluation.store_fingerprint or self.training.store_fingerprint
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,7 @@ class Row:
     results: tuple[Result, ...]
 
     @property
-    def key(self) -> tuple[str, str, bool]:
+    def key(self) -> Key:
         return self.arch, self.layout, self.kd
 
     @property
@@ -82,7 +99,7 @@ class Row:
 
     def dice(self, anatomy: str) -> float | None:
         """The mean over the seeds for which the anatomy's Dice exists."""
-        return mean(result.dice.get(anatomy) for result in self.results)
+        return mean(result.evaluation.dice.get(anatomy) for result in self.results)
 
 
 @dataclass(frozen=True)
@@ -119,58 +136,29 @@ def read_result(folder: Path) -> Result:
     """The result in a run folder or a teachers folder. Raises MtkdError where it is neither, or is not evaluated."""
     if not folder.is_dir():
         raise MtkdError(f"{folder}: there is no such folder. Name run folders and teachers folders.")
-    trainings = read_trainings(folder)
+    trainings = read_training_records(folder)
     if not trainings:
         raise MtkdError(f"{folder} holds neither run.json nor ANATOMY/teacher.json. Name run folders and teachers folders.")
-    if (folder / STUDENT).exists():
-        return _result(folder, trainings[0], _evaluation(folder, trainings, "--run"), trainings[0].get("params_m"))
-    return _teachers(folder, trainings)
-
-
-def _teachers(folder: Path, teachers: list[dict]) -> Result:
-    archs = sorted({teacher["arch"] for teacher in teachers})
+    first = trainings[0]
+    if isinstance(first, RunRecord):
+        teachers = {anatomy: teacher.get("weights_sha256") for anatomy, teacher in (first.teachers or {}).items()}
+        return Result(folder, first.layout, first.kd, first, _evaluation(folder, trainings, "--run"), first.params_m, teachers)
+    archs = sorted({teacher.arch for teacher in trainings})
     if len(archs) > 1:
         raise MtkdError(f"{folder} holds teachers of several architectures ({', '.join(archs)}). A row of the table has one.")
-    evaluation = _evaluation(folder, teachers, "--teachers")
-    sizes = [teacher.get("params_m") for teacher in teachers]
-    whole = None not in sizes and len(teachers) == len(teachers[0]["anatomies"])
-    described = {**teachers[0], "layout": "separate", "kd": False}
-    described["teachers"] = {teacher["anatomy"]: teacher for teacher in teachers}
-    return _result(folder, described, evaluation, sum(sizes) if whole else None)
+    evaluation = _evaluation(folder, trainings, "--teachers")
+    sizes = [teacher.params_m for teacher in trainings if teacher.params_m is not None]
+    params_m = sum(sizes) if len(sizes) == len(trainings) == len(first.anatomies) else None
+    return Result(folder, "separate", False, first, evaluation, params_m, {t.anatomy: t.weights_sha256 for t in trainings})
 
 
-def _result(folder: Path, described: dict, evaluation: dict, params_m: float | None) -> Result:
-    try:
-        return Result(
-            path=folder,
-            arch=described["arch"],
-            layout=described["layout"],
-            kd=bool(described["kd"]),
-            seed=int(described["seed"]),
-            anatomies=tuple(described["anatomies"]),
-            dice=dict(evaluation["dice"]),
-            mean_dice=evaluation["mean_dice"] if any(value is not None for value in evaluation["dice"].values()) else None,
-            params_m=params_m,
-            images=evaluation["images"],
-            dataset=evaluation.get("dataset"),
-            size=tuple(described["size"]),
-            store_fingerprint=evaluation.get("store_fingerprint") or described.get("store_fingerprint"),
-            cache_fingerprint=described.get("cache_fingerprint"),
-            recipe=described.get("recipe") or {},
-            teachers={name: teacher.get("weights_sha256") for name, teacher in (described.get("teachers") or {}).items()},
-        )
-    except KeyError as error:
+def _evaluation(folder: Path, trainings: Sequence[Training], option: str) -> Evaluation:
+    evaluation = read_evaluation(folder, "test")
+    if evaluation is None or not evaluation.is_of(trainings):
+        reason = "is missing" if evaluation is None else "is of weights that have been trained again since"
         raise MtkdError(
-            f"{folder} lacks {error} in what its training or evaluation wrote. Train and evaluate it again."
-        ) from error
-
-
-def _evaluation(folder: Path, trainings: list[dict], option: str) -> dict:
-    evaluation = read_record(folder / EVALUATION)
-    if evaluation is None or not is_current(evaluation, trainings):
-        why = "is missing" if evaluation is None else "judged other weights than were trained last"
-        raise MtkdError(
-            f"{folder} is not evaluated: {EVALUATION} {why}. Run mtkd-cache evaluate {option} {folder} --split test first."
+            f"{folder} is not evaluated: {EVALUATION.format('test')} {reason}. "
+            f"Run mtkd-cache evaluate {option} {folder} --split test first."
         )
     return evaluation
 
@@ -185,26 +173,22 @@ def collect(folders: Sequence[Path]) -> list[Row]:
     results = [read_result(Path(folder)) for folder in folders]
     check_same_store(results)
     rows = []
-    for (arch, layout, kd), members in groupby(sorted(results, key=_key), key=lambda result: _key(result)[:3]):
-        ordered = tuple(members)
-        for one, other in pairwise(ordered):
-            if one.seed == other.seed:
+    for key, group in groupby(sorted(results, key=lambda r: (*r.key, r.seed, str(r.path))), key=lambda r: r.key):
+        members = tuple(group)
+        for left, right in pairwise(members):
+            if left.seed == right.seed:
+                arch, layout, kd = key
                 raise MtkdError(
-                    f"{one.path} and {other.path} are both {arch} {layout}, kd {kd}, seed {one.seed}. Name one of them."
+                    f"{left.path} and {right.path} are both {arch} {layout}, kd {kd}, seed {left.seed}. Name only one of them."
                 )
-        rows.append(Row(arch, layout, kd, ordered))
-    return sorted(rows, key=order)
+        rows.append(Row(*key, members))
+    ranks = {key: rank for rank, key in enumerate(published())}
+    return sorted(rows, key=lambda row: _order(row, ranks.get(row.key, len(ranks))))
 
 
-def _key(result: Result) -> tuple[str, str, bool, int, str]:
-    return result.arch, result.layout, result.kd, result.seed, str(result.path)
-
-
-def order(row: Row) -> tuple:
-    """The place of a row in the tables: by layout and arm, the paper's rows in its order, others after them."""
-    known = [(said["arch"], said["layout"], said["kd"]) for said in table1()]
-    place = known.index(row.key) if row.key in known else len(known)
-    return LAYOUTS.index(row.layout), row.kd, place, row.params_m or 0.0, row.arch
+def _order(row: Row, rank: int) -> tuple[int, bool, int, float, str]:
+    """Sorts the rows of the tables: by layout and arm, the paper's rows in its order, others after them."""
+    return LAYOUTS.index(row.layout), row.kd, rank, row.params_m or 0.0, row.arch
 
 
 def teachers_of(rows: Sequence[Row], student: Result) -> Result | None:
@@ -230,21 +214,22 @@ def check_same_store(results: Sequence[Result]) -> None:
 
 def find_timings(folders: Sequence[Path]) -> Timings:
     """The timings in `bench-inference.json` beside the folders; empty where there is none."""
-    for place in dict.fromkeys(Path(folder).absolute().parent for folder in folders):
-        if found := read_record(place / TIMINGS):
-            return read_timings(found, place / TIMINGS)
+    for parent in dict.fromkeys(Path(folder).absolute().parent for folder in folders):
+        if bench := read_json(parent / TIMINGS):
+            return read_timings(bench, parent / TIMINGS)
     return {}
 
 
-def read_timings(found: dict, where: Path | str = "timings") -> Timings:
+def read_timings(bench: dict[str, Any], where: Path | str = "timings") -> Timings:
     """Timings by (arch, layout) and device, from what `mtkd-cache bench inference --json` prints; MtkdError for other JSON."""
     try:
-        machine = found["machine"]
+        machine = bench["machine"]
         kind, _, device = machine["device"].partition(": ")
         device += f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if kind == "cpu" else ""
         timings: Timings = {}
-        for row in found["rows"]:
-            timing = Timing(float(row["ms"]), float(row["fps"]), device, tuple(row["size"]))
+        for row in bench["rows"]:
+            width, height = row["size"]
+            timing = Timing(float(row["ms"]), float(row["fps"]), device, (width, height))
             timings.setdefault((row["arch"], row["layout"]), {})[timing.where] = timing
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MtkdError(

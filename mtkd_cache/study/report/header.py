@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mtkd_cache.data.dresden import ANATOMIES
+from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.models.records import RunRecord
+from mtkd_cache.study.published import published
 from mtkd_cache.study.report.collect import Result, Row, teachers_of
 from mtkd_cache.study.report.formats import TIMES, full_name, percent, spoken
-from mtkd_cache.study.report.tables import references
-
-if TYPE_CHECKING:
-    from mtkd_cache.data.sample_store import SampleStore
 
 DRESDEN_SAMPLES = 13_195
 TEACHER = "segformer-mit_b3"  # the paper's
@@ -39,28 +37,28 @@ class Data:
         return self.same_anatomies and self.samples == DRESDEN_SAMPLES
 
 
-def describe_data(rows: Sequence[Row], store: "SampleStore | None") -> Data:
+def describe_data(rows: Sequence[Row], store: SampleStore | None) -> Data:
     """The data of the rows. Raises MtkdError where the store is not the one they were evaluated on."""
     results = [result for row in rows for result in row.results]
-    one = results[0]
+    first = results[0]
     if store is None:
-        return Data(one.dataset, one.anatomies, one.size, one.store_fingerprint)
+        return Data(first.evaluation.dataset, first.training.anatomies, first.training.size, first.store_fingerprint)
     for result in results:
         if result.store_fingerprint not in (None, store.fingerprint):
             raise MtkdError(f"{result.path} was evaluated on another sample store than {store.url}. Name its own.")
-    return Data(store.name, tuple(store.anatomies), tuple(store.size), store.fingerprint, len(store))
+    return Data(store.name, tuple(store.anatomies), store.size, store.fingerprint, len(store))
 
 
 def facts(data: Data, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(term, description) pairs of the header."""
     results = [result for row in rows for result in row.results]
-    images = sorted({result.images for result in results})
+    images = sorted({result.evaluation.images for result in results})
     pairs = [("Data", _data(data))]
-    pairs.append(("Test split", f"{_some(images)} images, split by surgery; Dice is the mean over an anatomy's images"))
+    pairs.append(("Test split", f"{_numbers(images)} images, split by surgery; Dice is the mean over an anatomy's images"))
     pairs.append((f"{len(data.anatomies)} anatomies", ", ".join(map(spoken, data.anatomies))))
-    pairs.append(("Seeds", _some(sorted({result.seed for result in results}))))
-    taught = [(result, teachers_of(rows, result)) for result in results if result.kd]
-    if teachers := dict.fromkeys(_teachers(folder) for result, folder in taught if folder or result.teachers):
+    pairs.append(("Seeds", _numbers(sorted({result.seed for result in results}))))
+    distilled = [(result, teachers_of(rows, result)) for result in results if result.kd]
+    if teachers := dict.fromkeys(_teachers(folder) for result, folder in distilled if folder or result.teachers):
         pairs.append(("Teachers", "; ".join(teachers)))
     if caches := cache_fingerprints(rows):
         pairs.append(("Logit cache", ", ".join(f"fingerprint {short(fingerprint)}" for fingerprint in caches)))
@@ -69,12 +67,13 @@ def facts(data: Data, rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def cache_fingerprints(rows: Sequence[Row]) -> list[str]:
     """The fingerprints of the logit caches that distilled runs were trained from, sorted."""
-    return sorted({r.cache_fingerprint for row in rows for r in row.results if r.cache_fingerprint})
+    runs = [result.training for row in rows for result in row.results]
+    return sorted({run.cache_fingerprint for run in runs if isinstance(run, RunRecord) and run.cache_fingerprint})
 
 
 def whole_study(data: Data, rows: Sequence[Row]) -> bool:
-    """Whether the rows are all of the paper's, on its eleven anatomies: a study that repeats it, be it on other images."""
-    return data.same_anatomies and {row.key for row in rows} >= references().keys()
+    """Whether the rows are all of the paper's, on its eleven anatomies: a study that reproduces it, if on other images."""
+    return data.same_anatomies and {row.key for row in rows} >= published().keys()
 
 
 def short(fingerprint: str) -> str:
@@ -92,35 +91,35 @@ def _data(data: Data) -> str:
 def _teachers(folder: Result | None) -> str:
     if folder is None:
         return "not among these rows"
-    paper = "" if folder.arch == TEACHER else f"; the paper's: {full_name(TEACHER)}"
-    return f"{full_name(folder.arch)}, one an anatomy, mean Dice {percent(folder.mean_dice)} %{paper}"
+    paper = "" if folder.training.arch == TEACHER else f"; the paper's: {full_name(TEACHER)}"
+    return f"{full_name(folder.training.arch)}, one an anatomy, mean Dice {percent(folder.mean_dice)} %{paper}"
 
 
-def _some(values: Sequence[int]) -> str:
+def _numbers(values: Sequence[int]) -> str:
     return ", ".join(f"{value:,}" for value in values)
 
 
 def remarks(data: Data, rows: Sequence[Row]) -> list[str]:
     """What a reader must know before comparing: other data than the paper's, missing teachers, unequal settings."""
-    said = []
+    notes = []
     if not data.is_papers:
         name = f"the data ({data.name})" if data.name else "the data"
-        what = f"{name[0].upper()}{name[1:]} are not the whole Dresden Surgical Anatomy Dataset"
+        statement = f"{name[0].upper()}{name[1:]} are not the whole Dresden Surgical Anatomy Dataset"
         if data.same_anatomies and data.samples is None:
-            what = f"Without a sample store it is not known whether {name} are the whole Dresden Surgical Anatomy Dataset"
+            statement = f"Without a sample store it is not known whether {name} are the whole Dresden Surgical Anatomy Dataset"
         also = "" if data.same_anatomies else f", and its parameters are those of {len(ANATOMIES)} anatomies"
         shown = "the paper's Dice, and a difference from it, stand" if whole_study(data, rows) else "the paper's Dice stands"
-        said.append(f"{what}: {shown} here for orientation only{also}.")
+        notes.append(f"{statement}: {shown} here for orientation only{also}.")
     for row in rows:
         for result in row.results:
-            missing = [anatomy for anatomy in data.anatomies if result.dice.get(anatomy) is None]
+            missing = [anatomy for anatomy in data.anatomies if result.evaluation.dice.get(anatomy) is None]
             if missing:
-                said.append(f"{_named(result)} has no Dice for {', '.join(map(spoken, missing))}; its mean is over the others.")
-    return said + unequal_settings(rows)
+                notes.append(f"{_named(result)} has no Dice for {', '.join(map(spoken, missing))}; its mean is over the others.")
+    return notes + unequal_settings(rows)
 
 
 def _named(result: Result) -> str:
-    return f"{full_name(result.arch)} {result.layout}{' with KD' if result.kd else ''} (seed {result.seed})"
+    return f"{full_name(result.training.arch)} {result.layout}{' with KD' if result.kd else ''} (seed {result.seed})"
 
 
 def unequal_settings(rows: Sequence[Row]) -> list[str]:
@@ -128,21 +127,22 @@ def unequal_settings(rows: Sequence[Row]) -> list[str]:
     groups: dict[tuple[str, str], list[Result]] = {}
     for row in rows:
         groups.setdefault((row.arch, row.layout), []).extend(row.results)
-    said = []
+    notes = []
     for (arch, layout), results in groups.items():
         unequal = _unequal(results, SECTIONS[layout]) + _unequal([r for r in results if r.kd], ("distillation", "cache"))
         if unequal:
-            said.append(f"{full_name(arch)} {layout}: not all runs have the same settings: {'; '.join(unequal)}.")
-    return said
+            notes.append(f"{full_name(arch)} {layout}: not all runs have the same settings: {'; '.join(unequal)}.")
+    return notes
 
 
 def _unequal(results: Sequence[Result], sections: Sequence[str]) -> list[str]:
     """``section.key is 20, 60`` for each setting of these sections on which the recipes differ."""
-    found = []
+    unequal = []
     for section in sections:
-        settings = [result.recipe[section] for result in results if isinstance(result.recipe.get(section), dict)]
+        recipes = [result.training.recipe for result in results]
+        settings = [recipe[section] for recipe in recipes if isinstance(recipe.get(section), dict)]
         for key in sorted({key for setting in settings for key in setting}):
             values = list(dict.fromkeys(str(setting.get(key)) for setting in settings))
             if len(values) > 1:
-                found.append(f"{section}.{key} is {', '.join(values)}")
-    return found
+                unequal.append(f"{section}.{key} is {', '.join(values)}")
+    return unequal

@@ -3,13 +3,13 @@
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from string import Template
+from typing import Any
 
-from mtkd_cache.study.report.markup import typeset
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+from mtkd_cache.study.report.formats import DASH
+from mtkd_cache.study.report.markup import Table
 
 
 @dataclass(frozen=True)
@@ -21,26 +21,27 @@ class Picture:
     alt: str
     path: Path
 
+    @property
+    def source(self) -> str:
+        """The file as a data URI."""
+        kind = {".svg": "image/svg+xml", ".png": "image/png"}[self.path.suffix]
+        return f"data:{kind};base64,{base64.b64encode(self.path.read_bytes()).decode()}"
 
-def picture_html(picture: Picture) -> str:
-    """A <figure> with the file inside as a data URI."""
-    data = base64.b64encode(picture.path.read_bytes()).decode()
-    source = f"data:{TYPES[picture.path.suffix]};base64,{data}"
-    title, _, rest = picture.caption.partition(". ")
-    image = f'<img src="{source}" alt="{typeset(picture.alt)}">'
-    return (
-        f'<figure id="{typeset(picture.name)}">\n<div class="card">{image}</div>\n'
-        f"<figcaption><b>{typeset(title)}.</b> {typeset(rest)}</figcaption>\n</figure>\n"
+
+def page(title: str, facts: Sequence[tuple[str, str]], notes: Sequence[str], blocks: Sequence[Table | Picture]) -> str:
+    """The whole page, all text escaped. facts: (term, description) pairs; notes: sentences; blocks: in order."""
+    environment = Environment(
+        loader=PackageLoader("mtkd_cache.study", "report"),
+        autoescape=True,
+        finalize=_curled,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    template = environment.get_template("page.html")
+    return template.render(title=title, facts=facts, notes=notes, blocks=blocks, dash=DASH)
 
 
-def page(title: str, facts: Sequence[tuple[str, str]], notes: Sequence[str], blocks: Sequence[str]) -> str:
-    """The whole page. facts: (term, description) pairs; notes: sentences; blocks: HTML in order."""
-    paragraphs = "".join(f"<p>{typeset(note)}</p>" for note in notes)
-    template = Template((files(__package__) / "page.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=typeset(title),
-        facts="\n".join(f"<div><dt>{typeset(term)}</dt><dd>{typeset(text)}</dd></div>" for term, text in facts),
-        notes=f"<aside>{paragraphs}</aside>" if notes else "",
-        blocks="\n".join(blocks),
-    )
+def _curled(value: Any) -> Any:
+    """Text with curled apostrophes."""
+    return value.replace("'", "\u2019") if isinstance(value, str) else value

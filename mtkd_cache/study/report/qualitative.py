@@ -1,9 +1,11 @@
 """Figure 3: image, truth and predictions, one anatomy a row; `panels` makes the arrays it draws."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -12,6 +14,7 @@ from PIL import Image
 
 from mtkd_cache.study.report.formats import percent, spoken
 from mtkd_cache.study.report.style import INK, styled
+from mtkd_cache.training.metrics import image_dice
 
 FILL = "#00e0d0"
 TRUTH = "#ffffff"
@@ -33,16 +36,9 @@ class Panel:
     predictions: dict[str, np.ndarray]
 
 
-def dice(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Dice of two binary masks, 2 |A and B| / (|A| + |B|), in 0..1; None where both are empty."""
-    one, other = np.asarray(one, bool), np.asarray(other, bool)
-    total = int(one.sum()) + int(other.sum())
-    return 2 * int((one & other).sum()) / total if total else None
-
-
 @styled
 def qualitative_figure(rows: Sequence[Panel]) -> Figure:
-    """The figure: image, truth, then each prediction, filled, with the truth's outline and its Dice in percent."""
+    """The figure: image, truth, then each prediction, filled, with the truth's outline and Dice in percent."""
     height, width = rows[0].truth.shape
     tall = PANEL * height / width
     titles = ["Image", "Truth", *rows[0].predictions]
@@ -70,20 +66,21 @@ def _draw(axes: Axes, row: Panel, mask: np.ndarray | None, *, prediction: bool) 
     height, width = row.truth.shape
     picture = _shrink(row.image) / 255
     if mask is not None:
-        covered = STRENGTH * _shrink(_grey(mask))[..., None] / 255
+        covered = STRENGTH * _shrink(_gray(mask))[..., None] / 255
         picture = (1 - covered) * picture + covered * np.array(to_rgb(FILL))
     axes.imshow(picture, extent=(0, width, height, 0), aspect="auto")
     axes.set_axis_off()
     if mask is not None:
         _outline(axes, mask, FILL, 1.1)
-    if prediction:
+    if mask is not None and prediction:
         _outline(axes, row.truth, TRUTH, 0.7)
-        said = percent(dice(row.truth, mask)) or "both empty"
+        dice = float(image_dice(torch.from_numpy(mask)[None], torch.from_numpy(row.truth)[None]))
+        label = "both empty" if math.isnan(dice) else percent(dice)
         box = {"boxstyle": "round,pad=0.22", "facecolor": "black", "alpha": 0.62, "linewidth": 0}
-        axes.text(0.03, 0.04, said, transform=axes.transAxes, fontsize=7.5, color="white", va="bottom", bbox=box)
+        axes.text(0.03, 0.04, label, transform=axes.transAxes, fontsize=7.5, color="white", va="bottom", bbox=box)
 
 
-def _grey(mask: np.ndarray) -> np.ndarray:
+def _gray(mask: np.ndarray) -> np.ndarray:
     return np.asarray(mask, bool).astype(np.uint8) * 255
 
 
@@ -96,14 +93,14 @@ def _shrink(picture: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
 
 
-def _outline(axes: Axes, mask: np.ndarray, colour: str, width: float) -> None:
+def _outline(axes: Axes, mask: np.ndarray, color: str, width: float) -> None:
     """The mask's outline, closed at the picture's border."""
-    covered = np.pad(_shrink(_grey(mask)) / 255, 1)
+    covered = np.pad(_shrink(_gray(mask)) / 255, 1)
     if covered.min() == covered.max():
         return
     height, full = mask.shape
     down, across = (count - 2 for count in covered.shape)
     x = np.clip((np.arange(-1, across + 1) + 0.5) * full / across, 0, full)
     y = np.clip((np.arange(-1, down + 1) + 0.5) * height / down, 0, height)
-    lines = axes.contour(x, y, covered, levels=[0.5], colors=[colour], linewidths=[width])
+    lines = axes.contour(x, y, covered, levels=[0.5], colors=[color], linewidths=[width])
     lines.set_clip_path(axes.patch)

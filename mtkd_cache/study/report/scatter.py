@@ -3,25 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+import textalloc
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
-from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from mtkd_cache.study.published import Paper
 from mtkd_cache.study.report.collect import Row
 from mtkd_cache.study.report.formats import display_name, signed
-from mtkd_cache.study.report.labels import Box, nearest, place
 from mtkd_cache.study.report.style import FAMILIES, INK, OTHERS, PALE, QUIET, RED, styled
-from mtkd_cache.study.report.tables import Paper
 
 MARKERS = {"separate": ("s", 6.2), "shared": ("*", 11.5)}
 LAYOUT_WORDS = {"separate": "one network an anatomy", "shared": "one shared encoder"}
-DISTANCES = (7.0, 11.0, 16.0, 23.0, 32.0, 44.0)
-LEADER_FROM = 14.0
 
 
 @dataclass(frozen=True)
@@ -38,15 +34,16 @@ class Point:
 
 def points_of(rows: Sequence[Row]) -> list[Point]:
     """The rows that have both parameters and a mean Dice."""
-    known = [row for row in rows if row.params_m and row.mean_dice is not None]
     return [
-        Point(row.arch, row.layout, row.kd, row.params_m, 100 * row.mean_dice, row.spread and 100 * row.spread) for row in known
+        Point(*row.key, row.params_m, 100 * row.mean_dice, row.spread and 100 * row.spread)
+        for row in rows
+        if row.params_m and row.mean_dice is not None
     ]
 
 
 def paper_points(paper: Paper) -> list[Point]:
     """The paper's own points."""
-    return [Point(*key, said.params_m, said.dice) for key, said in paper.items()]
+    return [Point(*key, row.params_m, row.dice) for key, row in paper.items()]
 
 
 @styled
@@ -59,17 +56,17 @@ def scatter_figure(points: Sequence[Point], behind: Sequence[Point] = ()) -> Fig
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.075, 0.09, 0.91, 0.79))
     _frame(axes, [*points, *behind])
-    colours = _colours(points)
-    for one, other in arrows(behind):
-        _arrow(axes, one, other, PALE, 1.0)
+    colors = _colors(points)
+    for start, end in arrows(behind):
+        _arrow(axes, start, end, PALE, 1.0)
     for point in behind:
         _marker(axes, point, PALE, 2)
-    for one, other in arrows(points):
-        _arrow(axes, one, other, RED, 1.6)
+    for start, end in arrows(points):
+        _arrow(axes, start, end, RED, 1.6)
     for point in points:
-        _marker(axes, point, RED if point.kd else colours[display_name(point.arch)[0]], 4)
-    _labels(figure, axes, points, behind, colours)
-    _legend(figure, points, bool(behind), colours)
+        _marker(axes, point, _color(point, colors), 4)
+    _labels(axes, points, behind, colors)
+    _legend(figure, points, bool(behind), colors)
     return figure
 
 
@@ -79,11 +76,15 @@ def arrows(points: Sequence[Point]) -> list[tuple[Point, Point]]:
     return [(baselines[point.arch], point) for point in points if point.kd and point.arch in baselines]
 
 
-def _colours(points: Sequence[Point]) -> dict[str, str]:
-    """A colour for each architecture; the paper's three keep theirs."""
+def _colors(points: Sequence[Point]) -> dict[str, str]:
+    """A color for each decoder; the paper's three keep theirs."""
     names = list(dict.fromkeys(display_name(point.arch)[0] for point in points))
     others = [name for name in names if name not in FAMILIES]
     return {name: FAMILIES.get(name) or OTHERS[others.index(name) % len(OTHERS)] for name in names}
+
+
+def _color(point: Point, colors: dict[str, str]) -> str:
+    return RED if point.kd else colors[display_name(point.arch)[0]]
 
 
 def _frame(axes: Axes, points: Sequence[Point]) -> None:
@@ -105,77 +106,66 @@ def _frame(axes: Axes, points: Sequence[Point]) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _marker(axes: Axes, point: Point, colour: str, order: int) -> None:
+def _marker(axes: Axes, point: Point, color: str, order: int) -> None:
     shape, size = MARKERS[point.layout]
     if point.sd:
-        bar = {"color": colour, "elinewidth": 1.1, "capsize": 2.4, "capthick": 1.1}
-        axes.errorbar(point.params_m, point.dice, yerr=point.sd, fmt="none", zorder=order - 0.1, **bar)
-    look = {"color": colour, "markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.6}
-    axes.plot([point.params_m], [point.dice], shape, zorder=order, **look)
+        axes.errorbar(
+            point.params_m, point.dice, yerr=point.sd, fmt="none", zorder=order - 0.1, color=color,
+            elinewidth=1.1, capsize=2.4, capthick=1.1,
+        )  # fmt: skip
+    axes.plot(
+        [point.params_m], [point.dice], shape, zorder=order, color=color,
+        markersize=size, markeredgecolor="white", markeredgewidth=0.6,
+    )  # fmt: skip
 
 
-def _arrow(axes: Axes, start: Point, end: Point, colour: str, width: float) -> None:
+def _arrow(axes: Axes, start: Point, end: Point, color: str, width: float) -> None:
     axes.add_patch(
         FancyArrowPatch(
             (start.params_m, start.dice), (end.params_m, end.dice), arrowstyle="-|>", mutation_scale=9, linewidth=width,
-            color=colour, shrinkA=4.5, shrinkB=5, zorder=3 if colour == RED else 1.5,
+            color=color, shrinkA=4.5, shrinkB=5, zorder=3 if color == RED else 1.5,
         )
     )  # fmt: skip
 
 
-def _labels(figure: Figure, axes: Axes, points: Sequence[Point], behind: Sequence[Point], colours: dict[str, str]) -> None:
-    """Name every marker but the tip of an arrow, which says the gain, where nothing is covered."""
-    unit = figure.dpi / 72
-    at = axes.transData.transform
-    wanted: list[tuple[Text, np.ndarray]] = []
-    tips = {end: start for start, end in arrows(points)}
-    for point in points:
-        name, encoder = display_name(point.arch)
-        if point in tips:
-            middle = (at((point.params_m, point.dice)) + at((point.params_m, tips[point].dice))) / 2
-            text = figure.text(0, 0, signed(point.dice - tips[point].dice), color=RED, fontsize=8, fontweight="bold")
-            wanted.append((text, middle))
-        else:
-            text = figure.text(0, 0, encoder, color=RED if point.kd else colours[name], fontsize=8)
-            wanted.append((text, at((point.params_m, point.dice))))
-    renderer = figure.canvas.get_renderer()
-    boxes = [text.get_window_extent(renderer) for text, _ in wanted]
-    sizes = [(box.width + 3 * unit, box.height + 1.5 * unit) for box in boxes]
-    obstacles = [box for point in points for box in _covered(at, point, unit)]
-    faint = [box for point in behind for box in _covered(at, point, unit)]
-    for start, end in arrows(points):
-        x, one, other = *at((start.params_m, start.dice)), at((end.params_m, end.dice))[1]
-        obstacles.append((x - 1.5 * unit, min(one, other), x + 1.5 * unit, max(one, other)))
-    frame = axes.get_window_extent(renderer)
-    at_points = [(float(x), float(y)) for _, (x, y) in wanted]
-    room = {"obstacles": obstacles, "faint": faint, "frame": tuple(frame.extents)}
-    chosen = place(at_points, sizes, **room, distances=[distance * unit for distance in DISTANCES])
-    to_figure = figure.transFigure.inverted().transform
-    for (text, point), box in zip(wanted, chosen, strict=True):
-        text.set(horizontalalignment="center", verticalalignment="center", zorder=5)
-        text.set_position(to_figure(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)))
-        near = nearest(box, tuple(point))
-        if np.hypot(*(near - point)) > LEADER_FROM * unit:
-            ends = np.array([to_figure(point), to_figure(near)])
-            figure.add_artist(Line2D(*ends.T, color=text.get_color(), linewidth=0.6, alpha=0.6, zorder=2))
+def _labels(axes: Axes, points: Sequence[Point], behind: Sequence[Point], colors: dict[str, str]) -> None:
+    """Name every marker, and give each arrow its gain in place of the name of its tip, where nothing is covered.
+
+    The labels that have to be nearest, those of the arrows, are placed first.
+    """
+    starts = {end: start for start, end in arrows(points)}
+    ordered = sorted(points, key=lambda point: (not point.kd, point.layout))
+    middles = [(starts.get(point, point).params_m * point.params_m) ** 0.5 for point in ordered]  # on a logarithmic axis
+    lines = [((start.params_m, end.params_m), (start.dice, end.dice)) for start, end in arrows(points)]
+    lines += [((p.params_m, p.params_m), (p.dice - p.sd, p.dice + p.sd)) for p in points if p.sd]
+    shades = [_color(point, colors) for point in ordered]
+    textalloc.allocate(
+        axes,
+        x=middles,
+        y=[(starts.get(point, point).dice + point.dice) / 2 for point in ordered],
+        text_list=[signed(p.dice - starts[p].dice) if p in starts else display_name(p.arch)[1] for p in ordered],
+        x_scatter=[point.params_m for point in (*points, *behind)],
+        y_scatter=[point.dice for point in (*points, *behind)],
+        x_lines=[x for x, _ in lines],
+        y_lines=[y for _, y in lines],
+        textsize=8,
+        fontweight=["bold" if point in starts else "normal" for point in ordered],
+        textcolor=shades,
+        linecolor=shades,
+        linewidth=0.6,
+        margin=0.014,
+        min_distance=0.014,
+        max_distance=0.12,
+        avoid_label_lines_overlap=True,
+        avoid_crossing_label_lines=True,
+    )
 
 
-def _covered(at, point: Point, unit: float) -> list[Box]:
-    """The boxes of a marker and its error bar, in pixels."""
-    x, y = at((point.params_m, point.dice))
-    reach = 5.0 * unit
-    boxes = [(x - reach, y - reach, x + reach, y + reach)]
-    if point.sd:
-        tall = at((point.params_m, point.dice + point.sd))[1] - y
-        boxes.append((x - 2.2 * unit, y - tall, x + 2.2 * unit, y + tall))
-    return boxes
+def _legend(figure: Figure, points: Sequence[Point], with_paper: bool, colors: dict[str, str]) -> None:
+    def mark(shape: str, size: float, color: str, label: str) -> Line2D:
+        return Line2D([], [], linestyle="", marker=shape, markersize=size, color=color, markeredgewidth=0, label=label)
 
-
-def _legend(figure: Figure, points: Sequence[Point], with_paper: bool, colours: dict[str, str]) -> None:
-    def mark(shape: str, size: float, colour: str, label: str) -> Line2D:
-        return Line2D([], [], linestyle="", marker=shape, markersize=size, color=colour, markeredgewidth=0, label=label)
-
-    families = [mark("o", 6, colour, name) for name, colour in colours.items()]
+    families = [mark("o", 6, color, name) for name, color in colors.items()]
     layouts = {point.layout for point in points}
     shapes = [mark(*MARKERS[layout], QUIET, LAYOUT_WORDS[layout]) for layout in MARKERS if layout in layouts]
     if any(point.kd for point in points):

@@ -1,10 +1,9 @@
 """The report's tables as pure functions of rows: Tables 1 and 2 as the paper has them, and what distillation gains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mtkd_cache.study.published import table1 as published_table1
-from mtkd_cache.study.published import table2 as published_table2
+from mtkd_cache.study.published import Key, Paper, Published
 from mtkd_cache.study.report.collect import LAYOUTS, Row, Timing, Timings, mean, spread
 from mtkd_cache.study.report.formats import MINUS, TIMES, display_name, fixed, full_name, percent, signed, spoken
 from mtkd_cache.study.report.markup import Cell, Column, Table
@@ -16,185 +15,160 @@ MARKS_NOTE = "■ one network an anatomy, ★ one encoder shared by all decoders
 SPREAD_NOTE = "± sd is the sample standard deviation over the seeds."
 MININET = ("mininetv2", "shared")
 MININET_NOTE = (
-    f"{DAGGER} MiniNetV2 shared: the official cut into encoder and decoder gives 1.52 M with 11 decoders; "
-    "the paper's 1.1 M matches no contiguous cut of the network."
+    f"{DAGGER} MiniNetV2 shared: the official split into encoder and decoder gives 1.52 M with 11 decoders; "
+    "the paper's 1.1 M matches no contiguous split of the network."
 )
 TIME_NOTE = (
     f"ms and FPS are for all anatomies of one image, of 1280{TIMES}720 pixels if no other size is named; ours in the network's "
     "fast form (mtkd_cache.models.fast). ‡ The paper's were measured on another machine: compare the rows of a column, not "
     "the columns."
 )
-NAMES = (Column("Architecture"), Column("Encoder"), Column("Layout"), Column("KD"))
 EMPTY = Cell("")
 
-Key = tuple[str, str, bool]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the paper reports of one (arch, layout, kd). Dice in percent; ms and fps on its RTX 3090 at 1280x720."""
-
-    params_m: float
-    dice: float
-    ms: float
-    fps: float
-    by_anatomy: Mapping[str, float]
-
-
-Paper = Mapping[Key, Reference]
+CellOf = Callable[[Key], Cell]
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Both training arms of one architecture over the seeds they have in common. Dice are fractions 0..1."""
+    """Both training arms of an architecture. dice: by seed that both have, the mean Dice (0..1) without and with distillation."""
 
     arch: str
-    seeds: tuple[int, ...]
-    baseline: tuple[float, ...]
-    distilled: tuple[float, ...]
+    dice: dict[int, tuple[float, float]]
 
     @property
-    def differences(self) -> tuple[float, ...]:
-        return tuple(new - old for old, new in zip(self.baseline, self.distilled, strict=True))
-
-
-def references() -> Paper:
-    """The paper's Tables 1 and 2 by (arch, layout, kd), in their order."""
-    by_anatomy = {(row["arch"], row["layout"], row["kd"]): row["dice"] for row in published_table2()}
-    found = {}
-    for row in published_table1():
-        key = row["arch"], row["layout"], row["kd"]
-        found[key] = Reference(row["params_m"], row["dice"], row["ms"], row["fps"], by_anatomy[key])
-    return found
+    def differences(self) -> dict[int, float]:
+        return {seed: distilled - baseline for seed, (baseline, distilled) in self.dice.items()}
 
 
 def table1(rows: Sequence[Row], paper: Paper, timings: Timings, *, comparable: bool) -> Table:
     """Parameters, mean Dice and time of every row beside the paper's.
 
-    comparable: our Dice is laid beside the paper's; then its rows without a run are listed too, and differences shown.
+    comparable: our Dice is compared with the paper's: its rows without a run are listed too, and differences shown.
     """
     ours = {row.key: row for row in rows}
-    keys = list(ours)
-    if comparable:
-        keys = [*paper, *(key for key in ours if key not in paper)]
-    devices = sorted({device for entry in timings.values() for device in entry})
-    columns = [*NAMES, Column("ours", "Parameters, M", True), Column("paper", "Parameters, M", True)]
+    keys = [*paper, *(key for key in ours if key not in paper)] if comparable else list(ours)
     several = any(row.spread is not None for row in rows)
-    titles = ["ours", *["± sd"] * several, "seeds", "paper", *["difference"] * comparable]
-    columns += [Column(title, "Mean Dice, %", True) for title in titles]
-    for device in [*(f"ours: {device}" for device in devices), PAPER_DEVICE] if devices else ():
-        columns += [Column(unit, device, True) for unit in ("ms", "FPS")]
-    parts = []
-    for part in _parts(keys):
-        lines = []
-        for key in part:
-            row, said = ours.get(key), paper.get(key)
-            cells = [*_names(key), *_size_cells(row, said), *_dice_cells(row, said, several)]
-            if comparable:
-                cells.append(_difference_cell(row and said and row.mean_dice and 100 * row.mean_dice - said.dice))
-            lines.append([*cells, *_time_cells(timings.get(key[:2], {}), said, devices)])
-        parts.append(lines)
-    notes = [MARKS_NOTE + (f" {SPREAD_NOTE}" if several else "")]
-    if devices:
-        notes.append(TIME_NOTE)
+    devices = sorted({device for times in timings.values() for device in times})
+    parameters, dice = "Parameters, M", "Mean Dice, %"
+    columns = {
+        Column("Architecture"): lambda key: _text(display_name(key[0])[0]),
+        Column("Encoder"): _encoder,
+        Column("Layout"): lambda key: Cell(MARKS[key[1]], key[1], kind="kd" if key[2] else ""),
+        Column("KD"): lambda key: Cell("yes", 1, kind="kd") if key[2] else Cell("no", 0),
+        Column("ours", parameters, True): _measured(ours, _size),
+        Column("paper", parameters, True): _published(paper, lambda row: row.params_m, 1),
+        Column("ours", dice, True): _measured(ours, lambda row: Cell(percent(row.mean_dice), row.mean_dice)),
+        **({Column("± sd", dice, True): _measured(ours, lambda row: Cell(percent(row.spread), row.spread))} if several else {}),
+        Column("seeds", dice, True): _measured(ours, lambda row: Cell(str(len(row.seeds)), len(row.seeds))),
+        Column("paper", dice, True): _published(paper, lambda row: row.dice, 1),
+        **({Column("difference", dice, True): lambda key: _gap(ours.get(key), paper.get(key))} if comparable else {}),
+        **_time_columns(devices, timings, paper),
+    }
+    notes = [MARKS_NOTE + (f" {SPREAD_NOTE}" if several else ""), *([TIME_NOTE] if devices else [])]
     if any(key[:2] == MININET for key in keys):
         notes.append(MININET_NOTE)
     title = f"Table 1. Parameters{', mean Dice and time' if devices else ' and mean Dice'}"
-    return Table("table1", title, tuple(columns), parts, notes)
+    return Table("table1", title, tuple(columns), _parts(keys, columns.values()), notes)
 
 
-def _parts(keys: Sequence[Key]) -> list[list[Key]]:
-    """The keys by layout and arm, in the paper's order; empty parts are left out."""
+def _parts(keys: Iterable[Key], cells: Iterable[CellOf]) -> list[list[list[Cell]]]:
+    """The keys' rows of cells by layout and arm, in the paper's order; empty parts are left out."""
     arms = [(layout, kd) for layout in LAYOUTS for kd in (False, True)]
-    parts = [[key for key in keys if key[1:] == arm] for arm in arms]
+    parts = [[[cell(key) for cell in cells] for key in keys if key[1:] == arm] for arm in arms]
     return [part for part in parts if part]
 
 
-def _names(key: Key) -> list[Cell]:
-    """The cells every row of Table 1 begins with."""
-    arch, layout, kd = key
-    architecture, encoder = display_name(arch)
-    mark = f" {DAGGER}" if (arch, layout) == MININET else ""
-    names = [Cell(architecture, architecture), Cell(encoder + mark, encoder)]
-    kind = "kd" if kd else ""
-    return [*names, Cell(MARKS[layout], layout, kind=kind), Cell("yes" if kd else "no", int(kd), kind=kind)]
+def _text(text: str) -> Cell:
+    return Cell(text, text)
 
 
-def _size_cells(row: Row | None, said: Reference | None) -> list[Cell]:
-    params = row.params_m if row else None
-    cells = [Cell(fixed(params, 2 if params and params < 100 else 1), params)]
-    if said is None:
-        return [*cells, EMPTY]
-    return [*cells, Cell(f"{said.params_m:.1f}", said.params_m, kind="paper")]
+def _encoder(key: Key) -> Cell:
+    encoder = display_name(key[0])[1]
+    return Cell(f"{encoder} {DAGGER}", encoder) if key[:2] == MININET else _text(encoder)
 
 
-def _dice_cells(row: Row | None, said: Reference | None, several: bool) -> list[Cell]:
-    """Our mean, its spread if there are several seeds anywhere, the number of seeds, the paper's mean."""
-    paper = Cell(f"{said.dice:.1f}", said.dice, kind="paper") if said else EMPTY
-    if row is None:
-        return [EMPTY] * (2 + several) + [paper]
-    spreads = [Cell(percent(row.spread), row.spread)] * several
-    return [Cell(percent(row.mean_dice), row.mean_dice), *spreads, Cell(str(len(row.seeds)), len(row.seeds)), paper]
+def _size(row: Row) -> Cell:
+    return Cell(fixed(row.params_m, 2 if row.params_m and row.params_m < 100 else 1), row.params_m)
 
 
-def _time_cells(measured: Mapping[str, Timing], said: Reference | None, devices: Sequence[str]) -> list[Cell]:
-    cells = []
-    for device in devices:
-        time = measured.get(device)
-        fps = time and fixed(time.fps, 0 if time.fps >= 10 else 1)
-        cells += [Cell(fixed(time.ms, 1), time.ms), Cell(fps, time.fps)] if time else [EMPTY, EMPTY]
-    if devices and said:
-        return [*cells, Cell(f"{said.ms:.0f}", said.ms, kind="paper"), Cell(f"{said.fps:.0f}", said.fps, kind="paper")]
-    return [*cells, EMPTY, EMPTY] if devices else []
+def _measured(ours: dict[Key, Row], cell: Callable[[Row], Cell]) -> CellOf:
+    """A column of our rows."""
+    return lambda key: cell(ours[key]) if key in ours else EMPTY
 
 
-def _difference_cell(points: float | None, sd: float | None = None) -> Cell:
-    """A signed difference in percentage points, coloured by its sign."""
+def _published(paper: Paper, value: Callable[[Published], float], digits: int) -> CellOf:
+    """A column of the paper's figures."""
+    return lambda key: Cell(fixed(value(paper[key]), digits), value(paper[key]), kind="paper") if key in paper else EMPTY
+
+
+def _gap(row: Row | None, published: Published | None) -> Cell:
+    """Our mean Dice less the paper's."""
+    return _difference(100 * row.mean_dice - published.dice) if row and row.mean_dice and published else EMPTY
+
+
+def _difference(points: float | None, sd: float | None = None) -> Cell:
+    """A signed difference in percentage points, colored by its sign."""
     text = signed(points, sd)
     return Cell(text, points, kind="up" if text.startswith("+") else "down" if text.startswith(MINUS) else "")
+
+
+def _time_columns(devices: Sequence[str], timings: Timings, paper: Paper) -> dict[Column, CellOf]:
+    """Milliseconds and frames a second on each of our devices, then the paper's; none without a device."""
+
+    def column(device: str, cell: Callable[[Timing], Cell]) -> CellOf:
+        return lambda key: cell(timings[key[:2]][device]) if device in timings.get(key[:2], {}) else EMPTY
+
+    columns: dict[Column, CellOf] = {}
+    for device in devices:
+        group = f"ours: {device}"
+        columns[Column("ms", group, True)] = column(device, lambda time: Cell(fixed(time.ms, 1), time.ms))
+        columns[Column("FPS", group, True)] = column(
+            device, lambda time: Cell(fixed(time.fps, 0 if time.fps >= 10 else 1), time.fps)
+        )
+    if devices:
+        columns[Column("ms", PAPER_DEVICE, True)] = _published(paper, lambda row: row.ms, 0)
+        columns[Column("FPS", PAPER_DEVICE, True)] = _published(paper, lambda row: row.fps, 0)
+    return columns
 
 
 def table2(rows: Sequence[Row], anatomies: Sequence[str], paper: Paper) -> Table:
     """Dice of every row by anatomy, the mean over the seeds; below it the paper's and the difference, unless `paper` is empty."""
     ours = {row.key: row for row in rows}
-    columns = (Column("Network"), Column("Layout"), *(Column(spoken(anatomy), number=True) for anatomy in anatomies))
-    parts = []
-    for part in _parts(list(ours)):
-        lines = []
-        for arch, layout, kd in part:
-            row, said = ours[arch, layout, kd], paper.get((arch, layout, kd))
-            name, mark = full_name(arch), MARKS[layout] + (" + KD" if kd else "")
-            cells = [Cell(name, name), Cell(mark, mark, kind="kd" if kd else "")]
-            cells += [_beside(row.dice(anatomy), said and said.by_anatomy[anatomy], bool(paper)) for anatomy in anatomies]
-            lines.append(cells)
-        parts.append(lines)
+
+    def beside(anatomy: str) -> CellOf:
+        def cell(key: Key) -> Cell:
+            dice = ours[key].dice(anatomy)
+            published = paper[key].by_anatomy[anatomy] if key in paper else None
+            below = fixed(published, 0) if paper else None
+            if published is not None and dice is not None:
+                below = f"{below} ({signed(100 * dice - published)})"
+            return Cell(percent(dice), dice, below)
+
+        return cell
+
+    columns: dict[Column, CellOf] = {
+        Column("Network"): lambda key: _text(full_name(key[0])),
+        Column("Layout"): lambda key: Cell(
+            mark := MARKS[key[1]] + (" + KD" if key[2] else ""), mark, kind="kd" if key[2] else ""
+        ),
+        **{Column(spoken(anatomy), number=True): beside(anatomy) for anatomy in anatomies},
+    }
     note = "Dice in percent, the mean over the seeds"
     note += "; below it the paper's and, in brackets, the difference." if paper else "."
-    return Table("table2", "Table 2. Dice by anatomy", columns, parts, [note])
-
-
-def _beside(dice: float | None, said: float | None, compared: bool) -> Cell:
-    """Dice in percent over the paper's, with the difference in brackets where there are both."""
-    below = fixed(said, 0) if compared else None
-    if below and dice is not None:
-        below += f" ({signed(100 * dice - said)})"
-    return Cell(percent(dice), dice, below)
+    return Table("table2", "Table 2. Dice by anatomy", tuple(columns), _parts(ours, columns.values()), [note])
 
 
 def gains(rows: Sequence[Row]) -> list[Gain]:
     """One gain for each architecture that was trained with and without distillation, over the seeds both arms have."""
-    arms = {(row.arch, row.kd): row for row in rows if row.layout == "shared"}
-    found = []
-    for (arch, kd), row in arms.items():
-        if kd and (arch, False) in arms:
-            old = {result.seed: result.mean_dice for result in arms[arch, False].results}
-            new = {result.seed: result.mean_dice for result in row.results}
-            seeds = tuple(seed for seed in old if None not in (old[seed], new.get(seed)))
-            found.append(Gain(arch, seeds, tuple(old[seed] for seed in seeds), tuple(new[seed] for seed in seeds)))
-    return found
+    arms = {(row.arch, row.kd): {r.seed: r.mean_dice for r in row.results} for row in rows if row.layout == "shared"}
+    pairs = [(arch, arms[arch, False], arm) for (arch, kd), arm in arms.items() if kd and (arch, False) in arms]
+    return [
+        Gain(arch, {seed: (old, new) for seed, old in baseline.items() if None not in (old, new := distilled.get(seed))})
+        for arch, baseline, distilled in pairs
+    ]
 
 
-def gain_table(found: Sequence[Gain], paper: Paper) -> Table:
+def gain_table(rows: Sequence[Gain], paper: Paper) -> Table:
     """Baseline, distilled, their difference over the common seeds, each seed's, and the paper's if `paper` has it."""
     group = "Mean Dice, %"
     columns = [Column("Architecture"), Column("Encoder")]
@@ -202,21 +176,22 @@ def gain_table(found: Sequence[Gain], paper: Paper) -> Table:
     columns += [Column("each seed's difference")] + [Column("paper's difference", number=True)] * bool(paper)
     notes = [
         "Means over the seeds both arms have; differences in percentage points"
-        + (", ± their sample standard deviation." if any(len(gain.seeds) > 1 for gain in found) else ".")
+        + (", ± their sample standard deviation." if any(len(gain.dice) > 1 for gain in rows) else ".")
     ]
-    rows = [_gain_row(gain, paper) for gain in found]
-    return Table("gain", "What distillation gains", tuple(columns), [rows], notes)
+    return Table("gain", "What distillation gains", tuple(columns), [[_gain_row(gain, paper) for gain in rows]], notes)
 
 
 def _gain_row(gain: Gain, paper: Paper) -> list[Cell]:
-    points = [100 * difference for difference in gain.differences]
-    each = ", ".join(f"seed {seed}: {signed(point)}" for seed, point in zip(gain.seeds, points, strict=True))
-    arms = (mean(gain.baseline), mean(gain.distilled))
-    cells = [Cell(name, name) for name in display_name(gain.arch)]
-    cells += [Cell(percent(dice), dice) for dice in arms]
-    cells += [_difference_cell(mean(points), spread(points)), Cell(each or "no seed in common", mean(points))]
+    points = {seed: 100 * difference for seed, difference in gain.differences.items()}
+    each = ", ".join(f"seed {seed}: {signed(point)}" for seed, point in points.items())
+    gained = mean(points.values())
+    cells = [_text(name) for name in display_name(gain.arch)]
+    for arm in (0, 1):
+        dice = mean(pair[arm] for pair in gain.dice.values())
+        cells.append(Cell(percent(dice), dice))
+    cells += [_difference(gained, spread(points.values())), Cell(each or "no seed in common", gained)]
     if paper:
-        keys = [(gain.arch, "shared", kd) for kd in (False, True)]
-        said = paper[keys[1]].dice - paper[keys[0]].dice if all(key in paper for key in keys) else None
-        cells.append(Cell(signed(said), said, kind="paper"))
+        baseline, distilled = (paper.get((gain.arch, "shared", kd)) for kd in (False, True))
+        published = distilled.dice - baseline.dice if baseline and distilled else None
+        cells.append(Cell(signed(published), published, kind="paper"))
     return cells
