@@ -125,6 +125,7 @@ def fit(task: Task, folder: Path, run_digest: str, accelerator: Accelerator) -> 
 
 def _start_trackers(accelerator: Accelerator, task: Task, folder: Path) -> None:
     """Let the accelerator's trackers, if it has any, follow a training; those that write files write them into its folder."""
+    accelerator.trackers = []  # of the training before
     accelerator.project_configuration.logging_dir = str(folder)
     accelerator.init_trackers("mtkd-cache", {"label": task.label, "seed": task.seed, **asdict(task.stage)})
 

@@ -117,5 +117,10 @@ class StudentLoss:
             return {"loss": cross_entropy}
         distillation = self.recipe.distillation
         kl = channelwise_kl(logits, teachers, distillation.temperature, valid, self.average)
+        cross_entropy, kl = self._across_ranks(cross_entropy), self._across_ranks(kl)
         loss = distillation_objective(cross_entropy, kl, distillation.weight, distillation.combine)
         return {"loss": loss, "cross_entropy": cross_entropy.detach(), "kl": kl.detach()}
+
+    def _across_ranks(self, part: Tensor) -> Tensor:
+        """The value over all processes with the gradient of this one: a product of two such has the gradient of one process."""
+        return part if self.average is None else part + (self.average(part.detach()) - part.detach())

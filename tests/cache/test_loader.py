@@ -1,9 +1,14 @@
-"""The order in which a training meets its samples."""
+"""The order in which a training gets its samples, and how they are read ahead."""
+
+import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 
-from mtkd_cache.cache.loader import epoch_batches, prefetch
+from mtkd_cache.cache.loader import BatchReader, epoch_batches, prefetch, prefetch_batches
+from mtkd_cache.errors import MtkdError
 
 ROWS = np.arange(100, 121)
 
@@ -29,6 +34,24 @@ def test_processes_share_the_batches_of_one():
     for number, rows in enumerate(alone):
         assert sorted(np.concatenate([one[number] for one in shared])) == sorted(rows)
         assert all(len(one[number]) == 2 for one in shared)
+
+
+def test_a_batch_smaller_than_the_processes_is_refused():
+    for rows, batch in ((ROWS, 2), (ROWS[:2], 8)):
+        with pytest.raises(MtkdError, match="a batch of 2 samples cannot be shared by 3 processes"):
+            epoch_batches(rows, batch, 0, 0, 0, 3)
+
+
+def test_batches_are_pinned_where_they_are_read(organ_store, monkeypatch):
+    """For a CUDA device, in the reading thread: page-locking takes the training thread's time."""
+    threads = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (threads.append(threading.current_thread()), tensor)[1])
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    reader, rows = BatchReader(organ_store), organ_store.rows("train")[:4]
+    for device, pinned in (("cpu", 0), ("cuda", 3)):
+        (batch,) = prefetch_batches([(rows,)], reader, torch.device(device))
+        assert torch.equal(batch.images, reader.read(rows).images)
+        assert len(threads) == pinned and threading.main_thread() not in threads
 
 
 def test_what_is_read_ahead_comes_in_order_and_fails_where_it_was_asked_for():

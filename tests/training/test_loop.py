@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file, save_file
 
 from mtkd_cache.cache.loader import epoch_batches
@@ -21,8 +23,10 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import LockedError, MtkdError
 from mtkd_cache.losses import exclusive_cross_entropy
 from mtkd_cache.models.checkpoints import STATE, WEIGHTS, load_network, read_tensors, write_tensors
+from mtkd_cache.models.network import create_network
 from mtkd_cache.models.records import TEACHER, RunRecord, TeacherRecord, read_json, read_teacher
 from mtkd_cache.recipe import seed_for
+from mtkd_cache.runtime.accelerator import make_accelerator
 from mtkd_cache.storage.folder import LOCK, Folder
 from mtkd_cache.storage.lock import locked
 from mtkd_cache.training import loop as training
@@ -232,17 +236,17 @@ def test_what_cannot_be_read_is_not_called_missing(organ_teachers, copy_of):
 
 
 def test_a_network_is_judged_as_it_will_be_used(organ_store, recipe, accelerator, tmp_path, monkeypatch):
-    modes, whole = [], training._epoch
+    modes, whole = [], training.EpochLog.add
 
-    def epoch(task, *arguments) -> dict:
-        modes.append(task.network.training)
-        return whole(task, *arguments)
+    def add(log, *arguments) -> None:
+        modes.append(log.task.network.training)
+        whole(log, *arguments)
 
     def validate(heads, *_) -> dict:
         modes.append(heads["kidney"][0].training)
         return {"mean_dice": 0.5}
 
-    monkeypatch.setattr(training, "_epoch", epoch)
+    monkeypatch.setattr(training.EpochLog, "add", add)
     monkeypatch.setattr("mtkd_cache.training.teachers.split_dice", validate)
     train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
     assert modes == [True, False] * 2
@@ -276,7 +280,7 @@ def test_a_training_belongs_to_its_samples(organ_store, other_store, organ_cache
         train_teachers(other_store, tmp_path, settings, accelerator, ["kidney"])
     with pytest.raises(MtkdError, match="trained with another store_fingerprint"):
         train_student(other_store, tmp_path / "run", settings, accelerator, None)
-    with pytest.raises(MtkdError, match=f"{organ_cache.url} knows 6 of 12 samples of {other_store.url} not at all"):
+    with pytest.raises(MtkdError, match=f"6 of 12 samples of {other_store.url} not at all"):
         train_student(other_store, tmp_path / "distilled", settings, accelerator, organ_cache)
     assert not (tmp_path / "distilled").exists()
 
@@ -341,6 +345,78 @@ def test_a_batch_of_one_where_batch_norm_needs_two(organ_store, recipe, accelera
     overrides = ("teacher.arch=deeplabv3-resnet18", "teacher.batch=1")
     with pytest.raises(MtkdError, match=r"deeplabv3-resnet18 cannot be trained on a batch of 1: .* Take a larger batch"):
         train_teachers(organ_store, tmp_path, recipe(*overrides), accelerator, ["kidney"])
+
+
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [
+        ("mininetv2", (64, 64)),
+        ("mininetv2", (8, 8)),
+        ("mininetv2", (16, 8)),
+        ("deeplabv3-resnet18", (64, 64)),
+        ("segformer-mit_b0", (32, 32)),
+        ("fpn-resnet18", (32, 32)),
+    ],
+)
+def test_which_networks_train_on_batches_of_one(arch, size):
+    """As torch's batch norm decides."""
+    network = create_network(arch, 2).train()
+    predicted = network.trains_on_one(size)
+    assert network.training
+    try:
+        network(torch.rand(1, 3, size[1], size[0]))
+        trains = True
+    except ValueError:
+        trains = False
+    assert predicted == trains
+
+
+def test_a_batch_that_leaves_one_sample_to_a_process(organ_store, recipe, accelerator):
+    task = teacher_task(organ_store, "kidney", recipe("teacher.arch=deeplabv3-resnet18", "teacher.batch=3"), accelerator, "off")
+    task.check_batch()
+    task.accelerator = SimpleNamespace(process_index=1, num_processes=2)
+    with pytest.raises(MtkdError, match=r"cannot be trained on a batch of 1: .* two training samples or more per process"):
+        task.check_batch()
+
+
+class Tracker(GeneralTracker):
+    """Keeps what it is told."""
+
+    name = "stub"
+    requires_logging_directory = False
+    tracker = None
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.rows, self.finished = [], [], 0
+
+    def store_init_configuration(self, values: dict) -> None:
+        self.config.append(values)
+
+    def log(self, values: dict, step: int | None = None, **_) -> None:
+        self.rows.append((step, values))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_a_tracker_is_told_every_epoch(organ_store, recipe, tmp_path):
+    tracker = Tracker()
+    accelerator = Accelerator(cpu=True, log_with=tracker)
+    records = train_teachers(organ_store, tmp_path, recipe(), accelerator)
+    assert [config["label"] for config in tracker.config] == list(organ_store.anatomies)
+    assert tracker.config[0]["epochs"] == 2
+    assert [values for _, values in tracker.rows] == [row for record in records.values() for row in record.history]
+    assert [step for step, _ in tracker.rows] == [0, 1] * 2
+    assert tracker.finished == 2
+
+
+def test_a_tracker_that_is_not_there_is_told_in_words(monkeypatch):
+    monkeypatch.setattr("mtkd_cache.runtime.accelerator.get_available_trackers", list)
+    with pytest.raises(MtkdError, match=r"tracker 'abacus' is unknown. Choose one of aim, "):
+        make_accelerator("cpu", log_with="abacus")
+    with pytest.raises(MtkdError, match=r"package of tracker tensorboard is not installed. .* pip install tensorboard"):
+        make_accelerator("cpu", log_with="tensorboard")
 
 
 def test_a_batch_larger_than_the_subset_is_the_subset(organ_store, recipe, accelerator, tmp_path):

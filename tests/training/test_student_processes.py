@@ -14,6 +14,7 @@ from mtkd_cache.storage.lock import locked
 
 SCRIPT = """
 import json, sys
+from dataclasses import replace
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.recipe import load_recipe
 from mtkd_cache.runtime.accelerator import make_accelerator
@@ -24,19 +25,18 @@ from mtkd_cache.training.student import student_task
 accelerator = make_accelerator("cpu")
 store, cache, *overrides = sys.argv[1:]
 store, recipe = SampleStore.open(store), load_recipe("paper", overrides)
-task = student_task(store, recipe, accelerator, CachedTeachers(LogitCache.open(cache), recipe, store.size), "off")
-forward = accelerator.prepare(task.network)
-forward.eval()  # batch statistics and dropout are each process's own
-for number, batch in enumerate(task.batches(0)):
-    forward.zero_grad()
-    parts = task.losses(forward, batch, 0)
-    accelerator.backward(parts["loss"])
-    gradient = sum(p.grad.square().sum() for p in forward.parameters() if p.grad is not None).sqrt()
-    said = {name: float(accelerator.reduce(value.detach(), "mean")) for name, value in parts.items()}
-    if accelerator.is_main_process:
-        print(json.dumps({**said, "gradient": float(gradient), "samples": len(batch.rows)}), flush=True)
-    if number == 1:
-        break
+for combine in ("sum", "product"):
+    recipe = replace(recipe, distillation=replace(recipe.distillation, combine=combine))
+    task = student_task(store, recipe, accelerator, CachedTeachers(LogitCache.open(cache), recipe, store.size), "off")
+    forward = accelerator.prepare(task.network)
+    forward.eval()  # batch statistics and dropout are each process's own
+    for batch in task.batches(0):
+        forward.zero_grad()
+        parts = task.losses(forward, batch, 0)
+        accelerator.backward(parts["loss"])
+        gradient = sum(p.grad.square().sum() for p in forward.parameters() if p.grad is not None).sqrt()
+        values = {name: float(accelerator.reduce(value.detach(), "mean")) for name, value in parts.items()}
+        print(json.dumps({**values, "gradient": float(gradient), "samples": len(batch.rows)}), flush=True)
 accelerator.end_training()
 """
 
@@ -53,7 +53,7 @@ accelerator = make_accelerator("cpu")
 store, run, *overrides = sys.argv[1:]
 try:
     record = train_student(SampleStore.open(store), Path(run), load_recipe("paper", overrides), accelerator, None)
-    said = {key: getattr(record, key) for key in ("processes", "weights_sha256")}
+    said = {key: getattr(record, key) for key in ("processes", "weights_sha256")} | {"loss": record.history[0]["loss"]}
 except LockedError as error:
     said = {"refused": str(error)}
 print(json.dumps(said))
@@ -84,17 +84,18 @@ def launch(processes: int, code: str, *arguments: str) -> list[list[dict]]:
 
 @pytest.fixture(scope="module")
 def losses(organ_store, organ_cache):
-    arguments = (SCRIPT, organ_store.url, organ_cache.url, "student.batch=4", "student.weights=none")
-    return launch(1, *arguments)[0], launch(2, *arguments)[0]
+    """Two batches of five samples with each objective, of one process and of two, which share them unequally."""
+    arguments = (SCRIPT, organ_store.url, organ_cache.url, "student.batch=5", "student.weights=none")
+    return launch(1, *arguments)[0], launch(2, *arguments)
 
 
 def test_the_loss_is_that_of_one_process(losses):
     alone, together = losses
-    assert len(alone) == len(together) == 2
-    for one, two in zip(alone, together, strict=True):
-        assert two["samples"] * 2 == one["samples"]
+    assert len(alone) == 4
+    for one, first, second in zip(alone, *together, strict=True):
+        assert (one["samples"], first["samples"], second["samples"]) == (5, 3, 2)
         for part in ("loss", "cross_entropy", "kl", "gradient"):
-            assert two[part] == pytest.approx(one[part], rel=1e-4), part
+            assert first[part] == pytest.approx(one[part], rel=1e-4), part
 
 
 def test_a_lock_that_is_refused_ends_every_process(organ_store, tmp_path):
@@ -104,4 +105,5 @@ def test_a_lock_that_is_refused_ends_every_process(organ_store, tmp_path):
     assert first == second
     assert first["refused"].startswith(f"{tmp_path} is being written")
     (first,), (second,) = launch(2, LOCKED, *arguments)
-    assert first == second == {"processes": 2, "weights_sha256": file_sha256(tmp_path / WEIGHTS)}
+    assert first == second  # the loss too is that of both
+    assert (first["processes"], first["weights_sha256"]) == (2, file_sha256(tmp_path / WEIGHTS))
