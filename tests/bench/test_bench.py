@@ -1,130 +1,165 @@
-"""The bench commands on tiny pictures: they run, and what they say obeys the contract of --json."""
+"""The bench commands on tiny images: they run, and their results hold what --json promises."""
 
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from mtkd_cache.bench.build import as_one_call, spread_out
+from mtkd_cache.bench.stage2 import LiveTeachers
 from mtkd_cache.bench.table import lines
 from mtkd_cache.cache.teacher_runner import TeacherRunner
 from mtkd_cache.cli.bench import command
+from mtkd_cache.data.augment import apply_views, draw_views
+from mtkd_cache.losses import channelwise_kl, exclusive_cross_entropy
 from mtkd_cache.models.network import create_network
+from mtkd_cache.recipe import seed_for
 from mtkd_cache.runtime.timing import interleaved, ratio
 from mtkd_cache.study.report.collect import read_timings
+from mtkd_cache.training.student import student_task
 
-SMALL = ("--size", "64x64", "--rounds", "1", "--device", "cpu", "--json")
+MEASUREMENTS = Path(__file__).parents[2] / "docs/measurements"
+SMALL = ("--size", "64x64", "--rounds", "1", "--device", "cpu")
 
 
 def bench(*arguments: str) -> dict:
-    result = CliRunner().invoke(command, [*arguments, *SMALL], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.splitlines()[-1])
+    return run(*arguments, *SMALL)
+
+
+def run(*arguments: str) -> dict:
+    outcome = CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    return json.loads(outcome.stdout.splitlines()[-1])
+
+
+def table(tmp_path: Path, result: dict) -> list[str]:
+    """The rows of the table of measurements that holds one result."""
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    return list(lines(tmp_path))[2:]
 
 
 def test_stage2(tmp_path):
-    found = bench("stage2", "--teacher", "mininetv2", "--batch", "2")
+    result = bench("stage2", "--teacher", "mininetv2", "--batch", "2")
     for key in ("none_s", "cached_s", "online_s", "kd_overhead", "online_over_cached", "loader_share"):
-        assert math.isfinite(found[key]) and found[key] >= 0, key
-    assert found["loader_share"] <= 1
-    assert set(found["peak_mb"]) == {"none", "cached", "online"}
-    (tmp_path / "stage2.json").write_text(json.dumps(found))
-    assert "a step of stage 2, mininetv2 under mininetv2, 64x64, batch 2" in "\n".join(lines(tmp_path))
+        assert math.isfinite(result[key]) and result[key] >= 0, key
+    assert result["loader_share"] <= 1
+    assert set(result["peak_mb"]) == {"none", "cached", "online"}
+    (row,) = table(tmp_path, result)
+    assert "a step of stage 2, mininetv2 under mininetv2, 64x64, batch 2" in row
+
+
+def test_live_teachers_see_what_the_student_sees(organ_store, recipe, accelerator):
+    networks = [spread_out(create_network("mininetv2", 1)) for _ in organ_store.anatomies]
+    signal = LiveTeachers(TeacherRunner(networks, accelerator), recipe(), organ_store.size)
+    task = student_task(organ_store, recipe(), accelerator, signal, "off")
+    batch = next(task.batches(2))
+    losses = task.losses(task.network.eval(), batch, 2)
+    seed = seed_for(recipe().seed, "student")
+    views = draw_views(recipe().augmentation, seed, organ_store.hashes[batch.rows], 3, organ_store.size)
+    images, masks, valid = apply_views(batch.images, batch.masks, views)
+    with torch.no_grad():
+        student = task.network(images)
+        teachers = torch.cat([network(images) for network in networks], dim=1)
+    torch.testing.assert_close(losses["kl"], channelwise_kl(student, teachers, recipe().distillation.temperature, valid))
+    torch.testing.assert_close(losses["cross_entropy"], exclusive_cross_entropy(student, masks, batch.anatomy, valid))
 
 
 def test_cache(tmp_path):
-    found = bench("cache", "--teacher", "mininetv2", "--batch", "2")
+    result = bench("cache", "--teacher", "mininetv2", "--batch", "2")
     for key in ("read_ms", "decode_limit_ms", "resident_ms", "copy_ms", "write_over_forward"):
-        assert math.isfinite(found[key]) and found[key] > 0, key
-    ours, *others = found["ways"]
+        assert math.isfinite(result[key]) and result[key] > 0, key
+    ours, *others = result["ways"]
     assert len(others) == 3
     assert all(ours["bytes_per_sample"] < other["bytes_per_sample"] for other in others)
     assert others[0]["bytes_per_sample"] > 11 * 64 * 64 * 2
     assert others[2]["bytes_per_sample"] > 11 * 64 * 64 * 4
-    (tmp_path / "cache.json").write_text(json.dumps(found))
-    assert len(list(lines(tmp_path))) == 2 + 1 + 4
+    assert len(table(tmp_path, result)) == 1 + 4
 
 
 def test_inference(tmp_path):
-    found = bench("inference", "--arch", "mininetv2", "--heads", "2", "--form", "folded")
-    separate, shared = found["rows"]
+    result = bench("inference", "--arch", "mininetv2", "--heads", "2", "--form", "folded")
+    separate, shared = result["rows"]
     assert (separate["layout"], shared["layout"]) == ("separate", "shared")
     assert separate["params_m"] > shared["params_m"]
-    for row in found["rows"]:
+    for row in result["rows"]:
         assert row["fps"] == pytest.approx(1000 / row["ms"])
-    (timing,) = read_timings(found)["mininetv2", "shared"].values()
+    (timing,) = read_timings(result)["mininetv2", "shared"].values()
     assert (timing.ms, timing.size) == (shared["ms"], (64, 64))
     assert re.search(r", \d+ threads?, 64\u00d764$", timing.where)
-    (tmp_path / "inference.json").write_text(json.dumps(found))
-    assert len(list(lines(tmp_path))) == 2 + 2
+    assert len(table(tmp_path, result)) == 2
 
 
 def test_smps_own_segformer_is_measured_beside_ours(tmp_path):
-    found = bench("inference", "--arch", "segformer-mit_b0", "--heads", "1", "--form", "folded")
-    assert all(set(row["forms_ms"]) == {"plain", "folded", "smp"} and row["form"] != "smp" for row in found["rows"])
-    (tmp_path / "inference.json").write_text(json.dumps(found))
-    found = bench("stage2", "--teacher", "segformer-mit_b0", "--batch", "2")
-    assert found["online_smp_over_cached"] > 0
-    (tmp_path / "stage2.json").write_text(json.dumps(found))
-    assert "smp's own" in list(lines(tmp_path))[2] and "smp's own" in list(lines(tmp_path))[4]
+    result = bench("inference", "--arch", "segformer-mit_b0", "--heads", "1", "--form", "folded")
+    assert all(set(row["forms_ms"]) == {"plain", "folded", "smp"} and row["form"] != "smp" for row in result["rows"])
+    assert all("smp's own" in row for row in table(tmp_path, result))
+    result = bench("stage2", "--teacher", "segformer-mit_b0", "--batch", "2")
+    assert result["online_smp_over_cached"] > 0
+    assert all("smp's own" in row for row in table(tmp_path, result))
 
 
 def test_build(tmp_path):
-    found = bench("build", "--teacher", "mininetv2", "--stacked")
-    assert found["samples"] == 11 and found["teachers"] == 11
+    result = bench("build", "--teacher", "mininetv2", "--stacked")
+    assert result["samples"] == 11 and result["teachers"] == 11
     for key in ("build_s", "bare_s", "stacked_s", "throughput", "loop_over_stacked"):
-        assert math.isfinite(found[key]) and found[key] > 0, key
-    (tmp_path / "build.json").write_text(json.dumps(found))
-    assert "a build of 11 samples" in "\n".join(lines(tmp_path))
+        assert math.isfinite(result[key]) and result[key] > 0, key
+    (row,) = table(tmp_path, result)
+    assert "a build of 11 samples" in row
 
 
-def test_one_batched_call_says_what_the_loop_says(accelerator):
-    """All teachers stacked are the teachers one by one."""
+def test_one_batched_call_equals_the_loop_over_the_teachers(accelerator):
     networks = [spread_out(create_network("mininetv2", 1)) for _ in range(3)]
-    pictures = [torch.rand(2, 3, 32, 32)]
-    ensemble = TeacherRunner(networks, accelerator)
-    one_by_one = torch.stack([ensemble.native(number, pictures[0]) for number in range(3)])
-    together = as_one_call(networks, pictures, accelerator)()[0][:, :, 0]
-    torch.testing.assert_close(together, one_by_one, atol=1e-3, rtol=1e-4)
+    images = torch.rand(2, 3, 32, 32)
+    runner = TeacherRunner(networks, accelerator)
+    looped = torch.stack([runner.native(anatomy, images) for anatomy in range(3)])
+    stacked = as_one_call(networks, [images], accelerator)()[0][:, :, 0]
+    torch.testing.assert_close(stacked, looped, atol=1e-3, rtol=1e-4)
 
 
 def test_stage1(tmp_path):
-    found = bench("stage1", "--arch", "mininetv2", "--batch", "2")
-    assert 0 <= found["loader_share"] <= 1 and found["step_s"] > 0
-    (tmp_path / "stage1.json").write_text(json.dumps(found))
-    assert "a teacher's step, mininetv2, 64x64, batch 2" in "\n".join(lines(tmp_path))
+    result = bench("stage1", "--arch", "mininetv2", "--batch", "2")
+    assert 0 <= result["loader_share"] <= 1 and result["step_s"] > 0
+    (row,) = table(tmp_path, result)
+    assert "a teacher's step, mininetv2, 64x64, batch 2" in row
 
 
 def test_ingest(tmp_path):
-    arguments = ["ingest", "--source", "96x64", "--size", "64x64", "--samples", "11", "--rounds", "1", "--json"]
-    found = json.loads(CliRunner().invoke(command, arguments, catch_exceptions=False).stdout.splitlines()[-1])
-    assert found["images"] == 33 and found["ingest_over_bare"] > 0
-    (tmp_path / "ingest.json").write_text(json.dumps(found))
-    assert "ingest, one process, 96x64 to 64x64" in "\n".join(lines(tmp_path))
+    result = run("ingest", "--source", "96x64", "--size", "64x64", "--samples", "11", "--rounds", "1")
+    assert result["images"] == 33 and result["ingest_over_bare"] > 0
+    (row,) = table(tmp_path, result)
+    assert "ingest, one process, 96x64 to 64x64" in row
 
 
 def test_scale(tmp_path):
-    arguments = ["scale", "--samples", "11,33", "--size", "32x32", "--json"]
-    found = json.loads(CliRunner().invoke(command, arguments, catch_exceptions=False).stdout.splitlines()[-1])
-    assert [row["samples"] for row in found["rows"]] == [11, 33]
-    assert set(found["rows"][0]["peak_mb"]) == {"ingest", "build", "verify", "epoch"}
-    assert found["growth"]["cache_bytes"] < 1.1
-    (tmp_path / "scale.json").write_text(json.dumps(found))
-    assert len(list(lines(tmp_path))) == 2 + 2
+    result = run("scale", "--samples", "11,33", "--size", "32x32")
+    assert [row["samples"] for row in result["rows"]] == [11, 33]
+    assert set(result["rows"][0]["peak_mb"]) == {"ingest", "build", "verify", "epoch"}
+    assert result["growth"]["cache_bytes"] < 1.1
+    assert len(table(tmp_path, result)) == 2
 
 
 def test_other_files_have_no_row(tmp_path):
-    (tmp_path / "photographs.json").write_text(json.dumps({"data": "675 samples", "rows": []}))
-    assert len(list(lines(tmp_path))) == 2
+    assert table(tmp_path, {"data": "675 samples", "rows": []}) == []
+
+
+@pytest.mark.parametrize("path", sorted(MEASUREMENTS.glob("cpu-*.json")), ids=lambda path: path.stem)
+def test_measurements_of_earlier_versions_are_read(path, tmp_path):
+    assert table(tmp_path, json.loads(path.read_text()))
+
+
+def test_people_read_the_rows_of_the_table(tmp_path):
+    outcome = CliRunner().invoke(command, ["stage1", "--arch", "mininetv2", "--batch", "2", *SMALL])
+    assert outcome.stdout == "" and outcome.stderr.startswith("a teacher's step, mininetv2, 64x64, batch 2: ")
 
 
 def test_a_size_that_is_none_is_wrong_usage():
-    result = CliRunner().invoke(command, ["stage2", "--size", "640"])
-    assert result.exit_code == 2
-    assert "WIDTHxHEIGHT" in result.output
+    outcome = CliRunner().invoke(command, ["stage2", "--size", "640"])
+    assert outcome.exit_code == 2
+    assert "WIDTHxHEIGHT" in outcome.output
 
 
 def test_ratios_are_taken_round_by_round():

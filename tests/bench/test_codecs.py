@@ -1,4 +1,4 @@
-"""`bench codecs`: every chain gives back what it was given, and is what a Zarr array with those codecs holds."""
+"""`bench codecs`: every chain restores what it encoded, and writes the bytes of a Zarr array with the same codecs."""
 
 import json
 
@@ -26,7 +26,7 @@ def maps() -> np.ndarray:
 
 
 @pytest.mark.parametrize("chain", list(chains()), ids=lambda chain: chain.name)
-def test_what_goes_in_comes_out(chain, maps):
+def test_a_chain_restores_what_it_encoded(chain, maps):
     stored = chain.encode(maps.astype(chain.dtype))
     assert np.array_equal(chain.decode(stored, SHAPE), maps)
     with pytest.raises(ValueError, match="checksum"):
@@ -66,7 +66,7 @@ def test_a_chain_is_what_zarr_writes(name, filters, compressor, maps):
     assert np.array_equal(chain.decode(chunk, SHAPE), maps) and np.array_equal(array[...], maps)
 
 
-def test_the_first_chain_is_the_caches(maps):
+def test_the_first_chain_is_that_of_the_cache(maps):
     spec = logits_spec(1, 3, (24, 40), 0.25)
     first: Chain = next(chains())
     shard = spec.encode_shard(maps[None, None])
@@ -75,15 +75,15 @@ def test_the_first_chain_is_the_caches(maps):
 
 def test_the_table(organ_store, organ_teachers):
     arguments = ["codecs", "--store", organ_store.url, "--teachers", str(organ_teachers), "--samples", "2"]
-    result = CliRunner().invoke(command, [*arguments, "--device", "cpu", "--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout.splitlines()[-1])
-    assert (found["samples"], found["anatomies"], found["grid"]) == (2, 2, [32, 32])
+    outcome = CliRunner().invoke(command, [*arguments, "--device", "cpu", "--json"], catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    result = json.loads(outcome.stdout.splitlines()[-1])
+    assert (result["samples"], result["anatomies"], result["grid"]) == (2, 2, [32, 32])
     names = {chain.name for chain in chains() if chain.dtype == "int16"}
     for step in STEPS:
-        rows = {row["chain"]: row for row in found["rows"] if row["step"] == step}
+        rows = {row["chain"]: row for row in result["rows"] if row["step"] == step}
         assert names <= rows.keys()
         for row in rows.values():
             assert 0 < row["bits_per_logit"] < 20 and row["decode_ms"] > 0 and row["encode_ms"] > 0
             assert 0 < row["max_abs_error"] <= step / 2 and 0 < row["mean_kl_nats"] < 1e-3
-    assert "bits/logit" in result.stderr
+    assert "bits/logit" in outcome.stderr
