@@ -1,26 +1,26 @@
-"""What this process keeps of the memory it was given."""
+"""Settings of glibc's malloc, of which programs decide and not libraries: the command line calls `keep_freed_memory`."""
 
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MOST, LARGEST_OF_OLD = 2**31 - 1, 2**25  # bytes; glibc before 2.35 takes no mmap threshold above the latter
+MOST, MOST_BEFORE_2_35 = 2**31 - 1, 2**25  # bytes; older versions of glibc refuse a larger mmap threshold
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep what is freed for what is allocated next, where it is glibc's; elsewhere nothing happens.
+    """Let malloc reuse freed memory instead of returning it to the system; without glibc this does nothing.
 
-    Otherwise a step's large tensors go back to the system one by one, which clears every page before it gives them again: up to a
-    third of the time of a forward or training step on the CPU. The process then holds its peak to its end.
+    Otherwise each large tensor of a step is returned, and the system clears its pages before handing them out again: up to a
+    third of the time of a forward or training step on the CPU. In exchange the process keeps its peak memory until it ends.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         if not mallopt(M_MMAP_THRESHOLD, MOST):
-            mallopt(M_MMAP_THRESHOLD, LARGEST_OF_OLD)
+            mallopt(M_MMAP_THRESHOLD, MOST_BEFORE_2_35)
         mallopt(M_TRIM_THRESHOLD, MOST)
 
 
 def give_back_freed_memory() -> None:
-    """Give the system what malloc keeps, so that memory in use can be seen."""
+    """Return freed memory to the system, so that the process's size shows the memory in use."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)

@@ -117,7 +117,7 @@ def test_one_of_three_processes_is_killed(store, organ_teachers, recipe, acceler
     alone, killed = str(tmp_path / "alone.zarr"), str(tmp_path / "killed.zarr")
     build(store, organ_teachers, alone, recipe(), accelerator)
     lines = launch(3, store, organ_teachers, tmp_path, killed, killed=1)
-    error = "another process is gone. Run the same command again, which goes on from here."
+    error = "another process has ended. Run the same command again to resume."
     assert lines == [f"rank {rank} error {error}" for rank in (0, 2)]
     assert [problem["kind"] for problem in verify_cache(killed)["problems"]] == ["unfinished"]
     again = build(store, organ_teachers, killed, recipe(), accelerator)

@@ -170,7 +170,7 @@ def test_verify_prints_its_verdict_first(organ_cache, organ_store, organ_teacher
         (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--set", "student.speed=1"), "unknown key 'speed'"),
         (("train-teachers", "--store", "{root}/s.zarr", "--anatomy", "heart"), "'heart' is not in"),
         (("build", "--store", "{root}/s.zarr", "--teachers", "{root}/none"), "is missing"),
-        (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--device", "cuda"), "no CUDA device is there"),
+        (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--device", "cuda"), "no CUDA device is available"),
         (("build", "--store", "{root}/s.zarr", "--teachers", "{root}/teachers", "--step", "0.3"), "power of two"),
         (("build", "--store", "{root}/s.zarr", "--teachers", "{root}/teachers", "--views", "0"), "cache.views = 0 is impossible"),
         (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--seed", "-1"), "seed = -1 is impossible"),
@@ -242,7 +242,7 @@ def test_wrong_usage_is_status_2():
     for wrong in ("\u00b2x\u00b2", "64x", "0x64", "\u0663x64", "9" * 5000 + "x64"):
         assert "is not a size" in call("phantom", "x", "--size", wrong, status=2).stderr
     for wrong in ("\u00b2", "1,,2", "\u0663", "9" * 5000):
-        assert "is not a list of numbers" in call("phantom", "x", "--surgeries", wrong, status=2).stderr
+        assert "is not a list" in call("phantom", "x", "--surgeries", wrong, status=2).stderr
     assert "go together" in call("ingest", "x", "--test", "3", status=2).stderr
     assert "either --run or --teachers" in call("evaluate", status=2).stderr
 
