@@ -7,7 +7,7 @@ again, a dataset that grew and a repair are one mechanism, and no map is compute
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mtkd_cache.cache.builder import BATCH, Builder
-from mtkd_cache.cache.layout import FORMAT, KIND, PLAN, CachePlan, CacheSpec, ShardRecord, TeacherInfo, fingerprint, logits_spec
+from mtkd_cache.cache.layout import (
+    FIGURES,
+    PLAN,
+    CacheManifest,
+    CachePlan,
+    CacheSpec,
+    ShardRecord,
+    TeacherInfo,
+    fingerprint,
+    logits_spec,
+)
 from mtkd_cache.cache.quantize import check_step
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.teacher_runner import Teachers
@@ -25,9 +35,9 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.runtime.accelerator import run_on_all_ranks
 from mtkd_cache.storage.checked_json import FileEntry, dump_checked_json, file_entry, finalize, mark_incomplete, read_record
+from mtkd_cache.storage.columns import encode_column, encode_hashes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
-from mtkd_cache.storage.shard_writer import ArraySpec
 
 
 def build_cache(
@@ -67,11 +77,11 @@ def build_cache(
     """
     check_step(spec.step)
     started = time.perf_counter()
-    hashes = hashes_of(store, splits)
+    plan = CachePlan(settings=spec, temperature=temperature, samples=hashes_of(store, splits))
     folder = Folder(url)
     with ExitStack() as stack:
         run_on_all_ranks(accelerator, lambda: stack.enter_context(locked(folder)) if accelerator.is_main_process else None)
-        builder = update(folder, store, teachers, spec, temperature, hashes, accelerator, batch, compiled)
+        builder = update(folder, store, teachers, plan, accelerator, batch, compiled)
     shares = gather_object([(builder.runner.seconds, builder.maps)])
     return {
         **summary(LogitCache.open(url)),
@@ -85,34 +95,23 @@ def update(
     folder: Folder,
     store: SampleStore,
     teachers: Teachers,
-    spec: CacheSpec,
-    temperature: float,
-    hashes: Sequence[str],
+    wanted: CachePlan,
     accelerator: Accelerator,
     batch: int = BATCH,
     compiled: bool = False,
 ) -> Builder:
     """Compute what is missing of a cache that the main process has locked, and finalize it. Returns the builder that ran.
 
-    hashes: content hashes of the samples the cache is to hold. Raises MtkdError in every process where one of them fails.
+    wanted: what the cache is to hold. Raises MtkdError in every process where one of them fails.
     """
-    check_teachers(folder, spec, teachers)
-
-    def prepare() -> None:
-        if accelerator.is_main_process:
-            folder.delete_temporaries()
-            write_plan(folder, spec, temperature, hashes)
-
-    def finish() -> None:
-        if accelerator.is_main_process:
-            finalize_cache(folder, plan, teachers.info)
-
-    run_on_all_ranks(accelerator, prepare)
+    check_teachers(folder, wanted.settings, teachers)
+    main = accelerator.is_main_process
+    run_on_all_ranks(accelerator, lambda: write_plan(folder, wanted) if main else None)
     plan = read_record(folder, PLAN, CachePlan)
-    assert plan is not None
+    assert plan is not None, "it was just written"
     builder = Builder(folder, store, teachers, plan, accelerator, batch, compiled)
     run_on_all_ranks(accelerator, lambda: builder.run(plan.shard_tasks))
-    run_on_all_ranks(accelerator, finish)
+    run_on_all_ranks(accelerator, lambda: finalize_cache(folder, plan, teachers.info) if main else None)
     return builder
 
 
@@ -125,15 +124,15 @@ def check_teachers(folder: Folder, spec: CacheSpec, teachers: Teachers) -> None:
         )
 
 
-def hashes_of(store: SampleStore, splits: Sequence[str]) -> list[str]:
+def hashes_of(store: SampleStore, splits: Sequence[str]) -> tuple[str, ...]:
     """The content hashes of the samples of some splits, each once."""
-    return list(dict.fromkeys(str(sha256) for split in splits for sha256 in store.hashes[store.rows(split)]))
+    return tuple(dict.fromkeys(str(sha256) for split in splits for sha256 in store.hashes[store.rows(split)]))
 
 
-def write_plan(folder: Folder, spec: CacheSpec, temperature: float, hashes: Sequence[str]) -> None:
-    """Write which sample each row is of: existing rows stay where they are, new samples follow.
+def write_plan(folder: Folder, wanted: CachePlan) -> None:
+    """Write which sample each row is of: existing rows stay where they are, new samples follow. Only one process may call it.
 
-    Only one process may call it. temperature: of a new cache; an existing one keeps its own.
+    Raises MtkdError where the cache in the folder has other settings, or samples that are not wanted. It keeps its temperature.
     """
     try:
         plan = read_record(folder, PLAN, CachePlan)
@@ -141,30 +140,25 @@ def write_plan(folder: Folder, spec: CacheSpec, temperature: float, hashes: Sequ
         raise MtkdError(
             f"{folder}/{PLAN} is damaged, which lists the samples of the rows. Run mtkd-cache verify --repair --cache {folder}."
         ) from error
+    if plan is None and any(True for _ in folder.keys()):
+        raise MtkdError(f"{folder} is not empty and is no logit cache. Name another --cache.")
+    folder.delete_temporaries()
     if plan is None:
-        if any(True for _ in folder.keys()):
-            raise MtkdError(f"{folder} is not empty and is no logit cache. Name another --cache.")
-        plan = CachePlan(settings=spec, temperature=temperature, samples=())
-    _check_same(folder, plan, spec, hashes)
-    known = set(plan.samples)
-    new = [sha256 for sha256 in hashes if sha256 not in known]
-    if new or not folder.exists(PLAN):
         mark_incomplete(folder)
-        folder.write(PLAN, dump_checked_json(replace(plan, samples=(*plan.samples, *new)).to_json()))
-
-
-def _check_same(folder: Folder, plan: CachePlan, spec: CacheSpec, hashes: Sequence[str]) -> None:
-    """Raises MtkdError where a cache has other settings than `spec`, or samples that are not among `hashes`."""
-    existing = plan.settings.to_json()
-    changed = {key: value for key, value in spec.to_json().items() if existing.get(key) != value}
-    if changed:
-        settings = ", ".join(f"{key} {existing.get(key)} (now {value})" for key, value in changed.items())
-        raise MtkdError(f"{folder} was started with {settings}. Name another --cache, or delete that one.")
-    if gone := set(plan.samples) - set(hashes):
+        folder.write(PLAN, dump_checked_json(wanted.to_json()))
+        return
+    old, new = plan.settings.to_json(), wanted.settings.to_json()
+    if differing := [f"{key} {old.get(key)} (now {value})" for key, value in new.items() if old.get(key) != value]:
+        raise MtkdError(f"{folder} was started with {', '.join(differing)}. Name another --cache, or delete that one.")
+    if gone := set(plan.samples) - set(wanted.samples):
         raise MtkdError(
             f"{folder} holds {len(gone)} samples that are not asked for any more (changed, removed, or of another split). "
             "Name another --cache, or delete that one."
         )
+    samples = tuple(dict.fromkeys([*plan.samples, *wanted.samples]))
+    if samples != plan.samples:
+        mark_incomplete(folder)
+        folder.write(PLAN, dump_checked_json(replace(plan, samples=samples).to_json()))
 
 
 def finalize_cache(folder: Folder, plan: CachePlan, teachers: dict[str, TeacherInfo]) -> None:
@@ -176,33 +170,31 @@ def finalize_cache(folder: Folder, plan: CachePlan, teachers: dict[str, TeacherI
         if record is None or not task.owns(record, spec):
             raise MtkdError(f"{folder} is not finished: a process did not write its share. Run the same command again.")
         records.append(record)
-    shape = (len(plan.samples), spec.n_views, len(spec.anatomies))
-    figures = {key: np.zeros(shape) for key in ("crc32c", "max_error", "kl", "bits")}
+    figures = {key: np.zeros((len(plan.samples), spec.n_views, len(spec.anatomies))) for key in FIGURES}
     for task, record in zip(tasks, records, strict=True):
-        for key, values in figures.items():
-            values[task.rows, task.view] = [row[key] for row in record.rows]
-    names = np.array([list(bytes.fromhex(sha256)) for sha256 in plan.samples], np.uint8)
-    crc32c = figures["crc32c"].astype(np.uint32)
+        for key in FIGURES:
+            figures[key][task.rows, task.view] = [row[key] for row in record.rows]
+    files: dict[str, FileEntry] = {record.key: {"bytes": record.bytes, "sha256": record.sha256} for record in records}
+    files |= {key: file_entry(folder.read(key)) for key in (PLAN, *(task.record_key for task in tasks))}
+    manifest = CacheManifest(
+        kind=CacheManifest.KIND,
+        format=CacheManifest.FORMAT,
+        settings=spec,
+        teachers=teachers,
+        temperature=plan.temperature,
+        errors={anatomy: _errors(figures, index, spec) for index, anatomy in enumerate(spec.anatomies)},
+        fingerprint=fingerprint(spec, teachers, plan.samples),
+        files=files,
+    )
     arrays = {
-        **ArraySpec("sha256", "uint8", (32,), ("sample", "byte")).whole(names),
-        **ArraySpec("crc32c", "uint32", shape[1:], ("sample", "view", "anatomy")).whole(crc32c),
+        **encode_hashes(plan.samples),
+        **encode_column("crc32c", figures["crc32c"].astype(np.uint32), "view", "anatomy"),
         **logits_spec(spec.n_views, len(spec.anatomies), spec.grid, spec.step).metadata(len(plan.samples)),
     }
-    entries: dict[str, FileEntry] = {record.key: {"bytes": record.bytes, "sha256": record.sha256} for record in records}
-    entries |= {key: file_entry(folder.read(key)) for key in (PLAN, *(task.record_key for task in tasks))}
-    content = {
-        "kind": KIND,
-        "format": FORMAT,
-        "settings": spec.to_json(),
-        "teachers": teachers,
-        "temperature": plan.temperature,
-        "errors": {anatomy: _errors(figures, index, spec) for index, anatomy in enumerate(spec.anatomies)},
-        "fingerprint": fingerprint(spec, teachers, plan.samples),
-    }
-    finalize(folder, arrays, entries, content)
+    finalize(folder, manifest, arrays)
 
 
-def _errors(figures: dict[str, np.ndarray], index: int, spec: CacheSpec) -> dict[str, float]:
+def _errors(figures: Mapping[Any, np.ndarray], index: int, spec: CacheSpec) -> dict[str, float]:
     """The figures of an anatomy's maps, over all samples and views."""
     return {
         "max_abs_error": float(figures["max_error"][..., index].max()),

@@ -13,7 +13,7 @@ from numcodecs import Blosc
 from torch import Tensor
 from tqdm import tqdm
 
-from mtkd_cache.cache.layout import CachePlan, MapFigures, ShardRecord, ShardTask, logits_spec
+from mtkd_cache.cache.layout import FIGURES, CachePlan, MapFigures, ShardRecord, ShardTask, logits_spec
 from mtkd_cache.cache.loader import Batch, BatchReader, prefetch
 from mtkd_cache.cache.quantize import dequantize, quantize
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
@@ -140,7 +140,8 @@ class Builder:
             self._reuse_maps(record, missing, values, rows)
         needed = np.flatnonzero(missing.any(1))
         parts = [needed[start : start + self.batch] for start in range(0, len(needed), self.batch)]
-        batches = [self.reader.read(np.array([self.row_of[task.hashes[index]] for index in part])) for part in parts]
+        store_rows = [np.array([self.row_of[task.hashes[index]] for index in part]) for part in parts]
+        batches = [self.reader.read(part).pinned(self.accelerator.device) for part in store_rows]
         return PendingShard(task, missing, values, rows, parts, batches)
 
     def _run_teachers(self, pending: PendingShard, figures: ThreadPoolExecutor, progress: "tqdm[None]") -> list[Future[None]]:
@@ -172,11 +173,11 @@ class Builder:
                 "The device miscalculates; try another --device."
             )
         kls = map_kl(stored[:, None], logits[:, None], self.temperature)[:, 0].tolist()
-        for index, values, error, kl in zip(indices, integers.cpu().numpy(), errors, kls, strict=True):
+        for index, values, max_error, kl in zip(indices, integers.cpu().numpy(), errors, kls, strict=True):
             pending.values[index, 0, anatomy] = values
-            row = pending.rows[index]
-            row["crc32c"][anatomy], row["max_error"][anatomy] = row_checksum(values), error
-            row["kl"][anatomy], row["bits"][anatomy] = max(kl, 0.0), 8 * len(MAP_CODEC.encode(values))
+            figures = (row_checksum(values), max_error, max(kl, 0.0), 8 * len(MAP_CODEC.encode(values)))
+            for key, figure in zip(FIGURES, figures, strict=True):
+                pending.rows[index][key][anatomy] = figure
         self.maps += len(indices)
         progress.update(len(indices))
 
@@ -190,18 +191,17 @@ class Builder:
         array = self.array.decode_shard(self.folder.read(record.key))
         for index in map(int, np.flatnonzero(~missing.all(1))):
             try:
-                maps = array[index, 0]
+                maps = np.asarray(array[index, 0])
             except UNREADABLE:
                 missing[index] = True
                 continue
-            old, new = record.rows[index], rows[index]
-            for anatomy in np.flatnonzero(~missing[index]):
-                if row_checksum(maps[anatomy]) != old["crc32c"][anatomy]:
+            for anatomy in map(int, np.flatnonzero(~missing[index])):
+                if row_checksum(maps[anatomy]) != record.rows[index]["crc32c"][anatomy]:
                     missing[index, anatomy] = True
                     continue
                 values[index, 0, anatomy] = maps[anatomy]
-                new["crc32c"][anatomy], new["max_error"][anatomy] = old["crc32c"][anatomy], old["max_error"][anatomy]
-                new["kl"][anatomy], new["bits"][anatomy] = old["kl"][anatomy], old["bits"][anatomy]
+                for key in FIGURES:
+                    rows[index][key][anatomy] = record.rows[index][key][anatomy]
 
     def images(self, view: int, batch: Batch) -> Tensor:
         """The images of a batch in a recorded view, as the teachers see them: float (B, 3, H, W)."""

@@ -6,9 +6,9 @@ manifest.json           CacheManifest  written last: settings, teachers, errors,
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypedDict
+from typing import Literal, TypedDict
 
 from zarr.codecs import BloscCodec
 
@@ -17,13 +17,11 @@ from mtkd_cache.data.augment import Views, draw_views, identity_views
 from mtkd_cache.data.sample_store import PREPROCESSING, SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.recipe import Recipe, augmentation_from, seed_for
-from mtkd_cache.storage.checked_json import FileEntry, digest
+from mtkd_cache.storage.checked_json import Manifest, digest
 from mtkd_cache.storage.record import JsonRecord
 from mtkd_cache.storage.shard_writer import ArraySpec
 
 PLAN = "plan.json"
-FORMAT = 1
-KIND = "logit cache"
 BLOCK = 32  # samples in a shard file
 CODEC = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2)
 CODEC_NAME = "int16, blosc zstd-5 bitshuffle, crc32c"
@@ -44,10 +42,13 @@ class MapFigures(TypedDict):
     """
 
     sha256: str
-    crc32c: list[int]
+    crc32c: list[float]
     max_error: list[float]
     kl: list[float]
-    bits: list[int]
+    bits: list[float]
+
+
+FIGURES: tuple[Literal["crc32c", "max_error", "kl", "bits"], ...] = ("crc32c", "max_error", "kl", "bits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,13 @@ class RecordedViews(JsonRecord):
 class CacheSpec(JsonRecord):
     """Everything but samples and teachers that decides what a cache holds.
 
-    size: (width, height) of the images. stride, grid: of the native logits, grid (y, x) of them a map. step: of the quantizer,
-    in logits; the largest error is half of it. precision: the teachers' ("no", "bf16" or "fp16").
+    Attributes:
+        anatomies: of the maps, in order.
+        size: (width, height) of the images.
+        stride: pixels of the image for each native logit.
+        grid: native logits of a map, (height, width).
+        step: of the quantizer, in logits; the largest error is half of it.
+        precision: in which the teachers run: "no", "bf16" or "fp16".
     """
 
     anatomies: tuple[str, ...]
@@ -108,6 +114,7 @@ class CacheSpec(JsonRecord):
 
     @property
     def n_views(self) -> int:
+        """How many views of each sample are recorded, the plain sample included."""
         return self.views.count
 
     def recorded_views(self, hashes: Sequence[str], view: int) -> Views:
@@ -192,25 +199,16 @@ class CachePlan(JsonRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheManifest(JsonRecord):
-    """What a finished cache holds. errors: figures by anatomy. files: every other file, by key."""
+class CacheManifest(Manifest):
+    """What a finished cache holds. errors: figures by anatomy."""
 
-    kind: str
-    format: int
+    KIND = "logit cache"
+    FORMAT = 1
+
     settings: CacheSpec
     teachers: dict[str, TeacherInfo]
     temperature: float
     errors: dict[str, dict[str, float]]
-    fingerprint: str
-    files: dict[str, FileEntry]
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], where: object) -> Self:
-        """See `JsonRecord`. Raises MtkdError also for a manifest of something else than a logit cache, or of a newer format."""
-        kind, version = content.get("kind"), content.get("format", 0)
-        if kind != KIND or version > FORMAT:
-            raise MtkdError(f"{where} is of a {kind} of format {version}; a {KIND} of format {FORMAT} is needed.")
-        return super().from_json(content, where)
 
 
 def samples_digest(hashes: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ crc32c   (sample, view, anatomy)        uint32   of the decoded integers of each
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 import zarr
@@ -18,6 +19,7 @@ from mtkd_cache.data.dresden import check_anatomies
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.checked_json import MANIFEST, check_files, read_record
+from mtkd_cache.storage.columns import array_in, read_column, read_hashes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.shard_reader import ShardReader, readers
 from mtkd_cache.storage.shard_writer import UNREADABLE, row_checksum
@@ -44,7 +46,7 @@ class LogitCache:
     manifest: CacheManifest
     row_of: dict[str, int]
     crc32c: np.ndarray
-    logits: zarr.Array
+    logits: zarr.Array[Any]
     reader: ShardReader
 
     @classmethod
@@ -65,14 +67,14 @@ class LogitCache:
         check_files(folder, manifest.files, ("logits/c/", "records/"), f"Run mtkd-cache verify --repair --cache {url}.")
         check_anatomies(manifest.settings.anatomies, url)
         group = folder.zarr()
-        hashes = [row.tobytes().hex() for row in group["sha256"][:]]
+        logits = array_in(group, "logits")
         return cls(
             url=str(url),
             manifest=manifest,
-            row_of={sha256: row for row, sha256 in enumerate(hashes)},
-            crc32c=group["crc32c"][:],
-            logits=group["logits"],
-            reader=ShardReader(url, group["logits"]),
+            row_of={sha256: row for row, sha256 in enumerate(read_hashes(group))},
+            crc32c=read_column(group, "crc32c"),
+            logits=logits,
+            reader=ShardReader(url, logits),
         )
 
     @property

@@ -86,7 +86,8 @@ class TeacherRunner:
         """The time that the forward passes have taken; on a GPU this waits for those under way."""
         if self._marks:
             torch.cuda.synchronize(self.device)
-        return self._host_seconds + sum(start.elapsed_time(end) for start, end in self._marks) / 1e3
+        milliseconds: float = sum(start.elapsed_time(end) for start, end in self._marks)
+        return self._host_seconds + milliseconds / 1e3
 
     def native(self, anatomy: int, images: Tensor) -> Tensor:
         """Images float (B, 3, H, W) in [0, 1] -> native logits float32 (B, h, w) of one teacher. On a GPU it does not wait."""
@@ -100,7 +101,7 @@ class TeacherRunner:
                 for other in self._on_device:
                     self.networks[other].to("cpu")
                 self._on_device.clear()
-            self.networks[anatomy].to(self.device, memory_format=torch.channels_last).eval()
+            self.networks[anatomy].to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             self._on_device.add(anatomy)
         return self.networks[anatomy]
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256
 from mtkd_cache.runtime.accelerator import make_accelerator
 from mtkd_cache.storage.checked_json import GROUP, MANIFEST, dump_checked_json, mark_incomplete
+from mtkd_cache.storage.columns import read_hashes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
 
@@ -63,7 +65,8 @@ def verify_cache(
     Raises:
         MtkdError: there is no cache, or what was in it is lost, so that it cannot be repaired.
     """
-    if (live or repair) and (store is None or teachers is None):
+    sources = _Sources(store, teachers, device) if store and teachers else None
+    if (live or repair) and sources is None:
         raise MtkdError("--live and --repair run the teachers on the samples. Name both, --store and --teachers.")
     started = time.perf_counter()
     folder = Folder(url)
@@ -72,12 +75,12 @@ def verify_cache(
     before, computed, spot_check = [], 0, None
     with locked(folder) if repair else nullcontext():
         report = _check(folder, store, teachers, splits)
-        if repair and report.problems and all(problem["kind"] != OTHER_STORE for problem in report.problems):
+        if repair and sources and report.problems and all(problem["kind"] != OTHER_STORE for problem in report.problems):
             before = report.problems
-            computed = _repair(folder, report, store, _loaded(teachers, store), splits, device)
+            computed = _repair(folder, report, sources, splits)
             report = _check(folder, store, teachers, splits)
-    if live and report.manifest and not report.broken:
-        spot_check = _spot_check(LogitCache.open(url), store, _loaded(teachers, store), live, seed, device, report)
+    if live and sources and report.manifest and not report.broken:
+        spot_check = _spot_check(LogitCache.open(url), sources, live, seed, report)
     return {
         "ok": not report.problems,
         "problems": report.problems,
@@ -93,8 +96,16 @@ def verify_cache(
     }
 
 
-def _loaded(teachers: Teachers | Path, store: SampleStore) -> Teachers:
-    return teachers if isinstance(teachers, Teachers) else Teachers.load(teachers, store)
+@dataclass(frozen=True)
+class _Sources:
+    """What maps are computed from, and where."""
+
+    store: SampleStore
+    teachers: Teachers | Path
+    device: str | None
+
+    def load(self) -> Teachers:
+        return self.teachers if isinstance(self.teachers, Teachers) else Teachers.load(self.teachers, self.store)
 
 
 def _check(folder: Folder, store: SampleStore | None, teachers: Teachers | Path | None, splits: Sequence[str]) -> IntegrityReport:
@@ -142,13 +153,11 @@ def _compare_teachers(report: IntegrityReport, teachers: Teachers | Path) -> Non
             report.add("teacher", where, text)
 
 
-def _repair(
-    folder: Folder, report: IntegrityReport, store: SampleStore, teachers: Teachers, splits: Sequence[str], device: str | None
-) -> int:
+def _repair(folder: Folder, report: IntegrityReport, sources: _Sources, splits: Sequence[str]) -> int:
     """Delete what is broken in a locked folder and compute what then is missing. Returns the number of maps computed."""
     plan = report.plan = report.plan or _recover_plan(folder, report)
-    spec = plan.settings
-    check_teachers(folder, spec, teachers)
+    teachers = sources.load()
+    check_teachers(folder, plan.settings, teachers)
     folder.write(PLAN, dump_checked_json(plan.to_json()))
     record_of = {task.shard_key: task.record_key for task in report.shard_tasks}
     for key in sorted(report.broken - {PLAN}):
@@ -156,8 +165,9 @@ def _repair(
             folder.delete(record_of[key])
         folder.delete(key)
     mark_incomplete(folder)
-    hashes = list(dict.fromkeys([*plan.samples, *hashes_of(store, splits)]))
-    return update(folder, store, teachers, spec, plan.temperature, hashes, make_accelerator(device, spec.precision)).maps
+    wanted = replace(plan, samples=tuple(dict.fromkeys([*plan.samples, *hashes_of(sources.store, splits)])))
+    accelerator = make_accelerator(sources.device, plan.settings.precision)
+    return update(folder, sources.store, teachers, wanted, accelerator).maps
 
 
 def _recover_plan(folder: Folder, report: IntegrityReport) -> CachePlan:
@@ -169,9 +179,9 @@ def _recover_plan(folder: Folder, report: IntegrityReport) -> CachePlan:
     plain = sorted(key for key in report.records if key.endswith("-000.json"))
     columns = [[row["sha256"] for key in plain for row in report.records[key].rows]]
     if report.manifest and not report.broken & set(METADATA):
-        columns.append([row.tobytes().hex() for row in folder.zarr()["sha256"][:]])
-    for hashes in columns if manifest else ():
-        if fingerprint(manifest.settings, manifest.teachers, hashes) == manifest.fingerprint:
+        columns.append(read_hashes(folder.zarr()))
+    for hashes in columns:
+        if manifest and fingerprint(manifest.settings, manifest.teachers, hashes) == manifest.fingerprint:
             return CachePlan(settings=manifest.settings, temperature=manifest.temperature, samples=tuple(hashes))
     raise MtkdError(f"{folder}/{PLAN} is lost, and with it which samples the rows are of. Delete the cache and build it again.")
 
@@ -185,19 +195,18 @@ def _manifest_of_group(folder: Folder) -> CacheManifest | None:
         return None
 
 
-def _spot_check(
-    cache: LogitCache, store: SampleStore, teachers: Teachers, count: int, seed: int, device: str | None, report: IntegrityReport
-) -> dict[str, Any]:
+def _spot_check(cache: LogitCache, sources: _Sources, count: int, seed: int, report: IntegrityReport) -> dict[str, Any]:
     """Re-run the teachers on random samples and views, and report cached maps that differ by more than rounding."""
-    accelerator = make_accelerator(device, cache.spec.precision)
-    plan = CachePlan(settings=cache.spec, temperature=cache.manifest.temperature, samples=())
-    builder = Builder(Folder(cache.url), store, teachers, plan, accelerator)
-    rounding = max(ROUNDING[cache.spec.precision], TF32 if accelerator.device.type == "cuda" else 0)
+    spec, store = cache.spec, sources.store
+    accelerator = make_accelerator(sources.device, spec.precision)
+    plan = CachePlan(settings=spec, temperature=cache.manifest.temperature, samples=())
+    builder = Builder(Folder(cache.url), store, sources.load(), plan, accelerator)
+    rounding = max(ROUNDING[spec.precision], TF32 if accelerator.device.type == "cuda" else 0)
     random = np.random.default_rng(seed)
     known = sorted(set(cache.row_of) & set(builder.row_of))
-    chosen = random.choice(known, min(count, len(known)), replace=False) if known else []
+    chosen = [known[index] for index in random.choice(len(known), min(count, len(known)), replace=False)] if known else []
     largest = 0.0
-    for sha256 in map(str, chosen):
+    for sha256 in chosen:
         row, view = builder.row_of[sha256], int(random.integers(cache.views))
         images = builder.images(view, builder.reader.read(np.array([row])))
         stored = dequantize(torch.from_numpy(cache.read([sha256], view)[0]), cache.step)

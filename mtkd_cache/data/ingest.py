@@ -1,34 +1,67 @@
-"""Dataset folder -> sample store. PNG decoding and resizing happen here once, and never in an epoch."""
+"""Dataset folder -> sample store. Images are decoded and resized here once, and never during training."""
 
-import multiprocessing
-import os
 import re
-import threading
 from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 from tqdm import tqdm
 
 from mtkd_cache.data.dresden import SPLITS, Source, Split, check_split, find_samples, read_image, read_mask
-from mtkd_cache.data.sample_store import COORDINATES, FORMAT, PREPROCESSING, SHARD, content_hash, picture_specs
+from mtkd_cache.data.sample_store import (
+    COORDINATES,
+    PREPROCESSING,
+    SETTINGS,
+    SHARD,
+    StoreManifest,
+    StoreSettings,
+    content_hash,
+    picture_specs,
+)
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.runtime.processes import run_in_processes
 from mtkd_cache.storage.checked_json import (
     MANIFEST,
+    FileEntry,
     digest,
     dump_checked_json,
     file_entry,
+    finalize,
+    if_intact,
     is_whole,
     mark_incomplete,
-    read_checked_json,
+    read_record,
 )
+from mtkd_cache.storage.columns import encode_column, encode_hashes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
-from mtkd_cache.storage.shard_writer import ArraySpec, group_metadata, row_checksum
+from mtkd_cache.storage.record import JsonRecord
+from mtkd_cache.storage.shard_writer import row_checksum
+
+IDENTITY = ("anatomy", "surgery", "frame", "split", "sha256")  # what the fingerprint takes of each sample
+
+
+class StoredSample(TypedDict):
+    """A sample in its shard's record. crc32c: of the decoded image and mask."""
+
+    anatomy: str
+    surgery: int
+    frame: int
+    sha256: str
+    crc32c: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord(JsonRecord):
+    """What the shard files with a number hold. sources: digest of the names, sizes and times of the files they were read from."""
+
+    sources: str
+    samples: tuple[StoredSample, ...]
+    files: dict[str, FileEntry]
 
 
 def ingest(
@@ -39,52 +72,66 @@ def ingest(
     split: Split | None = None,
     threshold: int | None = None,
     workers: int = 1,
-) -> dict:
-    """Write the sample store of a dataset folder; what an earlier call wrote of the same files, and is whole, is kept.
+) -> dict[str, Any]:
+    """Write the sample store of a dataset folder. What an earlier call wrote of unchanged files, and is whole, is kept.
 
-    size: (width, height) of the store's pictures. threshold: see `read_mask`. workers: processes that read and resize.
-    Returns the counts named in the `--json` contract. Raises MtkdError for every fault of the dataset.
+    Args:
+        dataset: folder with ANATOMY/SURGERY/imageNN.png and maskNN.png.
+        store: folder, or fsspec URL, of the sample store.
+        size: (width, height) of the stored images and masks.
+        split: surgeries of validation and test; by default those of the reference split.
+        threshold: see `read_mask`.
+        workers: processes that read and resize.
+
+    Returns:
+        What `mtkd-cache ingest --json` prints: samples, by_split, by_anatomy, skipped, bytes, fingerprint, store.
+
+    Raises:
+        MtkdError: the dataset is faulty, another process writes the store, or it was started with other settings.
     """
     split = split or Split()
     sources, skipped = find_samples(dataset)
     check_split(sources, split)
     folder = Folder(store)
-    settings = {"size": list(size), "threshold": threshold, "preprocessing": PREPROCESSING}
+    settings = StoreSettings(size=size, threshold=threshold, preprocessing=PREPROCESSING)
     with locked(folder):
         _check_settings(folder, settings)
         folder.delete_temporaries()
-        work = [sources[start : start + SHARD] for start in range(0, len(sources), SHARD)]
-        records = _write_shards(folder, work, settings, workers)
+        shards = [sources[start : start + SHARD] for start in range(0, len(sources), SHARD)]
+        records = _write_shards(folder, shards, settings, workers)
         manifest = _finalize(folder, dataset.resolve().name, records, split, settings)
     return {
         "samples": len(sources),
         "by_split": dict(Counter(split.of(source.surgery) for source in sources)),
         "by_anatomy": dict(Counter(source.anatomy for source in sources)),
         "skipped": skipped,
-        "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
-        "fingerprint": manifest["fingerprint"],
+        "bytes": sum(entry["bytes"] for entry in manifest.files.values()),
+        "fingerprint": manifest.fingerprint,
         "store": store,
     }
 
 
-def _check_settings(folder: Folder, settings: dict) -> None:
-    written = _read_or_none(folder, "settings.json")
-    if found := written or _read_or_none(folder, MANIFEST, *settings):
-        found = {key: found.get(key) for key in settings}
-        if found != settings:
-            raise MtkdError(f"{folder} was begun with other settings ({found}). Name another --store, or delete that one.")
-    elif any(True for _ in folder.keys()):
+def _check_settings(folder: Folder, settings: StoreSettings) -> None:
+    """Write the settings of a new store. Raises MtkdError where the folder holds one with other settings, or something else."""
+    written = if_intact(read_record, folder, SETTINGS, StoreSettings)
+    existing = written or if_intact(read_record, folder, MANIFEST, StoreSettings)
+    if existing and replace(existing, extra={}) != settings:
+        raise MtkdError(
+            f"{folder} was started with other settings (size {existing.size}, threshold {existing.threshold}, preprocessing "
+            f"{existing.preprocessing}). Name another --store, or delete that one."
+        )
+    if not existing and any(True for _ in folder.keys()):
         raise MtkdError(f"{folder} is not empty and is no sample store, or a damaged one. Name another --store.")
-    if not written:
-        folder.write("settings.json", dump_checked_json(settings))
+    if written != settings:
+        folder.write(SETTINGS, dump_checked_json(settings.to_json()))
 
 
-def _write_shards(folder: Folder, work: list[list[Source]], settings: dict, workers: int) -> list[dict]:
-    """Write the shards that are not there yet, and return every shard's record in order."""
-    records: dict[int, dict] = {}
+def _write_shards(folder: Folder, shards: Sequence[Sequence[Source]], settings: StoreSettings, workers: int) -> list[ShardRecord]:
+    """Write the shards that are missing, outdated or damaged, and return every shard's record in order."""
+    records: dict[int, ShardRecord] = {}
     todo = []
-    progress = tqdm(total=sum(map(len, work)), desc="ingest", unit="image", disable=None)
-    for number, sources in enumerate(work):
+    progress = tqdm(total=sum(map(len, shards)), desc="ingest", unit="image", disable=None)
+    for number, sources in enumerate(shards):
         record = _kept_record(folder, number, sources)
         if record is None:
             todo.append((number, sources))
@@ -93,130 +140,105 @@ def _write_shards(folder: Folder, work: list[list[Source]], settings: dict, work
             progress.update(len(sources))
     if todo:
         mark_incomplete(folder)
-    write = partial(_write_shard, folder.url, tuple(settings["size"]), settings["threshold"])
-    for number, record in _run(write, todo, workers):
+    for number, record in run_in_processes(partial(_write_shard, folder.url, settings), todo, workers):
         records[number] = record
-        progress.update(len(record["samples"]))
+        progress.update(len(record.samples))
     progress.close()
     return [records[number] for number in sorted(records)]
-
-
-def _run(write: partial, todo: list, workers: int) -> Iterable[tuple[int, dict]]:
-    if workers <= 1 or len(todo) <= 1:
-        yield from map(write, todo)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_end_with_parent) as pool:
-        try:
-            yield from pool.map(write, todo)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _end_with_parent() -> None:
-    """Let a worker end when the process that started it is killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _record_key(number: int) -> str:
     return f"records/{number:05d}.json"
 
 
-def _kept_record(folder: Folder, number: int, sources: list[Source]) -> dict | None:
-    """The record of a shard that an earlier call finished from the very same files and that is whole, or None."""
-    record = _read_or_none(folder, _record_key(number))
-    if record is None or record["sources"] != _stamp(sources):
+def _kept_record(folder: Folder, number: int, sources: Sequence[Source]) -> ShardRecord | None:
+    """The record of a shard that is whole and was written from the very same files, or None."""
+    record = if_intact(read_record, folder, _record_key(number), ShardRecord)
+    if record is None or record.sources != _stamp(sources):
         return None
-    return record if all(is_whole(folder, key, entry) for key, entry in record["files"].items()) else None
+    return record if all(is_whole(folder, key, entry) for key, entry in record.files.items()) else None
 
 
-def _read_or_none(folder: Folder, key: str, *members: str) -> dict | None:
-    """The value of a sealed file, or None where it is absent, damaged or lacks a member."""
-    try:
-        return read_checked_json(folder, key, *members)
-    except MtkdError:
-        return None
-
-
-def _stamp(sources: list[Source]) -> str:
-    """What tells whether files changed since they were ingested: names, sizes and times."""
+def _stamp(sources: Sequence[Source]) -> str:
+    """Changes when a file changes after it was ingested: digest of paths, sizes and times."""
     stats = [(path.stat(), path) for source in sources for path in (source.image, source.mask)]
     return digest([[str(path.absolute()), stat.st_size, stat.st_mtime_ns] for stat, path in stats])
 
 
-def _write_shard(url: str, size: tuple[int, int], threshold: int | None, work: tuple[int, list[Source]]) -> tuple[int, dict]:
-    number, sources = work
+def _write_shard(url: str, settings: StoreSettings, shard: tuple[int, Sequence[Source]]) -> tuple[int, ShardRecord]:
+    """Read the samples of a shard and write its files and, last, its record. shard: its number and its samples."""
+    number, sources = shard
     stamp = _stamp(sources)
     folder = Folder(url)
-    images = np.empty((len(sources), size[1], size[0], 3), np.uint8)
-    masks = np.empty((len(sources), size[1], size[0]), np.uint8)
-    samples = []
-    for index, source in enumerate(sources):
-        images[index], image_size = read_image(source.image, size)
-        masks[index], mask_size = read_mask(source.mask, size, threshold)
+    width, height = settings.size
+    images = np.empty((len(sources), height, width, 3), np.uint8)
+    masks = np.empty((len(sources), height, width), np.uint8)
+    samples: list[StoredSample] = []
+    for source, image, mask in zip(sources, images, masks, strict=True):
+        image[:], image_size = read_image(source.image, settings.size)
+        mask[:], mask_size = read_mask(source.mask, settings.size, settings.threshold)
         if image_size != mask_size:
             raise MtkdError(
                 f"{source.mask} is {mask_size[0]}x{mask_size[1]}, its image {image_size[0]}x{image_size[1]}. "
-                "Bring the mask of that image."
+                "Replace it by the mask of that image."
             )
-        name = {"anatomy": source.anatomy, "surgery": source.surgery, "frame": source.frame}
-        sha256 = content_hash(images[index], masks[index], **name)
-        samples.append({**name, "sha256": sha256, "crc32c": row_checksum(images[index], masks[index])})
-    files = {}
-    for spec, values in zip(picture_specs(size), (images, masks), strict=True):
+        samples.append(
+            {
+                "anatomy": source.anatomy,
+                "surgery": source.surgery,
+                "frame": source.frame,
+                "sha256": content_hash(image, mask, source.anatomy, source.surgery, source.frame),
+                "crc32c": row_checksum(image, mask),
+            }
+        )
+    files: dict[str, FileEntry] = {}
+    for spec, values in zip(picture_specs(settings.size), (images, masks), strict=True):
         data = spec.encode_shard(values)
         folder.write(spec.shard_key(number), data)
         files[spec.shard_key(number)] = file_entry(data)
-    record = {"sources": stamp, "samples": samples, "files": files}
-    folder.write(_record_key(number), dump_checked_json(record))
+    record = ShardRecord(sources=stamp, samples=tuple(samples), files=files)
+    folder.write(_record_key(number), dump_checked_json(record.to_json()))
     return number, record
 
 
-def _finalize(folder: Folder, name: str, records: list[dict], split: Split, settings: dict) -> dict:
+def _finalize(folder: Folder, name: str, records: Sequence[ShardRecord], split: Split, settings: StoreSettings) -> StoreManifest:
     """Write the columns, the metadata and, last, the manifest that makes the store a finished one."""
-    samples = [sample for record in records for sample in record["samples"]]
-    anatomies = sorted({sample["anatomy"] for sample in samples})
-    for sample in samples:
-        sample["split"] = split.of(sample["surgery"])
-    keys = ("anatomy", "surgery", "frame", "split", "sha256")
-    described = {"kind": "sample store", "format": FORMAT, "name": name, "anatomies": anatomies, **settings}
-    identity = {**described, "samples": sorted([sample[key] for key in keys] for sample in samples)}
-    identity.pop("name")
-    fingerprint = digest(identity)
+    samples: list[dict[str, Any]] = [
+        {**sample, "split": split.of(sample["surgery"])} for record in records for sample in record.samples
+    ]
+    manifest = StoreManifest(
+        kind=StoreManifest.KIND,
+        format=StoreManifest.FORMAT,
+        name=name,
+        anatomies=tuple(sorted({sample["anatomy"] for sample in samples})),
+        size=settings.size,
+        threshold=settings.threshold,
+        preprocessing=settings.preprocessing,
+        fingerprint="",
+        files={key: entry for record in records for key, entry in record.files.items()},
+    )
+    identity = {key: value for key, value in manifest.to_json().items() if key not in ("name", "fingerprint", "files")}
+    identity["samples"] = sorted([sample[key] for key in IDENTITY] for sample in samples)
 
-    codes = {"anatomy": anatomies.index, "split": SPLITS.index}
-    small: dict[str, bytes] = {}
+    codes = {"anatomy": manifest.anatomies.index, "split": SPLITS.index}
+    arrays = encode_hashes(sample["sha256"] for sample in samples)
     for column, dtype in COORDINATES.items():
-        values = np.array([codes.get(column, int)(sample[column]) for sample in samples], dtype)
-        small |= ArraySpec(column, dtype, (), ("sample",)).whole(values)
-    hashes = np.array([list(bytes.fromhex(sample["sha256"])) for sample in samples], np.uint8)
-    small |= ArraySpec("sha256", "uint8", (32,), ("sample", "byte")).whole(hashes)
-    for spec in picture_specs(tuple(settings["size"])):
-        small |= spec.metadata(len(samples))
-    attributes = {**described, "splits": list(SPLITS), "split": asdict(split), "fingerprint": fingerprint, "complete": True}
-    arrays = {key: data for key, data in small.items() if key.endswith("zarr.json")}
-    small["zarr.json"] = group_metadata(attributes, arrays)
-
-    files = {key: entry for record in records for key, entry in record["files"].items()}
-    files |= {key: file_entry(data) for key, data in small.items()}
-    manifest = {**described, "fingerprint": fingerprint, "files": files}
-    if _read_or_none(folder, MANIFEST) != manifest or not all(is_whole(folder, key, files[key]) for key in small):
+        arrays |= encode_column(column, np.array([codes.get(column, int)(sample[column]) for sample in samples], dtype))
+    for spec in picture_specs(settings.size):
+        arrays |= spec.metadata(len(samples))
+    if outdated := _outdated(folder, len(records), settings.size):
         mark_incomplete(folder)
-        for key in _stale(folder, len(records), tuple(settings["size"])):
+        for key in outdated:
             folder.delete(key)
-        for key, data in small.items():
-            folder.write(key, data)
-        folder.write(MANIFEST, dump_checked_json(manifest))
-    return manifest
+    attributes = {"splits": list(SPLITS), "split": asdict(split)}
+    return finalize(folder, replace(manifest, fingerprint=digest(identity)), arrays, attributes)
 
 
-def _stale(folder: Folder, shards: int, size: tuple[int, int]) -> list[str]:
-    """The files of shards that the dataset no longer has. What the store would not name so belongs to somebody else."""
-    stale = []
+def _outdated(folder: Folder, shards: int, size: tuple[int, int]) -> list[str]:
+    """The files of shards that the dataset no longer has; files with other names are somebody else's."""
+    outdated = []
     for key in folder.keys():
         number = int((re.findall("[0-9]+", key) or [-1])[0])
         if number >= shards and key in (_record_key(number), *(spec.shard_key(number) for spec in picture_specs(size))):
-            stale.append(key)
-    return stale
+            outdated.append(key)
+    return outdated

@@ -16,12 +16,14 @@ from zarr.codecs import BloscCodec
 
 from mtkd_cache.data.dresden import SPLITS, check_anatomies
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.storage.checked_json import MANIFEST, check_files, read_checked_json
+from mtkd_cache.storage.checked_json import MANIFEST, Manifest, check_files, read_record
+from mtkd_cache.storage.columns import array_in, read_column, read_hashes
 from mtkd_cache.storage.folder import Folder
+from mtkd_cache.storage.record import JsonRecord
 from mtkd_cache.storage.shard_reader import ShardReader, readers
 from mtkd_cache.storage.shard_writer import UNREADABLE, ArraySpec, row_checksum
 
-FORMAT = 1
+SETTINGS = "settings.json"
 SHARD = 64
 PREPROCESSING = {"image": "pillow bilinear", "mask": "pillow nearest, > threshold"}
 COORDINATES = {"anatomy": "int16", "surgery": "int32", "frame": "int32", "split": "int8", "crc32c": "uint32"}
@@ -29,7 +31,7 @@ REMEDY = "Run mtkd-cache ingest again."
 
 
 def picture_specs(size: tuple[int, int]) -> tuple[ArraySpec, ArraySpec]:
-    """The arrays `image` and `mask` for size = (width, height)."""
+    """The arrays `image` and `mask`. size: (width, height)."""
     width, height = size
     image = ArraySpec(
         "image",
@@ -55,6 +57,26 @@ def content_hash(image: np.ndarray, mask: np.ndarray, anatomy: str, surgery: int
     """SHA-256 over what makes a sample: its name in the dataset and the pixels of image and mask at training size."""
     name = f"{anatomy}/{surgery}/{frame}:{image.shape}".encode()
     return hashlib.sha256(name + image.tobytes() + mask.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSettings(JsonRecord):
+    """How images and masks are prepared. size: (width, height). threshold: see `read_mask`."""
+
+    size: tuple[int, int]
+    threshold: int | None
+    preprocessing: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreManifest(Manifest, StoreSettings):
+    """What a finished sample store holds. name: of the dataset's folder."""
+
+    KIND = "sample store"
+    FORMAT = 1
+
+    name: str
+    anatomies: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -99,30 +121,24 @@ class SampleStore:
             MtkdError: the store is absent, unfinished, damaged or of a newer format.
         """
         folder = Folder(url)
-        manifest = read_checked_json(folder, MANIFEST, "kind", "format", "files")
+        manifest = read_record(folder, MANIFEST, StoreManifest)
         if manifest is None:
-            what = "is not finished" if folder.exists("settings.json") else "is no sample store"
+            what = "is not finished" if folder.exists(SETTINGS) else "is no sample store"
             raise MtkdError(f"{url} {what}. Run mtkd-cache ingest DATASET --store {url}.")
-        if manifest["kind"] != "sample store" or manifest["format"] > FORMAT:
-            raise MtkdError(
-                f"{url} is a {manifest['kind']} of format {manifest['format']}, not a sample store of format {FORMAT}."
-            )
-        check_files(folder, manifest["files"], ("image/c/", "mask/c/"), REMEDY)
-        check_anatomies(manifest["anatomies"], url)
+        check_files(folder, manifest.files, ("image/c/", "mask/c/"), REMEDY)
+        check_anatomies(manifest.anatomies, url)
         group = folder.zarr()
-        columns = {name: group[name][:] for name in (*COORDINATES, "sha256")}
-        hashes = np.array([row.tobytes().hex() for row in columns.pop("sha256")])
         return cls(
             url=str(url),
-            name=manifest["name"],
-            anatomies=tuple(manifest["anatomies"]),
-            size=tuple(manifest["size"]),
-            fingerprint=manifest["fingerprint"],
-            hashes=hashes,
+            name=manifest.name,
+            anatomies=manifest.anatomies,
+            size=manifest.size,
+            fingerprint=manifest.fingerprint,
+            hashes=np.array(read_hashes(group)),
             group=group,
-            image=ShardReader(url, group["image"]),
-            mask=ShardReader(url, group["mask"]),
-            **columns,
+            image=ShardReader(url, array_in(group, "image")),
+            mask=ShardReader(url, array_in(group, "mask")),
+            **{name: read_column(group, name) for name in COORDINATES},
         )
 
     def __len__(self) -> int:

@@ -6,8 +6,9 @@ A checked file is canonical JSON whose last member is the SHA-256 of the content
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ParamSpec, TypedDict, TypeVar
+from typing import Any, ClassVar, ParamSpec, Self, TypedDict, TypeVar
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.folder import Folder
@@ -16,7 +17,8 @@ from mtkd_cache.storage.shard_writer import group_metadata
 
 MANIFEST = "manifest.json"
 GROUP = "zarr.json"
-Arguments, Content = ParamSpec("Arguments"), TypeVar("Content")
+Arguments = ParamSpec("Arguments")
+Content = TypeVar("Content")
 Record = TypeVar("Record", bound=JsonRecord)
 
 
@@ -25,6 +27,30 @@ class FileEntry(TypedDict):
 
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(JsonRecord):
+    """What makes a folder a finished one. files: every other file in it, by key."""
+
+    KIND: ClassVar[str]
+    FORMAT: ClassVar[int]
+
+    kind: str
+    format: int
+    fingerprint: str
+    files: dict[str, FileEntry]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: object) -> Self:
+        """See `JsonRecord`. Raises MtkdError also for a manifest of another kind or a newer format."""
+        kind, version = content.get("kind", cls.KIND), content.get("format", cls.FORMAT)
+        if kind != cls.KIND or version > cls.FORMAT:
+            raise MtkdError(f"{where} is of a {kind} of format {version}; a {cls.KIND} of format {cls.FORMAT} is needed.")
+        return super().from_json(content, where)
+
+
+Finished = TypeVar("Finished", bound=Manifest)
 
 
 def canonical(value: object) -> bytes:
@@ -113,27 +139,23 @@ def mark_incomplete(folder: Folder) -> None:
 
 
 def finalize(
-    folder: Folder,
-    arrays: Mapping[str, bytes],
-    entries: Mapping[str, FileEntry],
-    content: Mapping[str, Any],
-    attributes: Mapping[str, Any] = MappingProxyType({}),
-) -> dict[str, Any]:
+    folder: Folder, manifest: Finished, arrays: Mapping[str, bytes], attributes: Mapping[str, Any] = MappingProxyType({})
+) -> Finished:
     """Write the small files of a Zarr group and, last, the manifest that makes it a finished one. Returns the manifest.
 
     A file that holds the right bytes already is not written again.
 
     Args:
+        manifest: with the files that are written already.
         arrays: metadata and columns of the arrays, by key.
-        entries: the manifest's entries of the files that are written already.
-        content: the manifest without its files.
-        attributes: the group's, beside the content.
+        attributes: of the group, beside the content of the manifest.
     """
+    content = manifest.to_json()
+    del content["files"]
     metadata = {key: data for key, data in arrays.items() if key.endswith(GROUP)}
-    group = group_metadata({**content, **attributes, "complete": True}, metadata)
-    files = {**entries, **{key: file_entry(data) for key, data in {**arrays, GROUP: group}.items()}}
-    manifest = {**content, "files": files}
-    small = {**arrays, GROUP: group, MANIFEST: dump_checked_json(manifest)}
+    small = {**arrays, GROUP: group_metadata({**content, **attributes, "complete": True}, metadata)}
+    manifest = replace(manifest, files=manifest.files | {key: file_entry(data) for key, data in small.items()})
+    small[MANIFEST] = dump_checked_json(manifest.to_json())
     changed = {key for key, data in small.items() if not is_whole(folder, key, file_entry(data))}
     if changed:
         mark_incomplete(folder)

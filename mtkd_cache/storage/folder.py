@@ -95,9 +95,12 @@ class Folder:
             raise MtkdError(f"{self.url}/{key} cannot be written ({error}). Check address, credentials and network.") from error
 
     def delete(self, key: str) -> None:
-        """Delete one file, if it exists."""
+        """Delete one file, if it exists. Raises MtkdError where a folder is at its place."""
         if self.local:
-            Path(self.path, key).unlink(missing_ok=True)
+            path = Path(self.path, key)
+            if path.is_dir():
+                raise MtkdError(f"{path} is a folder, where a file belongs. Move it elsewhere.")
+            path.unlink(missing_ok=True)
         elif self.exists(key):
             self.fs.rm_file(f"{self.path}/{key}")
 

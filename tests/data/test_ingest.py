@@ -120,8 +120,12 @@ def test_other_settings_and_strange_folders_are_refused(organ_folder, organ_spli
     assert {path.name for path in (tmp_path / "full").iterdir()} >= {"a.txt", "b.tmp"}
 
 
-def test_a_store_that_gets_another_split_is_unfinished_until_it_has_it(organ_folder, organ_store, organ_split, copy_of):
-    writes = len(small_files(organ_store.url)) + 1
+def test_a_store_that_gets_another_split_is_unfinished_until_it_has_it(organ_folder, organ_store, copy_of, tmp_path):
+    other = tmp_path / "other.zarr"
+    ingest(organ_folder, str(other), size=(64, 64), split=OTHER_SPLIT)
+    keys = small_files(organ_store.url)
+    writes = sum(Path(organ_store.url, key).read_bytes() != (other / key).read_bytes() for key in keys) + 1
+    assert writes == 3  # the column, the group's metadata and the manifest
     stores = [copy_of(organ_store.url) for _ in range(writes)]
     subprocess.run([sys.executable, "-c", KILLED, organ_folder, *stores], check=True)
     assert not (stores[0] / "zarr.json").exists()
@@ -130,6 +134,7 @@ def test_a_store_that_gets_another_split_is_unfinished_until_it_has_it(organ_fol
             SampleStore.open(str(store))
         said = ingest(organ_folder, str(store), size=(64, 64), split=OTHER_SPLIT)
         opened = SampleStore.open(str(store))
+        assert all((store / key).read_bytes() == (other / key).read_bytes() for key in (*keys, MANIFEST))
         assert opened.fingerprint == said["fingerprint"] != organ_store.fingerprint
         assert opened.describe(opened.rows("test", "kidney")[0]) == "kidney/40/image00"
 
@@ -232,6 +237,30 @@ def test_columns_of_others_are_refused(what, organ_folder, organ_store, copy_of,
         (store / "crc32c/c/0").mkdir()
     with pytest.raises(MtkdError, match="is damaged or missing"):
         SampleStore.open(str(store))
+
+
+@pytest.mark.parametrize(
+    ("key", "source"), [("settings.json", MANIFEST), ("records/00000.json", MANIFEST), (MANIFEST, "settings.json")]
+)
+def test_a_checked_file_in_anothers_place_is_written_again(key, source, organ_folder, organ_store, organ_split, copy_of):
+    """Each is whole, but holds other content."""
+    store = copy_of(organ_store.url)
+    shutil.copy(store / source, store / key)
+    result = ingest(organ_folder, str(store), size=(64, 64), split=organ_split)
+    assert result["fingerprint"] == organ_store.fingerprint
+    assert (store / key).read_bytes() == Path(organ_store.url, key).read_bytes()
+
+
+@pytest.mark.parametrize("key", ["settings.json", "records/00000.json", MANIFEST, "zarr.json", "split/c/0", "mask/c/0/0/0"])
+def test_a_folder_in_a_files_place_is_reported(key, organ_folder, organ_store, organ_split, copy_of):
+    store = copy_of(organ_store.url)
+    (store / key).unlink()
+    (store / key / "inside").mkdir(parents=True)
+    with pytest.raises(MtkdError, match=rf"{key}.* (is a folder|cannot be written)"):
+        ingest(organ_folder, str(store), size=(64, 64), split=organ_split)
+    if key not in ("settings.json", "records/00000.json"):
+        with pytest.raises(MtkdError):
+            SampleStore.open(str(store)).read(np.arange(len(organ_store)))
 
 
 @pytest.mark.parametrize("array", ["image", "mask"])
