@@ -31,7 +31,7 @@ def page() -> Iterator[str]:
     """The page, a paragraph at a time."""
     yield PROMISE
     for name in mtkd_cache.__all__:
-        source = Path("mtkd_cache", *mtkd_cache._MODULES[name].split(".")).with_suffix(".py")
+        source = Path(*getattr(mtkd_cache, name).__module__.split(".")).with_suffix(".py")
         [node] = [node for node in ast.parse((ROOT / source).read_text()).body if getattr(node, "name", None) == name]
         yield f"## {name}\n\n[{source}](../{source})"
         yield from entry(node, "")

@@ -1,6 +1,5 @@
 """What the package exports: it is lazy, complete, documented, and enough to train a network of one's own."""
 
-import ast
 import dataclasses
 import inspect
 import pickle
@@ -30,18 +29,6 @@ def test_everything_public_is_there_and_nothing_else():
     } | {"cli"}
     with pytest.raises(AttributeError, match="no attribute 'Streams'"):
         mc.Streams  # noqa: B018
-
-
-def test_type_checkers_and_the_import_system_see_the_same():
-    tree = ast.parse((ROOT / "mtkd_cache" / "__init__.py").read_text())
-    imported = {
-        alias.name: node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("mtkd_cache.")
-        for alias in node.names
-    }
-    assert imported == {name: f"mtkd_cache.{module}" for name, module in mc._MODULES.items()}
-    assert sorted(imported) == sorted(mc.__all__)
 
 
 def test_importing_it_imports_no_torch():

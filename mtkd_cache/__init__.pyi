@@ -1,0 +1,20 @@
+from .cache.build import build_cache as build_cache
+from .cache.dataset import CachedDistillationDataset as CachedDistillationDataset
+from .cache.layout import CacheSpec as CacheSpec
+from .cache.reader import LogitCache as LogitCache
+from .cache.teacher_runner import Teachers as Teachers
+from .cache.verify import verify_cache as verify_cache
+from .data.augment import Views as Views
+from .data.augment import apply_views as apply_views
+from .data.augment import draw_views as draw_views
+from .data.augment import warp as warp
+from .data.sample_store import SampleStore as SampleStore
+from .errors import MtkdError as MtkdError
+from .evaluation.predictor import Predictor as Predictor
+from .losses import channelwise_kl as channelwise_kl
+from .losses import exclusive_cross_entropy as exclusive_cross_entropy
+from .models.checkpoints import load_network as load_network
+from .models.network import create_network as create_network
+from .recipe import load_recipe as load_recipe
+
+__version__: str
