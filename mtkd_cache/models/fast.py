@@ -1,8 +1,6 @@
-"""The form of a network in which it segments fastest; its weights are the plain network's, and so are its logits, to rounding."""
+"""Fast forms of a network for inference: the same weights, and the same logits up to rounding."""
 
 import copy
-import statistics
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +8,12 @@ from torch.fx.experimental.optimization import fuse
 
 from mtkd_cache.models.network import Network, SmpDecoder
 from mtkd_cache.models.segformer import Decoder, FoldedDecoder
-from mtkd_cache.runtime.timing import interleaved
-
-ROUNDS = 5  # turns each form is given before one is chosen
 
 
 class Fast(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H, W), for evaluation alone.
+    """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H, W), for inference only.
 
-    layout: how its tensors lie in memory. replayed: the network is a CUDA graph, which writes its logits to the same memory again
-    and again.
+    layout: memory format of its tensors. replayed: the network is a CUDA graph, which reuses the memory of its logits.
     """
 
     def __init__(self, network: Network, layout: torch.memory_format = torch.channels_last, replayed: bool = False):
@@ -28,12 +22,12 @@ class Fast(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits = self.network(images.contiguous(memory_format=self.layout))
+            logits: Tensor = self.network(images.contiguous(memory_format=self.layout))
             return logits.clone() if self.replayed else logits
 
 
 def plain(network: Network, device: torch.device) -> Fast:
-    """A copy of a network on a device, as it is."""
+    """A copy of a network on a device, unchanged."""
     return Fast(_copy(network, device), torch.contiguous_format)
 
 
@@ -46,21 +40,21 @@ def folded(network: Network, device: torch.device) -> Fast:
 
 
 def compiled(network: Network, device: torch.device) -> Fast:
-    """The folded form, compiled by its first call for each picture size, which takes a minute or two and needs a C++ compiler.
+    """The folded form, compiled at the first call for each image size, which takes a minute or two and needs a C++ compiler.
 
-    On a GPU its launches are replayed as one CUDA graph.
+    On a GPU its kernels are replayed as one CUDA graph.
     """
-    quick = folded(network, device)
+    form = folded(network, device)
     if device.type == "cuda":
-        quick.network.compile(mode="reduce-overhead")
-        quick.replayed = True
+        form.network.compile(mode="reduce-overhead")
+        form.replayed = True
     else:
-        compile_parts(quick.network)
-    return quick
+        compile_parts(form.network)
+    return form
 
 
 def compile_parts(network: Network) -> None:
-    """Let the encoder and each decoder be compiled at their first call; state-dict keys stay as they are."""
+    """Compile the encoder and each decoder at their first call; state-dict keys stay as they are."""
     for part in (network.encoder, *network.decoders):
         part.compile()
 
@@ -68,33 +62,17 @@ def compile_parts(network: Network) -> None:
 FORMS = {"plain": plain, "folded": folded, "compiled": compiled}
 
 
-def fastest(network: Network, images: Tensor) -> Fast:
-    """The form that takes the least time on these images' device for pictures of their shape, found by measuring each in turn.
-
-    A form that torch cannot make here (without a compiler, say) takes no part. The network itself stays as it is.
-    """
-    forms = {}
-    for name, make in FORMS.items():
-        form = make(network, images.device)
-        try:
-            form(images)
-        except Exception:  # torch.compile fails in many ways
-            continue
-        forms[name] = form
-    times = interleaved({name: partial(form, images) for name, form in forms.items()}, ROUNDS, images.device)
-    return forms[min(times, key=lambda name: statistics.median(times[name]))]
-
-
 def _copy(network: Network, device: torch.device) -> Network:
     return copy.deepcopy(network).eval().to(device)
 
 
 def _folded(part: nn.Module) -> nn.Module:
-    """A part with its batch norms folded, or the part itself where torch cannot trace it."""
+    """The part with its batch norms folded, or unchanged where torch cannot trace it."""
     if isinstance(part, SmpDecoder) and isinstance(part.decoder, Decoder):
         part.decoder = FoldedDecoder(part.decoder)
         return part
     try:
-        return fuse(part, inplace=True)
+        fused: nn.Module = fuse(part, inplace=True)
+        return fused
     except Exception:  # torch.fx refuses in many ways
         return part

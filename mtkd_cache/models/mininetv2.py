@@ -1,6 +1,6 @@
-"""MiniNetV2 (Alonso et al. 2020), written from its published layout: encoder 0.4051 M parameters, decoder 0.1016 M.
+"""MiniNetV2 (Alonso et al. 2020), written from its published architecture: encoder 0.4051 M parameters, decoder 0.1016 M.
 
-The layout fixes every layer's size. It leaves open what dropout drops: here whole channels (inferred), as in ERFNet,
+The paper gives every layer's size, but not what dropout drops: here whole channels (inferred), as in ERFNet,
 whose blocks MiniNetV2 builds on.
 """
 
@@ -53,7 +53,7 @@ class Unit(nn.Module):
 
 
 class DilatedUnit(nn.Module):
-    """Residual unit with two depthwise convolutions side by side, one of them dilated, summed; the shape stays."""
+    """Residual unit with the sum of two depthwise convolutions, one of them dilated; the shape stays (B, channels, h, w)."""
 
     def __init__(self, channels: int, dilation: int):
         super().__init__()
@@ -67,9 +67,9 @@ class DilatedUnit(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W), normalised -> [the images, features (B, 128, H/8, W/8)]."""
+    """Images (B, 3, H, W), normalized -> [the images, features (B, 128, H/8, W/8)]."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.down1 = Down(3, 16)
         self.down2 = Down(16, 64)
@@ -82,9 +82,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[images (B, 3, H, W), features (B, 128, H/8, W/8)] -> logits (B, 1, H/2, W/2), with its own look at the image."""
+    """[images (B, 3, H, W), features (B, 128, H/8, W/8)] -> logits (B, 1, H/2, W/2), from the features and the image itself."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.up1 = nn.ConvTranspose2d(128, 64, 3, stride=2, padding=1, output_padding=1)
         self.norm = nn.BatchNorm2d(64)
@@ -94,4 +94,5 @@ class Decoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         images, deep = features
-        return self.out(self.units(F.relu_(self.norm(self.up1(deep))) + self.refine(images)))
+        logits: Tensor = self.out(self.units(F.relu_(self.norm(self.up1(deep))) + self.refine(images)))
+        return logits

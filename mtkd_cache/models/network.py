@@ -1,6 +1,7 @@
-"""One class for every network of the paper: a teacher is an encoder with one decoder, a student has one an anatomy."""
+"""One class for all networks of the paper: an encoder with one decoder (teacher) or a decoder for each anatomy (student)."""
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ MULTIPLES = {"deeplabv3": 8, "segformer": 32, "fpn": 32, "mininetv2": mininetv2.
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear upsampling of native logits (B, N, h, w) to `size` = (H, W), corner on corner, as smp's heads do."""
+    """Bilinear upsampling of native logits (B, N, h, w) to `size` = (H, W) with aligned corners, as in smp's heads."""
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)
 
 
@@ -40,19 +41,24 @@ class SmpDecoder(nn.Module):
         self.head = nn.Conv2d(channels, 1, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        return self.head(self.decoder(features))
+        logits: Tensor = self.head(self.decoder(features))
+        return logits
 
 
 class Network(nn.Module):
     """An encoder and `heads` decoders over it. State-dict keys: `encoder.*` and `decoders.K.*`.
 
-    Images are float RGB in [0, 1]; the network normalises them with the statistics its encoder was pretrained with.
+    Images are float RGB in [0, 1]; the network normalizes them with the statistics its encoder was pretrained with.
 
-    arch: "mininetv2" or "<decoder>-<smp encoder>", as given to `build`
-    heads: number of decoders, one an anatomy
-    stride: pixels of the image for one native logit (SegFormer 4, DeepLabV3 8, MiniNetV2 2)
+    arch: "mininetv2" or "<decoder>-<smp encoder>", as given to `create_network`
+    heads: number of decoders, one for each anatomy
+    stride: pixels of the image for each native logit, along each axis (SegFormer 4, DeepLabV3 8, MiniNetV2 2)
     multiple: `native` takes images whose height and width are multiples of it
+    mean, std: (1, 3, 1, 1), subtracted from and dividing the images
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, arch: str, encoder: nn.Module, decoders: Iterable[nn.Module], statistics: Statistics):
         super().__init__()
@@ -119,7 +125,8 @@ class Network(nn.Module):
         right, bottom = -width % self.multiple, -height % self.multiple
         if right or bottom:
             images = F.pad(images, (0, right, 0, bottom), mode="replicate")
-        return upsample(self.native(images, heads), images.shape[-2:])[..., :height, :width]
+        padded = (images.shape[2], images.shape[3])
+        return upsample(self.native(images, heads), padded)[..., :height, :width]
 
 
 def _check(images: Tensor) -> None:
@@ -159,12 +166,12 @@ def create_network(arch: str, heads: int) -> Network:
             "any other is deeplabv3-, segformer- or fpn- and the name of an smp encoder."
         )
     encoder = make_encoder(encoder_name, output_stride=8 if decoder_name == "deeplabv3" else 32)
-    decoders = [_decoder(decoder_name, encoder_name, list(encoder.out_channels)) for _ in range(heads)]
+    decoders = [_decoder(decoder_name, encoder_name, list(cast(Sequence[int], encoder.out_channels))) for _ in range(heads)]
     return Network(arch, encoder, decoders, input_statistics(encoder_name))
 
 
 def _decoder(decoder_name: str, encoder_name: str, channels: list[int]) -> SmpDecoder:
-    """One decoder with smp's own defaults and smp's own initialisation (which leaves DeepLabV3 to torch's)."""
+    """One decoder with smp's own defaults and initialization (torch's for DeepLabV3)."""
     if decoder_name == "deeplabv3":
         decoder = DeepLabV3Decoder(channels[-1], 256, atrous_rates=(12, 24, 36), aspp_separable=False, aspp_dropout=0.5)
         return SmpDecoder(decoder, 256)

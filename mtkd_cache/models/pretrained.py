@@ -1,9 +1,9 @@
-"""Pretrained weights: where they are found, and where their values go in a network.
+"""Pretrained weights: where they are found, and how they are loaded into a network.
 
 Named weights are looked for in data/weights/ of the working directory, then in the download caches, then online.
 The paper says COCO or Cityscapes for convolutional encoders and Cityscapes for SegFormer; what is public of that is
 smp-hub's SegFormer on Cityscapes and torchvision's DeepLabV3-ResNet50 on COCO. Other encoders have ImageNet weights,
-and MiniNetV2, of which no checkpoint is public, starts from nothing (both inferred).
+and MiniNetV2, of which no checkpoint is public, starts from random initialization (both inferred).
 """
 
 import os
@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.models.network import Network
+from mtkd_cache.models.network import Network, SmpDecoder
 
 WEIGHTS = Path("data/weights")
 COCO_URL = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.url
-PATIENCE_S = 5.0
+TIMEOUT_S = 5.0
 
-# torchvision's DeepLabV3 head -> smp's decoder; the last convolution and the auxiliary head know other classes
+# torchvision's DeepLabV3 head -> smp's decoder; the last convolution and the auxiliary head are for other classes
 TORCHVISION_DECODER = {"classifier.0.": "aspp.", "classifier.1.": "conv.", "classifier.2.": "bn."}
 TORCHVISION_HEADS = ("classifier.4.", "aux_classifier.")
 
@@ -43,26 +43,31 @@ def paper_source(arch: str) -> str:
     return "cityscapes" if _cityscapes_name(arch) else "imagenet"
 
 
-def load_pretrained(network: Network, source: str | os.PathLike) -> str:
-    """Load pretrained weights into `network`, in place, and return where they came from (a file, or "none").
-
-    source: "none"; "imagenet" (the encoder); "cityscapes" (segformer-mit_b0 to -mit_b5: the encoder, and every decoder
-    alike); "coco" (deeplabv3-resnet50: the same); or the path of a .safetensors file, of a torchvision .pth file, or of
-    a folder with model.safetensors in it. A file may hold an encoder (keys with or without "encoder."), a whole smp
-    model, or torchvision's DeepLabV3. Segmentation heads stay as they are: theirs know other classes.
+def load_pretrained(network: Network, source: str | os.PathLike[str]) -> str:
+    """Load pretrained weights into a network, in place. Segmentation heads keep theirs: those in the files are for other classes.
 
     The first blocks of ResNet50's layers 3 and 4 are dilated less in torchvision's DeepLabV3 than in smp's, so the COCO
     weights are a start for training, not the same network.
 
-    Raises MtkdError where weights do not exist for the network, cannot be reached, are damaged, or do not fit; after a
-    file that does not fit, the network may hold a part of it.
+    Args:
+        network: after a file that does not fit, it may hold a part of it.
+        source: "none"; "imagenet" (the encoder); "cityscapes" (segformer-mit_b0 to -mit_b5: the encoder, and the same decoder
+            for every head); "coco" (deeplabv3-resnet50: likewise); or the path of a .safetensors file, of a torchvision .pth
+            file, or of a folder with model.safetensors. A file may hold an encoder (keys with or without "encoder."), a whole
+            smp model, or torchvision's DeepLabV3.
+
+    Returns:
+        Where the weights came from: a file, or "none".
+
+    Raises:
+        MtkdError: the weights do not exist for the network, cannot be reached, are damaged, or do not fit.
     """
     if source == "none":
         return "none"
     if source == "imagenet":
         return _load_imagenet(network)
     path = _named_file(network, str(source)) if source in ("cityscapes", "coco") else _local_file(Path(source))
-    _place(network, _read(path), path)
+    _load_by_key(network, _read(path), path)
     return str(path)
 
 
@@ -73,9 +78,8 @@ def _named_file(network: Network, source: str) -> Path:
     name = _cityscapes_name(network.arch)
     if source == "cityscapes" and name:
         return _hub_file(f"smp-hub/{name}")
-    made_for = {"cityscapes": "segformer-mit_b0 to segformer-mit_b5", "coco": "deeplabv3-resnet50"}[source]
-    use = paper_source(network.arch)
-    raise MtkdError(f"{source} weights exist for {made_for}, not for {network.arch}. Use {use!r}.")
+    available = {"cityscapes": "segformer-mit_b0 to segformer-mit_b5", "coco": "deeplabv3-resnet50"}[source]
+    raise MtkdError(f"{source} weights exist for {available}, not for {network.arch}. Use {paper_source(network.arch)!r}.")
 
 
 def _cityscapes_name(arch: str) -> str | None:
@@ -104,27 +108,27 @@ def _load_imagenet(network: Network) -> str:
         path = _hub_file(settings.hf_hub_id)
         _load_timm(network, name, path)
         return str(path)
-    settings = encoders.get(name, {}).get("pretrained_settings", {}).get("imagenet")
-    if settings is None:
+    pretrained = encoders.get(name, {}).get("pretrained_settings", {}).get("imagenet")
+    if pretrained is None:
         raise MtkdError(f"no imagenet weights exist for {network.arch}. Use 'none' or a local .safetensors file.")
-    path = _hub_file(settings["repo_id"], settings["revision"])
+    path = _hub_file(pretrained["repo_id"], pretrained["revision"])
     _load(network.encoder, _read(path), path)
     return str(path)
 
 
 def _load_timm(network: Network, name: str, path: Path) -> None:
-    """timm renames a classifier's keys while it makes the encoder of it, so it makes one from the file to copy from."""
+    """timm renames a classifier's keys while it creates the encoder, so an encoder is created from the file and copied."""
     overlay = {"state_dict": _read(path)}
     stride = network.encoder.output_stride
     try:
         encoder = get_encoder(name, weights=True, output_stride=stride, pretrained_cfg_overlay=overlay)
     except (RuntimeError, KeyError) as error:
-        raise MtkdError(f"{path} does not fit {name}: {_first_line(error)}. Bring the weights of {name}.") from error
+        raise MtkdError(f"{path} does not fit {name}: {_first_line(error)}. Use weights of {name}.") from error
     network.encoder.load_state_dict(encoder.state_dict())
 
 
-def _place(network: Network, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load `tensors` where their keys say: an encoder file, a whole smp model, or torchvision's DeepLabV3."""
+def _load_by_key(network: Network, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load the tensors of an encoder, of a whole smp model, or of torchvision's DeepLabV3, told apart by their keys."""
     if any(key.startswith("backbone.") for key in tensors):
         tensors = _smp_keys(tensors)
     encoder, decoder = {}, {}
@@ -133,10 +137,11 @@ def _place(network: Network, tensors: dict[str, Tensor], path: Path) -> None:
             decoder[key.removeprefix("decoder.")] = tensor
         elif not key.startswith("segmentation_head."):
             encoder[key.removeprefix("encoder.")] = tensor
-    if decoder and network.arch == "mininetv2":
-        raise MtkdError(f"{path} holds a decoder that is not mininetv2's. Bring weights of a mininetv2 encoder.")
+    heads = [head for head in network.decoders if isinstance(head, SmpDecoder)]
+    if decoder and not heads:
+        raise MtkdError(f"{path} holds a decoder that is not {network.arch}'s. Use weights of a {network.arch} encoder.")
     _load(network.encoder, encoder, path)
-    for head in network.decoders if decoder else ():
+    for head in heads if decoder else ():
         _load(head.decoder, decoder, path)
 
 
@@ -155,7 +160,7 @@ def _smp_keys(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """module.load_state_dict (smp's encoders drop a classifier's keys there), its error naming the first keys."""
+    """module.load_state_dict (where smp's encoders drop a classifier's keys), with an error that names the first wrong keys."""
     try:
         module.load_state_dict(dict(tensors))
     except (RuntimeError, KeyError) as error:
@@ -169,22 +174,22 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         wrong += [f"{key} is unknown" for key in tensors if key not in expected]
         raise MtkdError(
             f"{path} does not fit this network's {type(module).__name__}: {'; '.join(wrong[:3]) or _first_line(error)} "
-            f"({len(wrong)} keys do not fit). Bring weights made for this architecture."
+            f"({len(wrong)} keys do not fit). Use weights of this architecture."
         ) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file, or of a .pth file read without executing what it may carry."""
+    """All tensors of a .safetensors file, or of a .pth file, whose code, if it carries any, is not run."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True) if path.suffix == ".pth" else load_file(path)
     except pickle.UnpicklingError as error:
         raise MtkdError(
-            f"{path} is refused: it is damaged, or carries code, which is never run. Bring a file of tensors alone."
+            f"{path} is refused: it is damaged, or carries code, which is never run. Use a file that holds only tensors."
         ) from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise MtkdError(f"{path} cannot be read as weights: {_first_line(error)}. Bring the file again.") from error
+        raise MtkdError(f"{path} cannot be read as weights: {_first_line(error)}. Download it again.") from error
     if not (isinstance(tensors, dict) and all(isinstance(tensor, Tensor) for tensor in tensors.values())):
-        raise MtkdError(f"{path} is not a state dict of tensors. Bring torchvision's own file, or a .safetensors file.")
+        raise MtkdError(f"{path} is not a state dict of tensors. Use torchvision's own file, or a .safetensors file.")
     return tensors
 
 
@@ -200,22 +205,22 @@ def _hub_file(repo_id: str, revision: str | None = None) -> Path:
     url = hf_hub_url(repo_id, "model.safetensors", revision=revision)
     try:
         _refuse_offline()
-        get_hf_file_metadata(url, timeout=PATIENCE_S)  # hf_hub_download itself would retry for minutes
+        get_hf_file_metadata(url, timeout=TIMEOUT_S)  # hf_hub_download itself would retry for minutes
         return Path(hf_hub_download(repo_id, "model.safetensors", revision=revision))
-    except Exception as error:  # the hub's client lets its HTTP library's errors through
+    except Exception as error:  # the hub's client raises errors of its HTTP library
         raise _unreachable(url, folder / "model.safetensors", error) from error
 
 
 def _coco_file() -> Path:
     """torchvision's DeepLabV3-ResNet50 on COCO: from data/weights/, torch's download cache, or torchvision's server."""
-    name = COCO_URL.rpartition("/")[2]
+    name: str = COCO_URL.rpartition("/")[2]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     for path in (WEIGHTS / name, cached):
         if path.is_file():
             return path
     try:
         _refuse_offline()
-        urllib.request.urlopen(urllib.request.Request(COCO_URL, method="HEAD"), timeout=PATIENCE_S).close()
+        urllib.request.urlopen(urllib.request.Request(COCO_URL, method="HEAD"), timeout=TIMEOUT_S).close()
         cached.parent.mkdir(parents=True, exist_ok=True)
         digest = cached.stem.rpartition("-")[2]
         torch.hub.download_url_to_file(COCO_URL, str(cached), hash_prefix=digest, progress=False)
@@ -230,7 +235,7 @@ def _refuse_offline() -> None:
 
 
 def _unreachable(url: str, path: Path, error: Exception) -> MtkdError:
-    return MtkdError(f"cannot fetch {url}: {_first_line(error)}. Bring that file and put it at {path}.")
+    return MtkdError(f"cannot fetch {url}: {_first_line(error)}. Download that file elsewhere and put it at {path}.")
 
 
 def _first_line(error: Exception) -> str:

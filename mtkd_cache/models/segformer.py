@@ -1,7 +1,9 @@
-"""smp's SegFormer, multiplied out: its parameters, keys and values (to rounding), for a fraction of the time and memory.
+"""smp's SegFormer with the decoder's linear layers folded into one: the same parameters, keys and outputs (up to rounding), for a
+fraction of the time and memory.
 
-Attention never holds its matrix of weights (Dao et al. 2022, as torch's scaled_dot_product_attention). The decoder projects each
-feature map linearly, upsamples, concatenates and mixes linearly again; because upsampling keeps every weighted sum of channels,
+Attention never materializes its matrix of weights (Dao et al. 2022, as torch's scaled_dot_product_attention). The decoder
+projects each feature map linearly, upsamples, concatenates and mixes linearly again; because upsampling keeps every weighted sum
+of channels,
 
     mix(concat_i(up(A_i f_i + a_i))) = sum_i up(M_i A_i f_i) + sum_i M_i a_i,    mix = (M_1 ... M_n)
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class Attention(mix_transformer.Attention):
+class Attention(mix_transformer.Attention):  # type: ignore[misc]  # smp is untyped
     """Self-attention over tokens (B, height * width, C), keys and values reduced in space."""
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -32,21 +34,23 @@ class Attention(mix_transformer.Attention):
             x = self.norm(self.sr(grid).flatten(2).transpose(1, 2))
         keys, values = self.kv(x).view(batch, x.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         dropout = self.attn_drop.p if self.training else 0.0
-        seen = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=self.scale)
-        return self.proj_drop(self.proj(seen.transpose(1, 2).reshape(batch, tokens, channels)))
+        attended = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=self.scale)
+        projected: Tensor = self.proj_drop(self.proj(attended.transpose(1, 2).reshape(batch, tokens, channels)))
+        return projected
 
 
 def use_fused_attention(encoder: Module) -> Module:
-    """An encoder whose MiT blocks, if it has any, attend by `Attention`."""
-    return _exchange(encoder, {mix_transformer.Attention: Attention})
+    """The encoder, its MiT blocks, if it has any, with `Attention`."""
+    return _replace_classes(encoder, {mix_transformer.Attention: Attention})
 
 
-class Decoder(SegformerDecoder):
+class Decoder(SegformerDecoder):  # type: ignore[misc]
     """An encoder's features, the images first -> (B, width, H/4, W/4)."""
 
     def forward(self, features: list[Tensor]) -> Tensor:
         _, norm, activation = self.fuse_stage
-        return activation(norm(_blend(features, *self.products())))
+        fused: Tensor = activation(norm(_fuse(features, *self.products())))
+        return fused
 
     def products(self) -> tuple[list[Tensor], Tensor]:
         """M_i A_i (width, C_i) for each feature map, the coarsest first, and the bias (width), never in half precision."""
@@ -59,7 +63,7 @@ class Decoder(SegformerDecoder):
 
 
 class FoldedDecoder(nn.Module):
-    """A decoder in evaluation mode, its products made once and its batch norm in them."""
+    """A decoder for inference: its products computed once, with its batch norm folded into them."""
 
     def __init__(self, decoder: Decoder):
         super().__init__()
@@ -71,23 +75,23 @@ class FoldedDecoder(nn.Module):
             self.bias = nn.Parameter(scale * (bias - norm.running_mean) + norm.bias)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        return F.relu_(_blend(features, self.weights, self.bias))
+        return F.relu_(_fuse(features, list(self.weights), self.bias))
 
 
 def reference_smp(network: Module) -> Module:
-    """A copy of a network that computes as smp does, to compare with."""
-    return _exchange(copy.deepcopy(network), {Attention: mix_transformer.Attention, Decoder: SegformerDecoder})
+    """A copy of a network with smp's own modules, to compare with."""
+    return _replace_classes(copy.deepcopy(network), {Attention: mix_transformer.Attention, Decoder: SegformerDecoder})
 
 
-def _exchange(network: Module, others: dict[type, type]) -> Module:
-    """A network, with each of its modules of one class turned into one of another class of the same parameters."""
+def _replace_classes(network: Module, replacements: dict[type, type]) -> Module:
+    """The network, with the class of its modules replaced by another class of the same parameters."""
     for module in network.modules():
-        if type(module) in others:
-            module.__class__ = others[type(module)]
+        if type(module) in replacements:
+            module.__class__ = replacements[type(module)]
     return network
 
 
-def _blend(features: list[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
+def _fuse(features: list[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
     """The sum over feature maps of up(weight f), plus the bias, at a quarter of the images' size."""
     size = [length // 4 for length in features[0].shape[2:]]
     *coarse, fine = zip(features[: -len(weights) - 1 : -1], weights, strict=True)

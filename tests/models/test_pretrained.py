@@ -274,7 +274,7 @@ def test_a_file_that_does_not_fit_is_refused_with_its_first_keys(damage):
 
 @pytest.mark.parametrize("arch", ["segformer-mit_b1", "segformer-resnet18", "fpn-mit_b0", "mininetv2"])
 def test_a_whole_model_of_another_architecture_is_refused(city, arch):
-    with pytest.raises(MtkdError, match="Bring weights"):
+    with pytest.raises(MtkdError, match="Use weights"):
         load_pretrained(create_network(arch, 1), city[0])
 
 

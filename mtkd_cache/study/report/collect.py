@@ -18,6 +18,7 @@ from mtkd_cache.models.records import (
     EVALUATION,
     Evaluation,
     RunRecord,
+    TeacherRecord,
     Training,
     read_evaluation,
     read_json,
@@ -141,15 +142,16 @@ def read_result(folder: Path) -> Result:
         raise MtkdError(f"{folder} holds neither run.json nor ANATOMY/teacher.json. Name run folders and teachers folders.")
     first = trainings[0]
     if isinstance(first, RunRecord):
-        teachers = {anatomy: teacher.get("weights_sha256") for anatomy, teacher in (first.teachers or {}).items()}
-        return Result(folder, first.layout, first.kd, first, _evaluation(folder, trainings, "--run"), first.params_m, teachers)
-    archs = sorted({teacher.arch for teacher in trainings})
+        weights = {anatomy: teacher.get("weights_sha256") for anatomy, teacher in (first.teachers or {}).items()}
+        return Result(folder, first.layout, first.kd, first, _evaluation(folder, trainings, "--run"), first.params_m, weights)
+    teachers = [record for record in trainings if isinstance(record, TeacherRecord)]
+    archs = sorted({teacher.arch for teacher in teachers})
     if len(archs) > 1:
         raise MtkdError(f"{folder} holds teachers of several architectures ({', '.join(archs)}). A row of the table has one.")
     evaluation = _evaluation(folder, trainings, "--teachers")
-    sizes = [teacher.params_m for teacher in trainings if teacher.params_m is not None]
-    params_m = sum(sizes) if len(sizes) == len(trainings) == len(first.anatomies) else None
-    return Result(folder, "separate", False, first, evaluation, params_m, {t.anatomy: t.weights_sha256 for t in trainings})
+    sizes = [teacher.params_m for teacher in teachers if teacher.params_m is not None]
+    params_m = sum(sizes) if len(sizes) == len(teachers) == len(first.anatomies) else None
+    return Result(folder, "separate", False, first, evaluation, params_m, {t.anatomy: t.weights_sha256 for t in teachers})
 
 
 def _evaluation(folder: Path, trainings: Sequence[Training], option: str) -> Evaluation:
@@ -173,15 +175,14 @@ def collect(folders: Sequence[Path]) -> list[Row]:
     results = [read_result(Path(folder)) for folder in folders]
     check_same_store(results)
     rows = []
-    for key, group in groupby(sorted(results, key=lambda r: (*r.key, r.seed, str(r.path))), key=lambda r: r.key):
+    for (arch, layout, kd), group in groupby(sorted(results, key=lambda r: (*r.key, r.seed, str(r.path))), key=lambda r: r.key):
         members = tuple(group)
         for left, right in pairwise(members):
             if left.seed == right.seed:
-                arch, layout, kd = key
                 raise MtkdError(
                     f"{left.path} and {right.path} are both {arch} {layout}, kd {kd}, seed {left.seed}. Name only one of them."
                 )
-        rows.append(Row(*key, members))
+        rows.append(Row(arch, layout, kd, members))
     ranks = {key: rank for rank, key in enumerate(published())}
     return sorted(rows, key=lambda row: _order(row, ranks.get(row.key, len(ranks))))
 

@@ -136,8 +136,8 @@ def _labels(axes: Axes, points: Sequence[Point], behind: Sequence[Point], colors
     starts = {end: start for start, end in arrows(points)}
     ordered = sorted(points, key=lambda point: (not point.kd, point.layout))
     middles = [(starts.get(point, point).params_m * point.params_m) ** 0.5 for point in ordered]  # on a logarithmic axis
-    lines = [((start.params_m, end.params_m), (start.dice, end.dice)) for start, end in arrows(points)]
-    lines += [((p.params_m, p.params_m), (p.dice - p.sd, p.dice + p.sd)) for p in points if p.sd]
+    lines = [([start.params_m, end.params_m], [start.dice, end.dice]) for start, end in arrows(points)]
+    lines += [([p.params_m, p.params_m], [p.dice - p.sd, p.dice + p.sd]) for p in points if p.sd]
     shades = [_color(point, colors) for point in ordered]
     textalloc.allocate(
         axes,

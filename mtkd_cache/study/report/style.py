@@ -1,9 +1,7 @@
 """The look of the figures, applied without touching matplotlib's global settings, and their files."""
 
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -12,7 +10,7 @@ INK, QUIET, PALE, RED = "#1f2328", "#6b7280", "#cfd3d8", "#d0202e"
 FAMILIES = {"DeepLabV3": "#2166ac", "SegFormer": "#00806a", "MiniNetV2": "#b06a00"}
 OTHERS = ("#7b4fb3", "#4d4d4d", "#a3337a", "#5b7f00")
 
-RULES = {
+RULES: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9.0,
     "text.color": INK,
@@ -29,19 +27,7 @@ RULES = {
 }
 DPI = 200
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Runs a drawing function under RULES."""
-
-    @wraps(draw)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        with matplotlib.rc_context(RULES):
-            return draw(*args, **kwargs)
-
-    return inside
+styled = matplotlib.rc_context(RULES)  # runs a drawing function under RULES
 
 
 @styled

@@ -162,10 +162,12 @@ def gains(rows: Sequence[Row]) -> list[Gain]:
     """One gain for each architecture that was trained with and without distillation, over the seeds both arms have."""
     arms = {(row.arch, row.kd): {r.seed: r.mean_dice for r in row.results} for row in rows if row.layout == "shared"}
     pairs = [(arch, arms[arch, False], arm) for (arch, kd), arm in arms.items() if kd and (arch, False) in arms]
-    return [
-        Gain(arch, {seed: (old, new) for seed, old in baseline.items() if None not in (old, new := distilled.get(seed))})
-        for arch, baseline, distilled in pairs
-    ]
+    return [Gain(arch, _common(baseline, distilled)) for arch, baseline, distilled in pairs]
+
+
+def _common(baseline: dict[int, float | None], distilled: dict[int, float | None]) -> dict[int, tuple[float, float]]:
+    pairs = {seed: (dice, distilled.get(seed)) for seed, dice in baseline.items()}
+    return {seed: (old, new) for seed, (old, new) in pairs.items() if old is not None and new is not None}
 
 
 def gain_table(rows: Sequence[Gain], paper: Paper) -> Table:

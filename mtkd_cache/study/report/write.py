@@ -93,7 +93,7 @@ def _figure3(rows: Sequence[Row], store: SampleStore | None, out: Path) -> tuple
         return [], [NO_STORE if pair else NO_PAIR]
     baseline, distilled = pair
     teachers = teachers_shown(rows, distilled)
-    drawn = panels(store, teachers and teachers.path, baseline.path, distilled.path)
+    drawn = panels(store, teachers.path if teachers else None, baseline.path, distilled.path)
     if not drawn:
         return [], [NO_SAMPLE]
     png = save(qualitative_figure(drawn), out / "figure3")[0]
