@@ -66,8 +66,8 @@ $(STUDY)/bench-inference.json: | setup  # delete it to measure again
 	mkdir -p $(@D)
 	$(MTKD) bench inference $(TIMED) --json > $@.$$$$ && mv $@.$$$$ $@ || { rm -f $@.$$$$; exit 1; }
 
-# Each in turn and nothing beside it; a file that is there is not measured again. MACHINE names the files. A step of eight at 640x512
-# takes 19 GB: a machine with less wants BATCH=4.
+# One benchmark after the other, on an otherwise idle machine; a file that exists is not measured again. MACHINE is the files' prefix.
+# A step of batch 8 at 640x512 takes 19 GB of memory: use BATCH=4 on a machine with less.
 MACHINE ?= cpu
 BATCH ?= 8
 MEASURED := docs/measurements
@@ -85,7 +85,7 @@ ARCHS := mininetv2 segformer-mit_b0 segformer-mit_b3 deeplabv3-efficientnet-b0 d
 $(foreach arch,$(ARCHS),$(eval BENCH_inference-$(arch) := inference --arch $(arch) --rounds 3))
 BENCHES := stage2 build cache build-small stage1 stage2-resident build-stacked stage2-compiled ingest scale $(ARCHS:%=inference-%)
 
-bench: $(BENCHES:%=$(MEASURED)/$(MACHINE)-%.json)  ## measure everything on this machine, and print the README's table
+bench: $(BENCHES:%=$(MEASURED)/$(MACHINE)-%.json)  ## run all benchmarks on this machine, print the table of measurements
 	@$(BIN)/python -m mtkd_cache.bench.table $(MEASURED)
 
 $(MEASURED)/$(MACHINE)-%.json: | setup

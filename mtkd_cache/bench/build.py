@@ -70,9 +70,8 @@ def bench_build(
         **({"loop_over_stacked": ratio(times, "bare", "stacked")} if stacked else {}),
         "seconds_per_sample": statistics.median(times["build"]) / len(rows),
         "spread_s": spreads(times),
-        "teacher": recipe.teacher.arch,
         "teachers": len(networks),
-        **conditions(accelerator, size, samples=len(rows), batch=batch, rounds=rounds),
+        **conditions(accelerator, size, teacher=recipe.teacher.arch, samples=len(rows), batch=batch, rounds=rounds),
     }
 
 

@@ -62,8 +62,7 @@ def bench_cache(recipe: Recipe, accelerator: Accelerator, size: Size, batch: int
         "write_over_forward": write_over_forward,
         "spread_ms": spreads(times, 1e3),
         "ways": ways,
-        "teacher": recipe.teacher.arch,
-        **conditions(accelerator, size, batch=batch, samples=len(rows), rounds=rounds),
+        **conditions(accelerator, size, teacher=recipe.teacher.arch, batch=batch, samples=len(rows), rounds=rounds),
     }
 
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from mtkd_cache.bench.machine import Result, Size, conditions
 from mtkd_cache.bench.stage2 import Trainee
 from mtkd_cache.bench.synthetic import SPLIT, make_store, write_dataset
-from mtkd_cache.data.dresden import find_samples, read_image, read_mask
+from mtkd_cache.data.dresden import ANATOMIES, find_samples, read_image, read_mask
 from mtkd_cache.data.ingest import ingest
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.runtime.timing import interleaved, ratio
@@ -47,8 +47,9 @@ def bench_ingest(accelerator: Accelerator, size: Size, source: Size, samples: in
 
 def bench_stage1(recipe: Recipe, accelerator: Accelerator, size: Size, rounds: int, resident: str = "off") -> Result:
     """The median of a teacher's step in seconds, and the share of it spent waiting for data."""
+    teacher = recipe.teacher
     with tempfile.TemporaryDirectory() as folder:
-        store = make_store(Path(folder), size, 2 * recipe.teacher.batch * 11)
+        store = make_store(Path(folder), size, 2 * teacher.batch * len(ANATOMIES))
         trainee = Trainee(teacher_task(store, store.anatomies[0], recipe, accelerator, resident), accelerator)
         trainee.warm_up()
         for _ in range(rounds):
@@ -57,7 +58,6 @@ def bench_stage1(recipe: Recipe, accelerator: Accelerator, size: Size, rounds: i
     return {
         "step_s": statistics.median(trainee.times),
         "spread_s": [min(trainee.times), max(trainee.times)],
-        "loader_share": trainee.loader_share,
-        "arch": recipe.teacher.arch,
-        **conditions(accelerator, size, batch=recipe.teacher.batch, resident=resident, rounds=rounds),
+        "loader_share": sum(trainee.waited) / sum(trainee.times),
+        **conditions(accelerator, size, arch=teacher.arch, batch=teacher.batch, resident=resident, rounds=rounds),
     }

@@ -75,11 +75,6 @@ class Trainee:
         self._step()
         return peak_mb(self.device)
 
-    @property
-    def loader_share(self) -> float:
-        """The share of the timed steps spent waiting for data."""
-        return sum(self.waited) / sum(self.times)
-
     def _step(self) -> tuple[float, float]:
         """Train on one batch, as `mtkd_cache.training.loop.fit` does; returns its seconds and those spent waiting for data."""
         wait(self.device)
@@ -132,7 +127,7 @@ def bench_stage2(
         **{f"{name}_s": median for name, median in medians(times).items()},
         "kd_overhead": ratio(times, "cached", "none"),
         **{f"{name}_over_cached": ratio(times, name, "cached") for name in times if "online" in name},
-        "loader_share": students["cached"].loader_share,
+        "loader_share": sum(students["cached"].waited) / sum(times["cached"]),
         "spread_s": spreads(times),
         "peak_mb": peaks,
         "warm_up_s": warm_up,
