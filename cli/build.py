@@ -8,7 +8,7 @@ import click
 import mtkd_cache as mc
 
 from . import common
-from .common import accelerator_of, file_size, plural, recipe_of, reports, say
+from .common import file_size, plural, reports, say
 
 
 @click.command("build")
@@ -27,8 +27,8 @@ def command(
     store: str, teachers: Path, cache: str, splits: tuple[str, ...], batch: int, compiled: bool, **options: Any
 ) -> dict[str, Any]:
     """Run the teachers once over the samples and cache their logits. Resumes after an interruption."""
-    recipe = recipe_of(options, {"cache.step": options["step"], "cache.views": options["views"]})
-    accelerator = accelerator_of(options)
+    recipe = common.recipe_of(options, {"cache.step": options["step"], "cache.views": options["views"]})
+    accelerator = common.accelerator_of(options)
     samples = mc.SampleStore.open(store)
     loaded = mc.Teachers.load(teachers, samples)
     spec = mc.CacheSpec.of(samples, loaded.stride, recipe, accelerator.mixed_precision)

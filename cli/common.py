@@ -4,6 +4,7 @@ import errno
 import functools
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,29 +21,22 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Numbers = tuple[int, ...]
 
 
-def size(text: str) -> tuple[int, int]:
-    """ "640x512" -> (640, 512)"""
-    width, _, height = text.lower().partition("x")
-    if not (_is_number(width) and _is_number(height) and int(width) and int(height)):
-        raise click.BadParameter(f"{text!r} is not a size; write WIDTHxHEIGHT, for example 640x512.")
-    return int(width), int(height)
+def _integers(name: str, pattern: str, example: str) -> Callable[[str], Numbers]:
+    def convert(text: str) -> Numbers:
+        if not re.fullmatch(pattern, text):
+            raise click.BadParameter(f"{text!r} is not a {name}; write it as {example}.")
+        return tuple(map(int, re.split("[xX,]", text)))
+
+    convert.__name__ = name
+    return convert
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """ "3,21,26" -> (3, 21, 26)"""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(map(_is_number, parts)):
-        raise click.BadParameter(f"{text!r} is not a list of numbers; write them as 3,21,26.")
-    return tuple(map(int, parts))
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 10
-
-
-SIZE, NUMBERS, FOLDER = FuncParamType(size), FuncParamType(numbers), click.Path(path_type=Path)
+SIZE = FuncParamType(_integers("size", "[1-9][0-9]{0,8}[xX][1-9][0-9]{0,8}", "640x512"))
+NUMBERS = FuncParamType(_integers("list", " *[0-9]{1,9} *(, *[0-9]{1,9} *)*", "3,21,26"))
+FOLDER = click.Path(path_type=Path)
 SPLIT = click.Choice(["train", "validation", "test"])
 ARCHITECTURES = "mininetv2, or deeplabv3-, segformer- or fpn- and the name of any smp encoder (segformer-mit_b3)"
 
@@ -79,6 +73,7 @@ def stack(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
 
 
 compute = stack(device, precision)
+training = stack(compute, resident, compiled, log_with)
 from_recipe = stack(recipe, overrides, seed)
 
 

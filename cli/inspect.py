@@ -17,9 +17,7 @@ ERRORS = ("max_abs_error", "mean_kl_nats", "bits_per_logit")
 @common.cache
 @click.option("--sheet", type=FOLDER, help="Write a PNG of samples with every teacher's probability map.")
 @click.option("--store", default="data/samples.zarr", help="Sample store with the images for --sheet.")
-@click.option(
-    "--teachers", type=FOLDER, help="Sort the sheet by these teachers' validation Dice.  [default: by the cached maps']"
-)
+@click.option("--teachers", type=FOLDER, help="Sort the sheet by these teachers' validation Dice, not by the maps'.")
 @click.option("--samples", type=click.IntRange(1), default=6, help="Number of samples in the sheet.")
 @reports
 def command(cache: str, sheet: Path | None, store: str, teachers: Path | None, samples: int) -> dict[str, Any]:

@@ -1,23 +1,19 @@
 """mtkd-cache models"""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from .common import reports
-
-if TYPE_CHECKING:
-    from mtkd_cache.study.parameters import ParameterRow
+from .common import reports, table
 
 
 @click.command("models")
 @reports
-def command() -> "list[ParameterRow]":
-    """Parameters of the paper's networks, one network an anatomy (separate) and one encoder with 11 decoders (shared)."""
+def command() -> list[Any]:
+    """List the parameters of the paper's networks: one network per anatomy (separate), and one encoder for all (shared)."""
     from mtkd_cache.study.parameters import parameter_table
 
     rows = parameter_table()
-    for row in rows:
-        published = f"paper {row['paper_params_m']:7.2f} M"
-        click.echo(f"{row['arch']:28}{row['layout']:10}{row['params_m']:8.2f} M   {published}  {row['note']}".rstrip())
+    shown = [(row["arch"], row["layout"], f"{row['params_m']:.2f}", f"{row['paper_params_m']:.2f}", row["note"]) for row in rows]
+    click.echo(table([("architecture", "layout", "parameters (M)", "paper (M)", ""), *shown]))
     return rows

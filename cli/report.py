@@ -10,18 +10,16 @@ from .common import FOLDER, reports, say
 
 @click.command("report")
 @click.argument("runs", nargs=-1, required=True, type=FOLDER)
-@click.option("--out", type=FOLDER, default="runs/report", show_default=True, help="The report's folder.")
-@click.option("--store", help="The sample store, for the pictures of figure 3.")
+@click.option("--out", type=FOLDER, default="runs/report", help="Folder to write the report to.")
+@click.option("--store", help="Sample store with the images of figure 3.")
 @reports
 def command(runs: tuple[Path, ...], out: Path, store: str | None) -> dict[str, Any]:
-    """Tables and figures from evaluated RUNS: students' run folders and folders of teachers.
+    """Write tables and figures of evaluated RUNS: run folders of students and folders of teachers.
 
-    Times are those of a file bench-inference.json beside the RUNS: what `mtkd-cache bench inference --json` prints.
+    Inference times come from bench-inference.json beside the RUNS, which is the output of `mtkd-cache bench inference --json`.
     """
     from mtkd_cache.study.report.write import write_report
 
     result = write_report(runs, out, store=store)
-    for note in result["notes"]:
-        say(note)
-    say("written: " + ", ".join(result["files"]))
+    say("\n".join([*result["notes"], "written: " + ", ".join(result["files"])]))
     return result

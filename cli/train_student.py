@@ -8,33 +8,29 @@ import click
 import mtkd_cache as mc
 
 from . import common
-from .common import ARCHITECTURES, FOLDER, accelerator_of, recipe_of, reports, say
 
 
 @click.command("train-student")
 @common.store
 @common.cache
-@click.option("--run", type=FOLDER, help="Folder of the run.  [default: runs/ARCH-(no-)kd-seedN]")
+@click.option("--run", type=common.FOLDER, help="Folder of the run.  [default: runs/ARCH-(no-)kd-seedN]")
 @common.from_recipe
-@click.option("--arch", help=f"Override the recipe's architecture of the student: {ARCHITECTURES}.")
+@click.option("--arch", help=f"Override the recipe's architecture of the student: {common.ARCHITECTURES}.")
 @click.option("--no-kd", is_flag=True, help="Train the baseline: the same without distillation, on the masks alone.")
-@common.compute
-@common.resident
-@common.compiled
-@common.log_with
-@reports
+@common.training
+@common.reports
 def command(
     store: str, cache: str, run: Path | None, arch: str | None, no_kd: bool, resident: str, compiled: bool, **options: Any
 ) -> dict[str, Any]:
     """Train the student on images, masks and cached logits, without running a teacher. Resumes after an interruption."""
     from mtkd_cache.training.student import train_student
 
-    recipe = recipe_of(options, {"student.arch": arch})
+    recipe = common.recipe_of(options, {"student.arch": arch})
     run = run or Path("runs", f"{recipe.student.arch}-{'no-kd' if no_kd else 'kd'}-seed{recipe.seed}")
     opened = None if no_kd else mc.LogitCache.open(cache)
-    record = train_student(mc.SampleStore.open(store), run, recipe, accelerator_of(options), opened, resident, compiled)
-    say(f"{run}: validation Dice {100 * record.val_dice:.1f} % in epoch {record.best_epoch}")
+    record = train_student(mc.SampleStore.open(store), run, recipe, common.accelerator_of(options), opened, resident, compiled)
+    common.say(f"{run}: validation Dice {100 * record.val_dice:.1f} % in epoch {record.best_epoch}")
     if compiled and record.warm_up_seconds:
-        say(f"the first step took {record.warm_up_seconds:.0f} s, compilation included")
+        common.say(f"the first step took {record.warm_up_seconds:.0f} s, compilation included")
     keys = ("best_epoch", "val_dice", "seconds_per_epoch", "warm_up_seconds", "cache_fingerprint", "seed")
     return {"run": str(run), **{key: getattr(record, key) for key in keys}}

@@ -8,30 +8,26 @@ import click
 import mtkd_cache as mc
 
 from . import common
-from .common import ARCHITECTURES, accelerator_of, recipe_of, reports, say
 
 
 @click.command("train-teachers")
 @common.store
 @common.teachers
 @common.from_recipe
-@click.option("--arch", help=f"Override the recipe's architecture of the teachers: {ARCHITECTURES}.")
+@click.option("--arch", help=f"Override the recipe's architecture of the teachers: {common.ARCHITECTURES}.")
 @click.option("--anatomy", "anatomies", multiple=True, help="Train only this one (repeatable): lets machines share the work.")
-@common.compute
-@common.resident
-@common.compiled
-@common.log_with
-@reports
+@common.training
+@common.reports
 def command(
     store: str, teachers: Path, arch: str | None, anatomies: tuple[str, ...], resident: str, compiled: bool, **options: Any
 ) -> dict[str, Any]:
     """Train one network per anatomy. Finished ones are kept, interrupted ones resume."""
     from mtkd_cache.training.teachers import train_teachers
 
-    recipe = recipe_of(options, {"teacher.arch": arch})
+    recipe = common.recipe_of(options, {"teacher.arch": arch})
     opened = mc.SampleStore.open(store)
-    records = train_teachers(opened, teachers, recipe, accelerator_of(options), anatomies, resident, compiled)
-    say("validation Dice (%)\n" + common.dice_table({anatomy: record.val_dice for anatomy, record in records.items()}))
+    records = train_teachers(opened, teachers, recipe, common.accelerator_of(options), anatomies, resident, compiled)
+    common.say("validation Dice (%)\n" + common.dice_table({anatomy: record.val_dice for anatomy, record in records.items()}))
     return {
         anatomy: {"val_dice": record.val_dice, "epochs": len(record.history), "path": str(teachers / anatomy)}
         for anatomy, record in records.items()

@@ -176,7 +176,7 @@ def test_verify_prints_its_verdict_first(organ_cache, organ_store, organ_teacher
         (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--seed", "-1"), "seed = -1 is impossible"),
         (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--arch", 'a"b'), 'a"b'),
         (("evaluate", "--store", "{root}/s.zarr", "--run", "{root}/teachers/kidney"), "knows the anatomies kidney"),
-        (("train-student", "--store", "{root}/c.zarr", "--no-kd"), "is a logit cache"),
+        (("train-student", "--store", "{root}/c.zarr", "--no-kd"), "a logit cache of format 1"),
         (("train-student", "--store", "{root}/s.zarr", "--no-kd", "--run", "{root}/distilled/run.json"), "Not a directory"),
         (("train-student", "--cache", "{root}/distilled/run.json"), "Not a directory"),
     ],
