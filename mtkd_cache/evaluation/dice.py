@@ -4,6 +4,8 @@ An image where truth and prediction are both empty does not count; an empty trut
 the mean over its images, the mean Dice the unweighted mean over the anatomies.
 """
 
+from typing import Any, TypeVar
+
 from accelerate import Accelerator
 
 from mtkd_cache.data.sample_store import SampleStore
@@ -12,22 +14,31 @@ from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.records import EVALUATION, Evaluation, write_json
 from mtkd_cache.training.metrics import split_dice
 
+Kind = TypeVar("Kind", bound=Evaluation)
+
 
 def evaluate(predictor: Predictor, store: SampleStore, split: str, accelerator: Accelerator) -> Evaluation:
     """Dice of a student, or of teachers, on a split, written to evaluation-SPLIT.json in their folder, with a model card.
 
     predictor: of the store's anatomies, on the accelerator's device.
     """
-    path = predictor.folder / EVALUATION.format(split)
-    content = {
-        **predictor.description(),
-        "split": split,
-        "dataset": store.name,
-        "store_fingerprint": store.fingerprint,
-        "size": list(store.size),
-        **split_dice(predictor.heads, store, split, accelerator),
-    }
-    evaluation = Evaluation.from_json(content, path)
+    figures = {"dataset": store.name, **split_dice(predictor.heads, store, split, accelerator)}
+    return record(Evaluation, EVALUATION, predictor, store, split, accelerator, figures)
+
+
+def record(
+    kind: type[Kind],
+    name: str,
+    predictor: Predictor,
+    store: SampleStore,
+    split: str,
+    accelerator: Accelerator,
+    figures: dict[str, Any],
+) -> Kind:
+    """An evaluation with these figures, written with the model card into the folder of the networks."""
+    path = predictor.folder / name.format(split)
+    conditions = {"split": split, "store_fingerprint": store.fingerprint, "size": list(store.size)}
+    evaluation = kind.from_json({**predictor.description(), **conditions, **figures}, path)
     if accelerator.is_main_process:
         write_json(path, evaluation.to_json())
         write_card(predictor.folder)

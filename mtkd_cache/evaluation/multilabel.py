@@ -28,9 +28,9 @@ from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.dresden import MULTILABEL, check_anatomies, read_image, read_mask
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.evaluation.model_card import write_card
+from mtkd_cache.evaluation.dice import record
 from mtkd_cache.evaluation.predictor import Predictor
-from mtkd_cache.models.records import MULTILABEL_EVALUATION, MultilabelEvaluation, write_json
+from mtkd_cache.models.records import MULTILABEL_EVALUATION, MultilabelEvaluation
 from mtkd_cache.training.metrics import image_dice, summarize
 
 _IMAGE = re.compile(r"image(\d+)\.png")
@@ -79,24 +79,15 @@ def evaluate_multilabel(
     scenes = find_scenes(Path(dataset), set(store.surgery[store.rows(split)].tolist()))
     own_scenes = scenes[accelerator.process_index :: accelerator.num_processes]
     counts = gather_object([_count(predictor, accelerator, *_read(scene, store)) for scene in own_scenes])
-    path = predictor.folder / MULTILABEL_EVALUATION.format(split)
-    content = {
-        **predictor.description(),
-        "split": split,
+    figures = {
         "dataset": f"{store.name}/{MULTILABEL}",
-        "store_fingerprint": store.fingerprint,
-        "size": list(store.size),
         **summarize((anatomy, [dice]) for count in counts for anatomy, dice in count["dice"].items()),
         "images": len(scenes),
         "claimed": float(np.mean([count["claimed"] for count in counts])),
         "claimed_twice": float(np.mean([count["claimed_twice"] for count in counts])),
         "known_precision": known_precision([count["known"] for count in counts]),
     }
-    evaluation = MultilabelEvaluation.from_json(content, path)
-    if accelerator.is_main_process:
-        write_json(path, evaluation.to_json())
-        write_card(predictor.folder)
-    return evaluation
+    return record(MultilabelEvaluation, MULTILABEL_EVALUATION, predictor, store, split, accelerator, figures)
 
 
 def known_precision(counts: list[dict[str, tuple[int, int]]]) -> dict[str, float | None]:

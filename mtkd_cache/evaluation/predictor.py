@@ -94,15 +94,10 @@ class Predictor:
             return torch.cat([network(images) for network, _ in chosen], dim=1)
 
     def description(self) -> dict[str, Any]:
-        """What an evaluation says of the networks that it is of."""
-        record = self.records[0] if self.records else None
-        student = self.layout == "shared"
-        return {
-            "kind": "student" if student else "teachers",
-            "layout": self.layout,
-            "arch": self.arch,
-            "seed": record and record.seed,
-            "kd": getattr(record, "kd", None if student else False),
-            **({"cache_fingerprint": getattr(record, "cache_fingerprint", None)} if student else {}),
-            "weights_sha256": self.weights_sha256,
-        }
+        """What an evaluation records of the networks."""
+        content = self.records[0].to_json() if self.records else {}
+        if self.layout == "shared":
+            own = {"kind": "student", **{key: content.get(key) for key in ("seed", "kd", "cache_fingerprint")}}
+        else:
+            own = {"kind": "teachers", "seed": content.get("seed"), "kd": False}
+        return {**own, "layout": self.layout, "arch": self.arch, "weights_sha256": self.weights_sha256}

@@ -26,6 +26,7 @@ from mtkd_cache.models.fast import compile_parts
 from mtkd_cache.models.network import Network
 from mtkd_cache.recipe import Stage
 from mtkd_cache.storage.checked_json import digest
+from mtkd_cache.training.metrics import split_dice
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -34,10 +35,10 @@ Forward = Callable[[Tensor], Tensor]
 class Task:
     """What `fit` trains, and on what.
 
-    label: its name in messages. anatomies: of the network's heads. rows: the training samples in `store`; source: where their
-    batches are read. losses(forward, batch, epoch): the loss's parts by name; "loss" is minimized. validate(network): mean Dice
-    in [0, 1]. compiled: compile encoder and decoders, which makes the first step long, the others shorter, and the weights
-    differ in the last digits.
+    label: its name in messages. anatomies: of the network's heads. rows: the training samples in `store`. source, validation:
+    where these and the validation samples are read. losses(forward, batch, epoch): the loss's parts by name; "loss" is
+    minimized. compiled: compile encoder and decoders, which makes the first step long, the others shorter, and the weights differ
+    in the last digits.
     """
 
     label: str
@@ -48,8 +49,8 @@ class Task:
     store: SampleStore
     rows: np.ndarray
     source: Source
+    validation: Source
     losses: Callable[[Forward, Batch, int], dict[str, Tensor]]
-    validate: Callable[[Network], float]
     accelerator: Accelerator
     compiled: bool = False
 
@@ -73,6 +74,11 @@ class Task:
     def steps(self) -> int:
         """Steps in an epoch."""
         return len(self.rows_of_epoch(0))
+
+    def validate(self, network: Network) -> float:
+        """Mean Dice in [0, 1] on the validation split."""
+        heads = {anatomy: (network, head) for head, anatomy in enumerate(self.anatomies)}
+        return split_dice(heads, self.store, "validation", self.accelerator, self.validation)["mean_dice"]
 
     def check_batch(self) -> None:
         """Raises MtkdError where a process's batches are too small for the network's batch norms."""
@@ -101,7 +107,8 @@ def fit(task: Task, folder: Path, run_digest: str, accelerator: Accelerator) -> 
         history = load_state(state, network, optimizer, run_digest, precision)["history"]
     forward, optimizer = accelerator.prepare(network, optimizer)
     _start_trackers(accelerator, task, folder)
-    progress = _progress_bar(task, len(history), accelerator)
+    total, shown = task.stage.epochs * task.steps, None if accelerator.is_main_process else True
+    progress = tqdm(total=total, initial=len(history) * task.steps, desc=task.label, unit="step", disable=shown)
     for epoch in range(len(history), task.stage.epochs):
         row = _train_epoch(task, epoch, forward, optimizer, progress)
         network.eval()
@@ -128,16 +135,6 @@ def _start_trackers(accelerator: Accelerator, task: Task, folder: Path) -> None:
     accelerator.trackers = []  # of the training before
     accelerator.project_configuration.logging_dir = str(folder)
     accelerator.init_trackers("mtkd-cache", {"label": task.label, "seed": task.seed, **asdict(task.stage)})
-
-
-def _progress_bar(task: Task, epochs_done: int, accelerator: Accelerator) -> "tqdm[Any]":
-    return tqdm(
-        total=task.stage.epochs * task.steps,
-        initial=epochs_done * task.steps,
-        desc=task.label,
-        unit="step",
-        disable=None if accelerator.is_main_process else True,
-    )
 
 
 def _summary(history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +23,6 @@ from mtkd_cache.training.loop import Task, fit
 
 FORMAT = 1
 Record = TypeVar("Record", bound=Training)
-Result = TypeVar("Result")
 
 
 def train_or_resume(
@@ -41,7 +40,8 @@ def train_or_resume(
     and LockedError where another process trains there.
     """
     finished = partial(_finished, kind, path, run_config, accelerator.mixed_precision)
-    if record := finished():
+    record = finished()
+    if record:
         return record
     with ExitStack() as lock:
 
@@ -72,9 +72,9 @@ def _finished(kind: type[Record], path: Path, run_config: dict[str, Any], precis
     return record
 
 
-def _decide(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+def _decide(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
     """What the main process's action returns, in every process; its MtkdError is raised in all, so that none waits."""
-    result: Any = None
+    result = None
     if accelerator.is_main_process:
         try:
             result = action()
@@ -83,7 +83,7 @@ def _decide(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
     [result] = broadcast_object_list([result])
     if isinstance(result, MtkdError):
         raise result
-    return cast(Result, result)
+    return result
 
 
 def _train(

@@ -16,12 +16,10 @@ from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.augment import apply_views
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.losses import channelwise_kl, distillation_objective, exclusive_cross_entropy
-from mtkd_cache.models.network import Network
 from mtkd_cache.models.records import RUN, RunRecord
 from mtkd_cache.recipe import Recipe, seed_for
 from mtkd_cache.runtime.accelerator import mean_across_ranks
 from mtkd_cache.training.loop import Forward, Task
-from mtkd_cache.training.metrics import split_dice
 from mtkd_cache.training.run_folder import start_network, train_or_resume
 from mtkd_cache.training.signal import CachedTeachers, NoTeachers, TeacherSignal
 
@@ -73,12 +71,6 @@ def student_task(
 ) -> Task:
     """What `fit` trains: the student on the store's training samples, distilled where the signal has teachers' logits."""
     seed, rows = seed_for(recipe.seed, "student"), store.rows("train")
-    validation = preload(BatchReader(store), store.rows("validation"), accelerator.device, resident)
-
-    def validate(network: Network) -> float:
-        heads = {anatomy: (network, head) for head, anatomy in enumerate(store.anatomies)}
-        return split_dice(heads, store, "validation", accelerator, validation)["mean_dice"]
-
     return Task(
         label=f"student {'without' if isinstance(signal, NoTeachers) else 'with'} KD",
         network=start_network(recipe.student.arch, len(store.anatomies), recipe.student.weights, seed),
@@ -88,8 +80,8 @@ def student_task(
         store=store,
         rows=rows,
         source=preload(BatchReader(store, signal.cache), rows, accelerator.device, resident),
+        validation=preload(BatchReader(store), store.rows("validation"), accelerator.device, resident),
         losses=StudentLoss(store, recipe, signal, mean_across_ranks(accelerator)),
-        validate=validate,
         accelerator=accelerator,
         compiled=compiled,
     )

@@ -18,7 +18,6 @@ from mtkd_cache.models.records import TEACHER, TeacherRecord
 from mtkd_cache.recipe import Recipe, seed_for
 from mtkd_cache.runtime.accelerator import mean_across_ranks
 from mtkd_cache.training.loop import Forward, Task
-from mtkd_cache.training.metrics import split_dice
 from mtkd_cache.training.run_folder import start_network, train_or_resume
 
 
@@ -85,8 +84,8 @@ def teacher_task(
         store=store,
         rows=rows,
         source=source,
+        validation=source,
         losses=losses,
-        validate=lambda network: split_dice({anatomy: (network, 0)}, store, "validation", accelerator, source)["mean_dice"],
         accelerator=accelerator,
         compiled=compiled,
     )

@@ -171,7 +171,7 @@ def test_a_training_holds_its_folder(organ_store, recipe, accelerator, tmp_path,
         tried.append(True)
         return {"mean_dice": 0.5}
 
-    monkeypatch.setattr("mtkd_cache.training.teachers.split_dice", validate)
+    monkeypatch.setattr("mtkd_cache.training.loop.split_dice", validate)
     train_teachers(organ_store, tmp_path, recipe("teacher.epochs=1"), accelerator, ["kidney"])
     assert tried
 
@@ -247,7 +247,7 @@ def test_a_network_is_judged_as_it_will_be_used(organ_store, recipe, accelerator
         return {"mean_dice": 0.5}
 
     monkeypatch.setattr(training.EpochLog, "add", add)
-    monkeypatch.setattr("mtkd_cache.training.teachers.split_dice", validate)
+    monkeypatch.setattr("mtkd_cache.training.loop.split_dice", validate)
     train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
     assert modes == [True, False] * 2
 
@@ -296,7 +296,7 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(organ_store, recipe, a
 
 def test_the_weights_kept_are_those_of_the_first_best_validation(organ_store, recipe, accelerator, tmp_path, monkeypatch):
     dice, kept = iter((0.2, 0.5, 0.5, 0.3)), []
-    monkeypatch.setattr("mtkd_cache.training.teachers.split_dice", lambda *_: {"mean_dice": next(dice)})
+    monkeypatch.setattr("mtkd_cache.training.loop.split_dice", lambda *_: {"mean_dice": next(dice)})
     whole = training.save_network
     monkeypatch.setattr(
         training, "save_network", lambda path, network, names: (whole(path, network, names), kept.append(weights(path.parent)))
