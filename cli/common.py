@@ -43,9 +43,7 @@ ARCHITECTURES = "mininetv2, or deeplabv3-, segformer- or fpn- and the name of an
 store = click.option("--store", default="data/samples.zarr", help="Sample store: a folder or fsspec URL.")
 cache = click.option("--cache", default="data/logits.zarr", help="Logit cache: a folder or fsspec URL.")
 teachers = click.option("--teachers", type=FOLDER, default="data/teachers", help="Folder of the trained teachers.")
-splits = click.option(
-    "--split", "splits", multiple=True, type=SPLIT, default=["train"], help="Split whose samples are cached (repeatable)."
-)
+splits = click.option("--split", "splits", multiple=True, type=SPLIT, default=["train"], help="Cached split (repeatable).")
 recipe = click.option("--recipe", default="paper", help=f"Shipped recipe ({', '.join(shipped())}), or path of a TOML file.")
 overrides = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override the recipe (repeatable), e.g. student.epochs=30."
@@ -59,12 +57,8 @@ resident = click.option(
     default="auto",
     help="Keep samples in device or host memory, or stream them from disk (off); auto uses memory if they fit.",
 )
-compiled = click.option(
-    "--compile", "compiled", is_flag=True, help="Use torch.compile: a slow first step, then faster on some devices (see bench)."
-)
-log_with = click.option(
-    "--log-with", metavar="NAME", help="Report each epoch to this tracker: tensorboard, or any other that Accelerate supports."
-)
+compiled = click.option("--compile", "compiled", is_flag=True, help="Use torch.compile: a slow first step, then often faster.")
+log_with = click.option("--log-with", metavar="NAME", help="Log epochs to this tracker of Accelerate, e.g. tensorboard.")
 
 
 def stack(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
@@ -120,9 +114,7 @@ def explain(error: BaseException) -> str:
         return "out of memory. Use a smaller batch or smaller images, or keep less in memory with --resident off."
     last = traceback.extract_tb(error.__traceback__)[-1]
     first_line = (str(error).splitlines() or [""])[0]
-    return (
-        f"unexpected {type(error).__name__}: {first_line} ({last.filename}:{last.lineno}). Report it with the output of --debug."
-    )
+    return f"unexpected {type(error).__name__}: {first_line} ({last.filename}:{last.lineno}). Report it, with --debug's output."
 
 
 def say(text: str) -> None:

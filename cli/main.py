@@ -1,6 +1,7 @@
 """`mtkd-cache`: the commands in the order of the work."""
 
 import importlib
+from typing import Any
 
 import click
 
@@ -29,11 +30,9 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__).command
-        return command
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Any:
+        known = cmd_name in COMMANDS
+        return importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__).command if known else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands, in the order of the work"):
