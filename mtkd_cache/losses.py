@@ -1,8 +1,8 @@
 """The objective of both stages as pure functions of tensors.
 
 B samples, A anatomies (heads), H x W pixels. `valid` marks the pixels that show the sample (`mtkd_cache.data.augment.inside`).
-Logits may be of any floating type: those of less than 32 bits are computed with in float32, and so is the loss; the gradient
-has the logits' type. Masks are bool, or numbers that are 0 or 1.
+Logits may have any floating type: the loss is computed in float32 at least, and the gradient has the logits' type. Masks are
+bool, or numbers that are 0 or 1.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from torch.autograd.function import once_differentiable
 
 from mtkd_cache.errors import MtkdError
 
-OUTSIDE = -1e30  # a scaled logit of a pixel that does not count
+OUTSIDE = -1e30  # replaces the scaled logit of a pixel that does not count
 
 
 def exclusive_cross_entropy(
     logits: Tensor, mask: Tensor, anatomy: Tensor, valid: Tensor | None = None, average: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Binary cross-entropy with mutual exclusivity: one mean over the pixels that count, of all heads together.
+    """Binary cross-entropy with mutual exclusivity: a single mean over all pixels that count, in all heads.
 
-    The head of the annotated anatomy learns the whole binary mask; every other head learns the mask's foreground as background,
-    and nothing of the other pixels, which may or may not show its anatomy.
+    The head of the annotated anatomy is trained on the whole binary mask; every other head is trained to predict background where
+    the mask is foreground, and not at all on the other pixels, which may or may not show its anatomy.
 
         L = 1/n sum_b [ sum_{k valid} bce(z[b, a_b, k], y[b, k]) + sum_{i != a_b} sum_{k valid, y[b, k] = 1} bce(z[b, i, k], 0) ]
 
@@ -35,11 +35,11 @@ def exclusive_cross_entropy(
         mask: bool or 0 and 1 (B, H, W), where the annotated anatomy is.
         anatomy: int64 (B,), the annotated anatomy's index.
         valid: bool or 0 and 1 (B, H, W); None counts every pixel.
-        average: the mean of a number over the processes that share a batch, so that the mean of their losses is the loss of
-            the whole batch; None where one process has it all.
+        average: averages a scalar over the processes that share a batch, so that the mean of their losses is the loss of the
+            whole batch; None for a single process.
 
     Returns:
-        a scalar.
+        A scalar.
 
     Raises:
         MtkdError: a mask of another shape or with other values.
@@ -54,15 +54,14 @@ def exclusive_cross_entropy(
         count = (valid.sum() + (logits.shape[1] - 1) * positive.sum()).to(gradient.dtype)
         count = (average(count) if average else count).clamp(min=1)
         total = gradient.new_zeros(())
-        for one, slope, inside, truth, own in zip(
-            map(_precise, logits), gradient, valid, positive, anatomy[:, None], strict=True
-        ):
-            own_logits = one.index_select(0, own)
+        samples = zip(map(_precise, logits), gradient, valid, positive, anatomy[:, None], strict=True)
+        for sample, slope, inside, truth, own in samples:
+            own_logits = sample.index_select(0, own)
             own_terms = (F.softplus(own_logits) - own_logits * truth) * inside
-            as_negative = F.softplus(one).mul_(truth).sum((1, 2)).index_fill_(0, own, 0)
+            as_negative = F.softplus(sample).mul_(truth).sum((1, 2)).index_fill_(0, own, 0)
             total += own_terms.sum() + as_negative.sum()
-            torch.sigmoid(one, out=slope).mul_(truth)
-            slope.index_copy_(0, own, (torch.sigmoid(own_logits) - truth.to(one.dtype)) * inside)
+            torch.sigmoid(sample, out=slope).mul_(truth)
+            slope.index_copy_(0, own, (torch.sigmoid(own_logits) - truth.to(sample.dtype)) * inside)
         gradient /= count
         value = total / count
     loss: Tensor = _WithGradient.apply(logits, value, gradient)
@@ -112,7 +111,7 @@ def channelwise_kl(
         average: see `exclusive_cross_entropy`; B is then the mean of the processes' batches, which need not be equally large.
 
     Returns:
-        a scalar in nats.
+        A scalar in nats.
 
     Raises:
         MtkdError: `valid` of another shape or with other values.
@@ -151,7 +150,7 @@ def _log_softmax(logits: Tensor, temperature: float, outside: Tensor | None) -> 
 
 
 def _precise(logits: Tensor) -> Tensor:
-    """In float32 where they have fewer bits: sums over a picture's pixels need them."""
+    """Logits in float32 at least, which sums over the pixels of an image need."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -161,19 +160,19 @@ def _empty_gradient(logits: Tensor) -> Tensor:
 
 def _as_bool(name: str, mask: Tensor, logits: Tensor) -> Tensor:
     if mask.shape != (logits.shape[0], *logits.shape[2:]):
-        raise MtkdError(f"{name} is of shape {tuple(mask.shape)}, the logits of {tuple(logits.shape)}. Give it as (B, H, W).")
+        raise MtkdError(f"{name} has shape {tuple(mask.shape)}, the logits {tuple(logits.shape)}. Give it as (B, H, W).")
     if mask.dtype == torch.bool:
         return mask
     if not ((mask == 0) | (mask == 1)).all():
-        raise MtkdError(f"{name} holds other values than 0 and 1. Make it bool, as by {name} > 0.5 for probabilities.")
+        raise MtkdError(f"{name} has other values than 0 and 1. Make it bool, for probabilities as {name} > 0.5.")
     return mask.bool()
 
 
 class _WithGradient(torch.autograd.Function):
-    """A scalar whose gradient with respect to the logits is known with it.
+    """A scalar with its precomputed gradient with respect to the logits.
 
-    Both losses are made one sample at a time: a step then needs their gradient and a few maps of one sample, where autograd
-    would keep several tensors of the logits' size.
+    Both losses are computed sample by sample: a step then needs memory for their gradient and a few maps of one sample, where
+    autograd would keep several tensors of the logits' size.
     """
 
     @staticmethod
@@ -188,11 +187,11 @@ class _WithGradient(torch.autograd.Function):
         return (ctx.saved_tensors[0] * outer).to(ctx.dtype), None, None
 
 
-def distillation_objective(cross_entropy: Tensor, kl: Tensor, weight: float, how: str) -> Tensor:
-    """The objective of stage 2.
+def distillation_objective(cross_entropy: Tensor, kl: Tensor, weight: float, combine: str) -> Tensor:
+    """The objective of stage 2, a scalar.
 
     "sum" is cross_entropy + weight * kl, as in Shu et al. 2021. "product" is cross_entropy * weight * kl, equation (3) of
-    Maack et al. 2024 as printed: its cross-entropy gradient vanishes as the KL does, while a spatial softmax is blind to a
-    constant shift of the logits, so that nothing would place the threshold; the sum is therefore the default.
+    Maack et al. 2024 as printed. Its cross-entropy gradient vanishes with the KL, and a spatial softmax is invariant to a
+    constant shift of the logits, so that nothing then determines the threshold; the recipes therefore use the sum.
     """
-    return cross_entropy + weight * kl if how == "sum" else cross_entropy * weight * kl
+    return cross_entropy + weight * kl if combine == "sum" else cross_entropy * weight * kl

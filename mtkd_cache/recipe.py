@@ -115,7 +115,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, A
         values: by key, applied after `overrides`, such as {"seed": 3, "student.arch": "mininetv2"}; None keeps the recipe's.
 
     Returns:
-        the recipe: a frozen dataclass, with the sections of the TOML file as attributes.
+        The recipe, a frozen dataclass, with the sections of the TOML file as attributes.
 
     Raises:
         MtkdError: an unknown recipe or key, a missing key, a value of another type, or one out of range.
@@ -207,9 +207,9 @@ def _check(recipe: Recipe, where: str) -> None:
     for key, value in asdict(recipe.augmentation).items():
         high = {"scale": 0.99, "rotate": 180.0, "rgb_shift": 255.0}.get(key, 1.0)
         limits.append((f"augmentation.{key}", value, 0 <= value <= high, f"from 0 to {high:g}"))
-    for key, value, possible, what in limits:
-        if not possible:
-            raise MtkdError(f"{where}: {key} = {value!r} is impossible. Give {what}.")
+    for key, value, allowed, limit in limits:
+        if not allowed:
+            raise MtkdError(f"{where}: {key} = {value!r} is out of range. Give {limit}.")
 
 
 def seed_for(seed: int, *names: str) -> int:

@@ -131,7 +131,7 @@ def test_pixels_that_do_not_count_change_nothing_and_get_no_gradient():
     other_student = torch.where(hidden, e["student"].detach() + 1e3, e["student"].detach()).requires_grad_()
     other_teacher = torch.where(hidden, torch.full_like(e["teacher"], -77.0), e["teacher"])
     other_mask = torch.where(e["valid"], e["mask"], ~e["mask"])
-    for one, other in (
+    for expected, other in (
         (
             exclusive_cross_entropy(e["student"], e["mask"], e["anatomy"], e["valid"]),
             exclusive_cross_entropy(other_student, other_mask, e["anatomy"], e["valid"]),
@@ -141,7 +141,7 @@ def test_pixels_that_do_not_count_change_nothing_and_get_no_gradient():
             channelwise_kl(other_student, other_teacher, 4.0, e["valid"]),
         ),
     ):
-        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+        torch.testing.assert_close(expected, other, atol=1e-12, rtol=0)
         assert gradient(other, other_student)[hidden].abs().max() == 0
 
 
@@ -217,13 +217,13 @@ def test_masks_of_0_and_1_are_as_good_as_bool(loss, dtype):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_other_masks_are_refused_in_words(loss):
+def test_other_masks_are_refused(loss):
     e = example((2, 3, 5, 6), True)
-    for wrong, says in (
-        (lambda mask: mask * 255, "holds other values than 0 and 1"),
-        (lambda mask: 0.5 * mask, "holds other values than 0 and 1"),
-        (lambda mask: mask[:, None], r"of shape \(2, 1, 5, 6\), the logits of \(2, 3, 5, 6\). Give it as \(B, H, W\)"),
-        (lambda mask: mask[:, :4], r"of shape \(2, 4, 6\)"),
+    for wrong, message in (
+        (lambda mask: mask * 255, "has other values than 0 and 1"),
+        (lambda mask: 0.5 * mask, "has other values than 0 and 1"),
+        (lambda mask: mask[:, None], r"has shape \(2, 1, 5, 6\), the logits \(2, 3, 5, 6\). Give it as \(B, H, W\)"),
+        (lambda mask: mask[:, :4], r"has shape \(2, 4, 6\)"),
     ):
-        with pytest.raises(MtkdError, match=says):
+        with pytest.raises(MtkdError, match=message):
             LOSSES[loss](e, e["student"], wrong)

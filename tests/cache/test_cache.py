@@ -217,7 +217,7 @@ def test_a_logit_that_is_stored_wrongly_stops_the_build(organ_store, organ_teach
     ("arguments", "status", "says"),
     [
         (("build", "--step", "0"), 1, "must be a power of two"),
-        (("build", "--views", "0"), 1, "cache.views = 0 is impossible"),
+        (("build", "--views", "0"), 1, "cache.views = 0 is out of range"),
         (("verify", "--seed", "-1"), 2, "-1 is not in the range"),
     ],
 )

@@ -44,7 +44,7 @@ def affine(shift=(0.0, 0.0), scale=1.0, degrees=0.0, size=SIZE) -> Tensor:
 
 
 def moved(point: tuple[float, float], shift, scale, degrees, size=SIZE) -> tuple[float, float]:
-    """Where a content pixel (x, y) goes: enlarged and turned clockwise (y points down) about the centre, then shifted."""
+    """Where a content pixel (x, y) goes: enlarged and turned clockwise (y points down) about the center, then shifted."""
     width, height = size[0] - 1, size[1] - 1
     x, y = point[0] - width / 2, point[1] - height / 2
     turn = math.radians(degrees)
@@ -52,11 +52,11 @@ def moved(point: tuple[float, float], shift, scale, degrees, size=SIZE) -> tuple
     return x + width / 2 + shift[0] * width, y + height / 2 + shift[1] * height
 
 
-def blob(centre: tuple[float, float], spread: float, stride: int = 1) -> Tensor:
+def blob(center: tuple[float, float], spread: float, stride: int = 1) -> Tensor:
     """A smooth bump about a pixel of the full size, drawn on the corner-aligned grid of a stride: (1, 1, h, w), float64."""
     x = torch.linspace(0, WIDTH - 1, WIDTH // stride, dtype=torch.float64)
     y = torch.linspace(0, HEIGHT - 1, HEIGHT // stride, dtype=torch.float64)
-    return torch.exp(-((x - centre[0]) ** 2 + (y[:, None] - centre[1]) ** 2) / (2 * spread**2))[None, None]
+    return torch.exp(-((x - center[0]) ** 2 + (y[:, None] - center[1]) ** 2) / (2 * spread**2))[None, None]
 
 
 def centroid(maps: Tensor) -> tuple[float, float]:
@@ -124,7 +124,7 @@ def test_a_mask_is_picked_and_not_blended():
     assert torch.equal(apply_views(torch.zeros(1, 11, 21, 3, dtype=torch.uint8), mask, view)[1], mask > 0)
 
 
-def test_a_scale_enlarges_about_the_centre():
+def test_a_scale_enlarges_about_the_center():
     size = (21, 11)
     assert warp(lit(13, 6, size), affine(scale=2, size=size), (11, 21))[0, 0, 7, 16] == pytest.approx(1)
     assert warp(lit(16, 7, size), affine(scale=0.5, size=size), (11, 21))[0, 0, 6, 13] == pytest.approx(1)
@@ -134,19 +134,19 @@ def test_a_rotation_is_clockwise_and_keeps_angles_in_pictures_that_are_not_squar
     square = torch.rand(1, 1, 9, 9, dtype=torch.float64)
     torch.testing.assert_close(warp(square, affine(degrees=90, size=(9, 9)), (9, 9)), torch.rot90(square, -1, (2, 3)))
     size = (21, 11)
-    seen = warp(lit(10, 2, size), affine(degrees=90, size=size), (11, 21))  # 3 above the centre -> 3 to its right
+    seen = warp(lit(10, 2, size), affine(degrees=90, size=size), (11, 21))  # 3 above the center -> 3 to its right
     torch.testing.assert_close(seen, lit(13, 5, size))
 
 
 @pytest.mark.parametrize(("shift", "scale", "degrees"), [*WARPS, ((0.3, -0.4), 0.5, 40.0)])
 def test_inside_marks_exactly_what_comes_from_the_sample(shift, scale, degrees):
-    """Against the inverse of the forward geometry, pixel by pixel; places within 1/50 of a pixel of the border are left open."""
+    """Against the inverse of the forward geometry, pixel by pixel, except within 1/50 of a pixel of the border."""
     matrix = np.array([moved(point, shift, scale, degrees) for point in ((0, 0), (1, 0), (0, 1))])
     forward = (matrix[1:] - matrix[0]).T
     marked = inside(affine(shift, scale, degrees).float(), (HEIGHT, WIDTH))[0].numpy()
     y, x = np.mgrid[:HEIGHT, :WIDTH]
-    place = np.linalg.solve(forward, np.stack([x.ravel(), y.ravel()]) - matrix[0][:, None])
-    margin = np.min([place[0], WIDTH - 1 - place[0], place[1], HEIGHT - 1 - place[1]], axis=0).reshape(HEIGHT, WIDTH)
+    source = np.linalg.solve(forward, np.stack([x.ravel(), y.ravel()]) - matrix[0][:, None])
+    margin = np.min([source[0], WIDTH - 1 - source[0], source[1], HEIGHT - 1 - source[1]], axis=0).reshape(HEIGHT, WIDTH)
     assert marked[margin > 0.02].all()
     assert not marked[margin < -0.02].any()
     assert (scale >= 1 and shift == (0, 0) and degrees == 0) or not marked.all()
@@ -163,7 +163,7 @@ def test_inside_is_everything_in_the_plain_view_and_loses_whole_columns_to_a_shi
 
 @pytest.mark.parametrize("size", [(96, 64), (640, 512), (37, 53)])
 def test_the_border_of_a_shrunken_sample_is_inside_however_it_is_rounded(size):
-    """Shrunk about the centre so that its border falls on the middle of pixels, a whole number of them from the view's."""
+    """Shrunk about the center so that its border falls on the middle of pixels, a whole number of them from the view's."""
     width, height = size
     for pixels in range(1, 18):
         marked = inside(affine(scale=1 - 2 * pixels / (width - 1), size=size).float(), (height, width))[0, height // 2]
@@ -237,7 +237,7 @@ def test_the_draws_fill_the_paper_codes_ranges():
         assert 0.4 < share < 0.6  # p = 1/2 each; 400 draws
 
 
-def test_colours_are_the_formula_and_touch_no_mask():
+def test_colors_are_the_formula_and_touch_no_mask():
     images = torch.rand(2, 3, 4, 5)
     views = Views(
         identity_views(2).affine,

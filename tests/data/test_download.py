@@ -72,8 +72,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """Its knobs: body and status, the headers that name its version (tags), whether ranges are honoured and the length
-    told, how many bytes the next answers send before they break off (limits), an error in their range (shift)."""
+    """Its knobs: body and status, the headers that name its version (tags), whether ranges are honored and the length
+    is sent, after how many bytes the next answers break off (limits), an error in their range (shift)."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.body, server.status, server.kind, server.tags = ZIP, 200, "application/zip", {"ETag": '"one"'}
@@ -156,7 +156,7 @@ def test_a_whole_part_needs_no_network(target):
     [(ZIP[:1000], '"one"', False), (b"an older file", '"older"', True), (ZIP + b"more", '"one"', True)],
     ids=["range ignored", "another file by now", "longer than the file"],
 )
-def test_a_part_of_no_use_is_fetched_anew(server, target, content, validator, ranges):
+def test_a_part_of_no_use_is_downloaded_from_the_start(server, target, content, validator, ranges):
     put_part(target, content, {"url": server.url, "validator": validator})
     server.ranges = ranges
     assert download(target, url=server.url, sha256=SHA)["resumed_from"] == 0
@@ -164,7 +164,7 @@ def test_a_part_of_no_use_is_fetched_anew(server, target, content, validator, ra
     assert target.with_name("dsad.zip").read_bytes() == ZIP
 
 
-def test_a_part_of_another_address_is_fetched_anew(server, target):
+def test_a_part_of_another_address_is_downloaded_from_the_start(server, target):
     put_part(target, b"of another address", {"url": "http://127.0.0.1/other", "validator": '"one"'})
     assert download(target, url=server.url, sha256=SHA)["resumed_from"] == 0
     assert server.asked == [(None, None)]
@@ -328,7 +328,7 @@ def test_an_invalid_zip(target, body, why):
 
 
 @pytest.mark.parametrize("damage", [b"", ZIP[:-1], ZIP + b"more", bytes(len(ZIP))])
-def test_a_damaged_zip_under_the_final_name_is_fetched_again(server, target, damage, capfd):
+def test_a_damaged_zip_under_the_final_name_is_downloaded_again(server, target, damage, capfd):
     target.with_name("dsad.zip").write_bytes(damage)
     assert download(target, url=server.url, sha256=SHA)["resumed_from"] == 0
     assert "is damaged or another zip" in capfd.readouterr().err
@@ -357,16 +357,16 @@ def test_of_two_downloads_into_one_target_the_second_is_refused(server, target, 
 
 def test_the_zip_is_on_the_disk_before_it_gets_its_name(server, target, monkeypatch):
     """A kill at the renaming leaves all of its bytes under the name that it has then."""
-    replace, found = Path.replace, []
+    replace, complete = Path.replace, []
 
     def look(path: Path, to: Path) -> Path:
-        found.append(path.read_bytes())
+        complete.append(path.read_bytes())
         return replace(path, to)
 
     monkeypatch.setattr(module, "CHUNK", 1000)  # less than what Python keeps before it writes
     monkeypatch.setattr(Path, "replace", look)
     download(target, url=server.url, sha256=SHA)
-    assert found == [ZIP]
+    assert complete == [ZIP]
 
 
 def test_what_a_zip_may_unpack_to_is_limited(target, monkeypatch):

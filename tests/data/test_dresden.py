@@ -146,7 +146,9 @@ def test_an_empty_dataset(tmp_path, organ_split, inside):
     for name in inside:
         (root / name).mkdir(parents=True)
     message = refused(root, organ_split, tmp_path)
-    assert "dataset contains no samples. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, as liver/01/image00.png" in message
+    assert (
+        "dataset contains no samples. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, as liver/01/image00.png" in message
+    )
 
 
 def test_a_missing_mask(broken, organ_split, tmp_path):
@@ -178,9 +180,9 @@ def test_a_surgery_that_the_reference_split_does_not_know(organ_folder, tmp_path
     ],
 )
 def test_a_part_of_the_split_that_is_empty(organ_folder, tmp_path, split, message):
-    said = refused(organ_folder, split, tmp_path)
-    assert message in said
-    assert "--test" in said
+    error = refused(organ_folder, split, tmp_path)
+    assert message in error
+    assert "--test" in error
 
 
 def test_one_anatomy_without_a_validation_surgery_is_named(broken, organ_split, tmp_path):
@@ -193,8 +195,8 @@ def test_one_anatomy_may_be_without_test_surgeries(broken, organ_split, tmp_path
     root, *_ = broken
     shutil.rmtree(root / "tongue/50")
     check_split(find_samples(root)[0], organ_split)
-    said = ingest(root, str(tmp_path / "s.zarr"), size=SIZE, split=organ_split)
-    assert said["by_split"] == {"train": 12, "validation": 6, "test": 3}
+    result = ingest(root, str(tmp_path / "s.zarr"), size=SIZE, split=organ_split)
+    assert result["by_split"] == {"train": 12, "validation": 6, "test": 3}
 
 
 def test_a_surgery_in_two_parts_of_the_split_is_refused():

@@ -1,4 +1,4 @@
-"""The synthetic dataset: the real one's layout, the same pixels for a seed, and a problem worth learning."""
+"""The synthetic dataset: the real one's layout, the same pixels for a seed, and a learnable problem."""
 
 import csv
 import hashlib
@@ -71,7 +71,7 @@ def test_layout_is_the_real_datasets(dataset):
     assert counts["bytes"] == sum(len(data) for name, data in contents(root).items() if not name.startswith("."))
 
 
-def test_pictures_have_the_size_and_masks_are_0_and_255(dataset):
+def test_images_have_the_size_and_masks_are_0_and_255(dataset):
     root, _ = dataset
     foregrounds = []
     for source in find_samples(root)[0]:
@@ -99,7 +99,7 @@ def test_multilabel_holds_the_stomach_images_with_seven_masks(dataset):
     assert np.mean(visible) >= 2
 
 
-def test_weak_labels_say_what_is_in_sight(dataset):
+def test_weak_labels_say_what_is_visible(dataset):
     root, _ = dataset
     with (root / "stomach" / "01" / "weak_labels.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -137,22 +137,22 @@ def test_every_anatomy_has_20_to_23_surgeries_in_all_three_parts():
     assert len({frozenset(numbers) for numbers in chosen.values()}) > 1
 
 
-def test_the_annotated_anatomy_is_in_sight_among_others(gallery):
-    for name, pictures in gallery.items():
-        assert sum(masks[name].any() for _, masks in pictures) >= 5, name
-    visible = [sum(mask.any() for mask in masks.values()) for pictures in gallery.values() for _, masks in pictures]
+def test_the_annotated_anatomy_is_visible_among_others(gallery):
+    for name, images in gallery.items():
+        assert sum(masks[name].any() for _, masks in images) >= 5, name
+    visible = [sum(mask.any() for mask in masks.values()) for images in gallery.values() for _, masks in images]
     assert np.mean(visible) >= 2
-    unlabelled = [~np.logical_or.reduce(list(m.values())) for pictures in gallery.values() for _, m in pictures]
-    assert 0.2 < np.mean(unlabelled) < 0.8
+    unlabeled = [~np.logical_or.reduce(list(m.values())) for images in gallery.values() for _, m in images]
+    assert 0.2 < np.mean(unlabeled) < 0.8
 
 
 def test_vessels_are_thin_and_walls_are_large(gallery):
     def survives(name: str) -> float:
-        masks = [found[name] for _, found in gallery[name]]
+        masks = [all_masks[name] for _, all_masks in gallery[name]]
         return sum(eroded(mask, 4).sum() for mask in masks) / sum(mask.sum() for mask in masks)
 
     def area(name: str) -> float:
-        return float(np.mean([found[name].mean() for _, found in gallery[name]]))
+        return float(np.mean([all_masks[name].mean() for _, all_masks in gallery[name]]))
 
     for name in VESSELS:
         assert survives(name) < 0.05, name
@@ -166,8 +166,8 @@ def test_vessels_are_thin_and_walls_are_large(gallery):
 def test_surgeries_differ_more_than_the_images_of_one():
     def balance(surgery: int, index: int) -> np.ndarray:
         image, masks = render(0, surgery, "stomach", index, SIZE)
-        colour = image[masks["stomach"]].mean(axis=0)
-        return colour / colour.sum()
+        color = image[masks["stomach"]].mean(axis=0)
+        return color / color.sum()
 
     balances = np.array([[balance(surgery, index) for index in range(4)] for surgery in range(1, 9)])
     assert balances.mean(axis=1).var(axis=0).sum() > 2 * balances.var(axis=1).mean(axis=0).sum()
