@@ -156,17 +156,17 @@ def test_people_read_the_rows_of_the_table(tmp_path):
     assert outcome.stdout == "" and outcome.stderr.startswith("a teacher's step, mininetv2, 64x64, batch 2: ")
 
 
-def test_a_size_that_is_none_is_wrong_usage():
+def test_a_malformed_size_is_wrong_usage():
     outcome = CliRunner().invoke(command, ["stage2", "--size", "640"])
     assert outcome.exit_code == 2
-    assert "WIDTHxHEIGHT" in outcome.output
+    assert "is not a size" in outcome.output
 
 
-def test_ratios_are_taken_round_by_round():
+def test_a_ratio_is_the_median_over_rounds():
     assert ratio({"a": [2.0, 30.0, 4.0], "b": [1.0, 10.0, 2.0]}, "a", "b") == 2.0
 
 
-def test_all_take_their_turn():
+def test_actions_are_interleaved():
     order: list[str] = []
     times = interleaved({name: lambda name=name: order.append(name) for name in "abc"}, 2)
     assert ["".join(sorted(order[start : start + 3])) for start in (0, 3, 6)] == ["abc"] * 3
