@@ -22,7 +22,8 @@ ERRORS = ("max_abs_error", "mean_kl_nats", "bits_per_logit")
 @reports
 def command(cache: str, sheet: Path | None, store: str, teachers: Path | None, samples: int) -> dict[str, Any]:
     """Show a cache's contents, sizes, quantization errors and progress; --sheet draws its maps, lowest Dice first."""
-    from mtkd_cache.cache.inspect import contact_sheet, inspect_cache
+    from mtkd_cache.cache.inspect import inspect_cache
+    from mtkd_cache.evaluation.contact_sheet import contact_sheet
 
     result = inspect_cache(cache)
     say(describe(result))

@@ -141,7 +141,7 @@ def write_plan(folder: Folder, wanted: CachePlan) -> None:
             f"{folder}/{PLAN} is damaged, which lists the samples of the rows. Run mtkd-cache verify --repair --cache {folder}."
         ) from error
     if plan is None and any(True for _ in folder.keys()):
-        raise MtkdError(f"{folder} is not empty and is no logit cache. Name another --cache.")
+        raise MtkdError(f"{folder} is not empty and is not a logit cache. Name another --cache.")
     folder.delete_temporaries()
     if plan is None:
         mark_incomplete(folder)
@@ -152,7 +152,7 @@ def write_plan(folder: Folder, wanted: CachePlan) -> None:
         raise MtkdError(f"{folder} was started with {', '.join(differing)}. Name another --cache, or delete that one.")
     if gone := set(plan.samples) - set(wanted.samples):
         raise MtkdError(
-            f"{folder} holds {len(gone)} samples that are not asked for any more (changed, removed, or of another split). "
+            f"{folder} holds {len(gone)} samples that are no longer selected (changed, removed, or of another split). "
             "Name another --cache, or delete that one."
         )
     samples = tuple(dict.fromkeys([*plan.samples, *wanted.samples]))
@@ -177,8 +177,6 @@ def finalize_cache(folder: Folder, plan: CachePlan, teachers: dict[str, TeacherI
     files: dict[str, FileEntry] = {record.key: {"bytes": record.bytes, "sha256": record.sha256} for record in records}
     files |= {key: file_entry(folder.read(key)) for key in (PLAN, *(task.record_key for task in tasks))}
     manifest = CacheManifest(
-        kind=CacheManifest.KIND,
-        format=CacheManifest.FORMAT,
         settings=spec,
         teachers=teachers,
         temperature=plan.temperature,

@@ -202,9 +202,8 @@ class CachePlan(JsonRecord):
 class CacheManifest(Manifest):
     """What a finished cache holds. errors: figures by anatomy."""
 
-    KIND = "logit cache"
-    FORMAT = 1
-
+    kind: str = "logit cache"
+    format: int = 1
     settings: CacheSpec
     teachers: dict[str, TeacherInfo]
     temperature: float

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -45,22 +45,15 @@ from mtkd_cache.storage.shard_writer import row_checksum
 IDENTITY = ("anatomy", "surgery", "frame", "split", "sha256")  # what the fingerprint takes of each sample
 
 
-class StoredSample(TypedDict):
-    """A sample in its shard's record. crc32c: of the decoded image and mask."""
-
-    anatomy: str
-    surgery: int
-    frame: int
-    sha256: str
-    crc32c: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord(JsonRecord):
-    """What the shard files with a number hold. sources: digest of the names, sizes and times of the files they were read from."""
+    """What the shard files with a number hold.
+
+    sources: see `_stamp`. samples: {anatomy, surgery, frame, sha256, crc32c} each, the last of the decoded image and mask.
+    """
 
     sources: str
-    samples: tuple[StoredSample, ...]
+    samples: tuple[dict[str, Any], ...]
     files: dict[str, FileEntry]
 
 
@@ -121,30 +114,24 @@ def _check_settings(folder: Folder, settings: StoreSettings) -> None:
             f"{existing.preprocessing}). Name another --store, or delete that one."
         )
     if not existing and any(True for _ in folder.keys()):
-        raise MtkdError(f"{folder} is not empty and is no sample store, or a damaged one. Name another --store.")
+        raise MtkdError(f"{folder} is not empty and is not a sample store, or a damaged one. Name another --store.")
     if written != settings:
         folder.write(SETTINGS, dump_checked_json(settings.to_json()))
 
 
 def _write_shards(folder: Folder, shards: Sequence[Sequence[Source]], settings: StoreSettings, workers: int) -> list[ShardRecord]:
     """Write the shards that are missing, outdated or damaged, and return every shard's record in order."""
-    records: dict[int, ShardRecord] = {}
-    todo = []
-    progress = tqdm(total=sum(map(len, shards)), desc="ingest", unit="image", disable=None)
-    for number, sources in enumerate(shards):
-        record = _kept_record(folder, number, sources)
-        if record is None:
-            todo.append((number, sources))
-        else:
-            records[number] = record
-            progress.update(len(sources))
+    records = [_kept_record(folder, number, sources) for number, sources in enumerate(shards)]
+    todo = [(number, sources) for number, sources in enumerate(shards) if records[number] is None]
+    kept = sum(len(record.samples) for record in records if record)
+    progress = tqdm(total=sum(map(len, shards)), initial=kept, desc="ingest", unit="image", disable=None)
     if todo:
         mark_incomplete(folder)
     for number, record in run_in_processes(partial(_write_shard, folder.url, settings), todo, workers):
         records[number] = record
         progress.update(len(record.samples))
     progress.close()
-    return [records[number] for number in sorted(records)]
+    return [record for record in records if record]
 
 
 def _record_key(number: int) -> str:
@@ -173,7 +160,7 @@ def _write_shard(url: str, settings: StoreSettings, shard: tuple[int, Sequence[S
     width, height = settings.size
     images = np.empty((len(sources), height, width, 3), np.uint8)
     masks = np.empty((len(sources), height, width), np.uint8)
-    samples: list[StoredSample] = []
+    samples: list[dict[str, Any]] = []
     for source, image, mask in zip(sources, images, masks, strict=True):
         image[:], image_size = read_image(source.image, settings.size)
         mask[:], mask_size = read_mask(source.mask, settings.size, settings.threshold)
@@ -182,15 +169,9 @@ def _write_shard(url: str, settings: StoreSettings, shard: tuple[int, Sequence[S
                 f"{source.mask} is {mask_size[0]}x{mask_size[1]}, its image {image_size[0]}x{image_size[1]}. "
                 "Replace it by the mask of that image."
             )
-        samples.append(
-            {
-                "anatomy": source.anatomy,
-                "surgery": source.surgery,
-                "frame": source.frame,
-                "sha256": content_hash(image, mask, source.anatomy, source.surgery, source.frame),
-                "crc32c": row_checksum(image, mask),
-            }
-        )
+        name = {"anatomy": source.anatomy, "surgery": source.surgery, "frame": source.frame}
+        sha256 = content_hash(image, mask, source.anatomy, source.surgery, source.frame)
+        samples.append({**name, "sha256": sha256, "crc32c": row_checksum(image, mask)})
     files: dict[str, FileEntry] = {}
     for spec, values in zip(picture_specs(settings.size), (images, masks), strict=True):
         data = spec.encode_shard(values)
@@ -207,8 +188,6 @@ def _finalize(folder: Folder, name: str, records: Sequence[ShardRecord], split: 
         {**sample, "split": split.of(sample["surgery"])} for record in records for sample in record.samples
     ]
     manifest = StoreManifest(
-        kind=StoreManifest.KIND,
-        format=StoreManifest.FORMAT,
         name=name,
         anatomies=tuple(sorted({sample["anatomy"] for sample in samples})),
         size=settings.size,

@@ -72,9 +72,8 @@ class StoreSettings(JsonRecord):
 class StoreManifest(Manifest, StoreSettings):
     """What a finished sample store holds. name: of the dataset's folder."""
 
-    KIND = "sample store"
-    FORMAT = 1
-
+    kind: str = "sample store"
+    format: int = 1
     name: str
     anatomies: tuple[str, ...]
 
@@ -123,7 +122,7 @@ class SampleStore:
         folder = Folder(url)
         manifest = read_record(folder, MANIFEST, StoreManifest)
         if manifest is None:
-            what = "is not finished" if folder.exists(SETTINGS) else "is no sample store"
+            what = "is not finished" if folder.exists(SETTINGS) else "is not a sample store"
             raise MtkdError(f"{url} {what}. Run mtkd-cache ingest DATASET --store {url}.")
         check_files(folder, manifest.files, ("image/c/", "mask/c/"), REMEDY)
         check_anatomies(manifest.anatomies, url)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, ParamSpec, Self, TypedDict, TypeVar
+from typing import Any, ParamSpec, Self, TypedDict, TypeVar
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.folder import Folder
@@ -31,22 +31,19 @@ class FileEntry(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(JsonRecord):
-    """What makes a folder a finished one. files: every other file in it, by key."""
+    """What makes a folder a finished one; kind and format have the class's values. files: every other file in it, by key."""
 
-    KIND: ClassVar[str]
-    FORMAT: ClassVar[int]
-
-    kind: str
-    format: int
+    kind: str = ""
+    format: int = 0
     fingerprint: str
     files: dict[str, FileEntry]
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: object) -> Self:
         """See `JsonRecord`. Raises MtkdError also for a manifest of another kind or a newer format."""
-        kind, version = content.get("kind", cls.KIND), content.get("format", cls.FORMAT)
-        if kind != cls.KIND or version > cls.FORMAT:
-            raise MtkdError(f"{where} is of a {kind} of format {version}; a {cls.KIND} of format {cls.FORMAT} is needed.")
+        kind, version = content.get("kind", cls.kind), content.get("format", cls.format)
+        if kind != cls.kind or version > cls.format:
+            raise MtkdError(f"{where} is of a {kind} of format {version}; a {cls.kind} of format {cls.format} is needed.")
         return super().from_json(content, where)
 
 

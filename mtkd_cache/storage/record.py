@@ -29,10 +29,10 @@ class JsonRecord:
         return cls(**values, extra={key: value for key, value in content.items() if key not in known})
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object; a field that may be absent is left out where it has its default."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "extra"}
-        defaults = {item.name: item.default for item in fields(self)}
-        return {**{name: _write(value) for name, value in values.items() if value != defaults[name]}, **self.extra}
+        """The JSON object; a field that is None by default is left out where it is None."""
+        values = {item.name: _write(getattr(self, item.name)) for item in fields(self) if item.name != "extra"}
+        absent = {item.name for item in fields(self) if item.default is None and values.get(item.name) is None}
+        return {**{name: value for name, value in values.items() if name not in absent}, **self.extra}
 
 
 def _read(value: Any, kind: Any, where: object) -> Any:

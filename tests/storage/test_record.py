@@ -43,7 +43,7 @@ def test_a_record_is_written_as_it_was_read():
 
 
 def test_what_may_be_absent_stays_absent():
-    few = {"grid": [1], "views": {"count": 1}}
+    few = {"grid": [1], "rows": [], "views": {"count": 1}}
     record = Spec.from_json(few, "spec.json")
     assert record.precision is None and record.views.seed is None
     assert record.to_json() == few
