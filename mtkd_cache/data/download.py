@@ -31,13 +31,12 @@ from mtkd_cache.storage.lock import locked_file
 # figshare.com/ndownloader/files/ID answers programs with an empty 202 (a browser check); the API serves the same file
 FIGSHARE_URL = "https://api.figshare.com/v2/file/download/38494425"
 DSAD_SHA256 = "b8a8ade37d106fc1641a901d1c843806f2d27f9f8e18f4614b043e7e2ca2e40f"
-MAX_BYTES = 64 * 10**9  # unpacked; several times the Dresden set
 TIMEOUT = 60  # seconds without a byte after which a connection counts as broken
 BY_HAND = "or download it with a browser and run again with --archive FILE"
 
 
 def download(
-    target: Path, *, url: str = FIGSHARE_URL, sha256: str = DSAD_SHA256, archive: Path | None = None, max_bytes: int = MAX_BYTES
+    target: Path, *, url: str = FIGSHARE_URL, sha256: str = DSAD_SHA256, archive: Path | None = None
 ) -> dict[str, str | int | None]:
     """Download the dataset's zip to TARGET.zip and unpack it into the folder `target`.
 
@@ -48,7 +47,6 @@ def download(
         url: http(s) address of the zip.
         sha256: expected SHA-256 of the zip, in hexadecimal.
         archive: a zip on this machine, used in place instead of a download.
-        max_bytes: upper limit of the unpacked size.
 
     Returns:
         path, archive: the folder and the zip; bytes, sha256: of the zip; files: number of files unpacked;
@@ -56,8 +54,7 @@ def download(
 
     Raises:
         MtkdError: no network, a refusal, or a connection that breaks without progress (what was received is kept for the next
-            call); a wrong SHA-256; an invalid zip or an unsafe entry in it; more than `max_bytes`; a full disk; a target that is
-            something else.
+            call); a wrong SHA-256; an invalid, unsafe or too large zip; a full disk; a target that is something else.
         LockedError: another call is writing the same target.
     """
     target = Path(target).expanduser().resolve()
@@ -77,7 +74,7 @@ def download(
             elif not _is_complete(source, sha256):
                 resumed_from = _download(url, source, sha256)
             metadata = {"archive": str(source), "bytes": source.stat().st_size, "sha256": sha256}
-            record = unpack(source, target, metadata, max_bytes)
+            record = unpack(source, target, metadata)
     return {"path": str(target), **record, "resumed_from": resumed_from}
 
 

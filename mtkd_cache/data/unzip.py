@@ -15,20 +15,21 @@ from mtkd_cache.errors import MtkdError
 
 RECORD = ".mtkd-download.json"  # in the target: what was unpacked; written last, so it exists only in a complete target
 CHUNK = 1 << 18  # bytes read at a time
+MAX_BYTES = 64 * 10**9  # unpacked; several times the Dresden set
 SAME_PATH = (FileExistsError, NotADirectoryError, IsADirectoryError)  # of two entries, as the staging folder is new
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, *SAME_PATH)
 
 
-def unpack(archive: Path, target: Path, record: dict[str, Any], max_bytes: int) -> dict[str, Any]:
+def unpack(archive: Path, target: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Unpack into a hidden sibling of `target`, add the record, rename it; returns the record with `files`."""
     staging = target.with_name(f".{target.name}.unpacking")
     try:
         with zipfile.ZipFile(archive) as source:
             entries = members(source)
             size = sum(info.file_size for info, _ in entries)
-            if size > max_bytes:
-                sizes = f"{tqdm.format_sizeof(size)}B, at most {tqdm.format_sizeof(max_bytes)}B are allowed"
-                advice = "Nothing was unpacked: check that it is the dataset's zip, or raise max_bytes."
+            if size > MAX_BYTES:
+                sizes = f"{tqdm.format_sizeof(size)}B, at most {tqdm.format_sizeof(MAX_BYTES)}B are allowed"
+                advice = "Nothing was unpacked: check that it is the dataset's zip."
                 raise MtkdError(f"{archive} would unpack to {sizes}\n{advice}")
             shutil.rmtree(staging, ignore_errors=True)
             need_room(target.parent, size, f"to unpack {archive}")

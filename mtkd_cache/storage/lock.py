@@ -43,7 +43,9 @@ def locked_file(path: Path, name: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise MtkdError(f"{name} cannot be made or written ({error.strerror}). Name another folder, or make room.") from error
+        raise MtkdError(
+            f"{name} cannot be created or written ({error.strerror}). Name another folder, or free some space."
+        ) from error
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,21 +87,19 @@ class _RemoteLock:
             self.folder.create(LOCK, self._content())
         except FileExistsError as error:
             raise _locked_by(self.folder.url, "another process") from error
-        self.check()  # another process may have taken the expired lock over at the same time
-        if self.folder.lost:
+        if not self._owned():  # another process took the expired lock over at the same time
             raise _locked_by(self.folder.url, "another process")
 
-    def check(self) -> None:
+    def _owned(self) -> bool:
         self.folder.lost = self._read().get("token") != self.token
+        return not self.folder.lost
 
     def renew(self) -> None:
-        self.check()
-        if not self.folder.lost:
+        if self._owned():
             self.folder.write(LOCK, self._content())
 
     def release(self) -> None:
-        self.check()
-        if self.folder.lost:
+        if not self._owned():
             raise MtkdError(
                 f"{self.folder}: another process took the lock over, as this one had not renewed it for {EXPIRY:.0f} s."
                 "\nWait until that has finished, and run the same command again."

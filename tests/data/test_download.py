@@ -374,11 +374,13 @@ def test_what_a_zip_may_unpack_to_is_limited(target, monkeypatch):
     archive = target.parents[1] / "bomb.zip"
     archive.write_bytes(bomb)
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("an entry was read"))
+    monkeypatch.setattr("mtkd_cache.data.unzip.MAX_BYTES", 4_999_999)
     with pytest.raises(MtkdError, match=r"would unpack to 5\.00MB, at most 5\.00MB are allowed\nNothing was unpacked"):
-        download(target, archive=archive, sha256=sha(bomb), max_bytes=4_999_999)
+        download(target, archive=archive, sha256=sha(bomb))
     assert names(target.parent) == set()
     monkeypatch.undo()
-    assert download(target, archive=archive, sha256=sha(bomb), max_bytes=5_000_000)["files"] == 1
+    monkeypatch.setattr("mtkd_cache.data.unzip.MAX_BYTES", 5_000_000)
+    assert download(target, archive=archive, sha256=sha(bomb))["files"] == 1
 
 
 def test_room_is_asked_for_before_anything_is_written(server, target, monkeypatch):
