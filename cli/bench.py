@@ -10,7 +10,9 @@ from mtkd_cache.recipe import load_recipe
 from . import common
 from .common import NUMBERS, SIZE, accelerator_of, reports, say
 
+Size = tuple[int, int]  # width, height
 CPU = {"device": "cpu", "precision": "no"}
+FORMS = ["folded", "compiled"]
 
 size = click.option("--size", type=SIZE, default="640x512", help="Image size, width x height.")
 batch = click.option("--batch", type=click.IntRange(1), default=8, help="Batch size.")
@@ -41,7 +43,7 @@ def show(result: dict[str, Any]) -> dict[str, Any]:
 @common.compiled
 @reports
 def stage2(
-    arch: str, teacher: str, size: tuple[int, int], batch: int, rounds: int, resident: str, compiled: bool, **options: Any
+    arch: str, teacher: str, size: Size, batch: int, rounds: int, resident: str, compiled: bool, **options: Any
 ) -> dict[str, Any]:
     """A student's step without distillation, with the cache, and with eleven live teachers."""
     from mtkd_cache.bench.stage2 import bench_stage2
@@ -55,7 +57,7 @@ def stage2(
 @teacher
 @workload
 @reports
-def cache(teacher: str, size: tuple[int, int], batch: int, rounds: int, **options: Any) -> dict[str, Any]:
+def cache(teacher: str, size: Size, batch: int, rounds: int, **options: Any) -> dict[str, Any]:
     """Reading a random batch against decoding alone, a copy in memory, and common ways to store logits."""
     from mtkd_cache.bench.cache import bench_cache
 
@@ -64,22 +66,15 @@ def cache(teacher: str, size: tuple[int, int], batch: int, rounds: int, **option
 
 
 @command.command("inference")
-@click.option("--arch", "archs", multiple=True, help="Only these architectures.  [default: the paper's]")
+@click.option("--arch", "archs", multiple=True, help="Only this architecture (repeatable).  [default: the paper's]")
 @click.option("--size", type=SIZE, default="1280x720", help="Image size, width x height.")
 @click.option("--heads", type=click.IntRange(1), default=11, help="Number of anatomies.")
 @rounds
-@click.option(
-    "--form",
-    "forms",
-    multiple=True,
-    type=click.Choice(["folded", "compiled"]),
-    default=["folded", "compiled"],
-    help="Only these forms besides the plain one.",
-)
+@click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), default=FORMS, help="Compare with plain (repeatable).")
 @common.device
 @reports
 def inference(
-    archs: tuple[str, ...], size: tuple[int, int], heads: int, rounds: int, forms: tuple[str, ...], device: str | None
+    archs: tuple[str, ...], size: Size, heads: int, rounds: int, forms: tuple[str, ...], device: str | None
 ) -> dict[str, Any]:
     """One image through every architecture in both layouts: plain, folded and compiled."""
     from mtkd_cache.bench.inference import bench_inference
@@ -102,7 +97,7 @@ def inference(
 @common.compiled
 @reports
 def build(
-    teacher: str, size: tuple[int, int], batch: int, rounds: int, samples: int, stacked: bool, compiled: bool, **options: Any
+    teacher: str, size: Size, batch: int, rounds: int, samples: int, stacked: bool, compiled: bool, **options: Any
 ) -> dict[str, Any]:
     """A build of eleven teachers' maps against their forward passes alone."""
     from mtkd_cache.bench.build import bench_build
@@ -116,7 +111,7 @@ def build(
 @workload
 @common.resident
 @reports
-def stage1(arch: str, size: tuple[int, int], batch: int, rounds: int, resident: str, **options: Any) -> dict[str, Any]:
+def stage1(arch: str, size: Size, batch: int, rounds: int, resident: str, **options: Any) -> dict[str, Any]:
     """A teacher's step, and the share of it spent waiting for data."""
     from mtkd_cache.bench.stage1 import bench_stage1
 
@@ -130,7 +125,7 @@ def stage1(arch: str, size: tuple[int, int], batch: int, rounds: int, resident: 
 @click.option("--samples", type=click.IntRange(1), default=22, help="Number of training samples in the dataset.")
 @rounds
 @reports
-def ingest(source: tuple[int, int], size: tuple[int, int], samples: int, rounds: int) -> dict[str, Any]:
+def ingest(source: Size, size: Size, samples: int, rounds: int) -> dict[str, Any]:
     """Ingest in one process against decoding and resizing alone."""
     from mtkd_cache.bench.stage1 import bench_ingest
 
@@ -159,7 +154,7 @@ def codecs(store: str, teachers: Path, samples: int, **options: Any) -> dict[str
 @click.option("--size", type=SIZE, default="64x64", help="Image size, width x height.")
 @click.option("--stride", type=click.IntRange(1), default=4, help="Pixels for one logit.")
 @reports
-def scale(samples: tuple[int, ...], size: tuple[int, int], stride: int) -> dict[str, Any]:
+def scale(samples: tuple[int, ...], size: Size, stride: int) -> dict[str, Any]:
     """Time, bytes and memory of ingest, build, verify and an epoch against the number of samples."""
     from mtkd_cache.bench.scale import bench_scale
 

@@ -119,13 +119,10 @@ def bench_codecs(store: SampleStore, teachers: Path, samples: int, accelerator: 
         blosc.use_threads = threads
     return {
         "rows": rows,
-        "samples": len(chosen),
         "anatomies": logits.shape[1],
         "grid": list(logits.shape[2:]),
-        "teacher": loaded.networks[0].arch,
-        "temperature": TEMPERATURE,
         "largest_logit": float(logits.abs().max()),
-        **conditions(accelerator, store.size),
+        **conditions(accelerator, store.size, teacher=loaded.networks[0].arch, samples=len(chosen), temperature=TEMPERATURE),
     }
 
 
