@@ -87,9 +87,9 @@ def test_inference(tmp_path):
     assert separate["params_m"] > shared["params_m"]
     for row in result["rows"]:
         assert row["fps"] == pytest.approx(1000 / row["ms"])
-    (timing,) = read_timings(result)["mininetv2", "shared"].values()
-    assert (timing.ms, timing.size) == (shared["ms"], (64, 64))
-    assert re.search(r", \d+ threads?, 64\u00d764$", timing.where)
+    ((device, timing),) = read_timings(result)["mininetv2", "shared"].items()
+    assert timing.ms == shared["ms"]
+    assert re.search(r", \d+ threads?, 64\u00d764$", device)
     assert len(table(tmp_path, result)) == 2
 
 
