@@ -1,1 +1,1 @@
-"""Measurements: the student's step three ways, the cache against its limits, inference plain and fast."""
+"""Measurements of every step against its limit: `mtkd-cache bench`."""

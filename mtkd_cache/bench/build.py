@@ -42,21 +42,22 @@ def bench_build(
     """
     torch.manual_seed(0)
     networks = [spread_out(create_network(recipe.teacher.arch, 1)) for _ in ANATOMIES]
-    teachers = TeacherRunner(networks, accelerator, compiled)
+    runner = TeacherRunner(networks, accelerator, compiled)
     with tempfile.TemporaryDirectory() as name:
         folder, numbers = Path(name), count()
         store = make_store(folder, size, samples)
-        spec = CacheSpec.of(store, networks[0].stride, recipe, accelerator.mixed_precision)
+        teachers = as_teachers(networks, store)
+        spec = CacheSpec.of(store, teachers.stride, recipe, accelerator.mixed_precision)
         temperature = recipe.distillation.temperature
         rows = store.rows("train")
         chunks = [rows[start : start + batch] for start in range(0, len(rows), batch)]
         images = [to_float(torch.from_numpy(store.read(chunk)[0]).to(accelerator.device)) for chunk in chunks]
 
         def build() -> None:
-            url, synthetic = str(folder / f"{next(numbers)}.zarr"), as_teachers(networks, store)
-            build_cache(store, synthetic, spec, url, accelerator, temperature=temperature, batch=batch, compiled=compiled)
+            url = str(folder / f"{next(numbers)}.zarr")
+            build_cache(store, teachers, spec, url, accelerator, temperature=temperature, batch=batch, compiled=compiled)
 
-        actions: dict[str, Callable[[], object]] = {"bare": partial(_run_all, teachers, images), "build": build}
+        actions: dict[str, Callable[[], object]] = {"bare": partial(_run_all, runner, images), "build": build}
         if compiled:
             plain = TeacherRunner(copy.deepcopy(networks), accelerator)  # a copy is not compiled
             actions["plain"] = partial(_run_all, plain, images)
@@ -75,8 +76,8 @@ def bench_build(
     }
 
 
-def _run_all(teachers: TeacherRunner, batches: Sequence[Tensor]) -> list[Tensor]:
-    return [teachers.native(anatomy, images) for anatomy in range(len(teachers.networks)) for images in batches]
+def _run_all(runner: TeacherRunner, batches: Sequence[Tensor]) -> list[Tensor]:
+    return [runner.native(anatomy, images) for anatomy in range(len(runner.networks)) for images in batches]
 
 
 def spread_out(network: Network, spread: float = 5.0) -> Network:
