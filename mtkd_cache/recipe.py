@@ -154,7 +154,7 @@ def _set(table: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise MtkdError(f"override {key!r}: {section} is no section of a recipe.")
+            raise MtkdError(f"override {key!r}: {section} is not a section of a recipe.")
     table[last] = value
 
 

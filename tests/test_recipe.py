@@ -71,7 +71,7 @@ def test_values_override_the_recipe_and_its_overrides_where_they_are_not_none():
         ("stage3.epochs=3", "unknown key 'stage3'"),
         ("colour=3", "unknown key 'colour'"),
         ("student=3", r"\[student\]: expected a section"),
-        ("seed.x=3", "seed is no section"),
+        ("seed.x=3", "seed is not a section"),
         ("student.epochs", r"write KEY=VALUE, as student\.epochs=30"),
         ("student.epochs=three", "epochs = 'three' should be of type int"),
         ("student.epochs=3.5", "epochs = 3.5 should be of type int"),

@@ -170,7 +170,7 @@ class Builder:
         if not max(errors) <= step / 2:
             raise MtkdError(
                 f"teacher of {name}: a logit is stored {max(errors):.4g} off, more than half of the step {step}. "
-                "The device miscalculates; try another --device."
+                "The device computes it wrongly; try another --device."
             )
         kls = map_kl(stored[:, None], logits[:, None], self.temperature)[:, 0].tolist()
         for index, values, max_error, kl in zip(indices, integers.cpu().numpy(), errors, kls, strict=True):

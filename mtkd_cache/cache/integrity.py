@@ -77,7 +77,7 @@ def check_integrity(folder: Folder) -> IntegrityReport:
     _compare(folder, expected, report)
     known = {key for task in report.shard_tasks for key in (task.record_key, task.shard_key)}
     for key in sorted(present - known - {*expected, *METADATA, MANIFEST, PLAN}) if manifest or report.plan else ():
-        report.add("unknown", key, "It is no file of the cache. Move it elsewhere, or delete it.")
+        report.add("unknown", key, "It does not belong to the cache. Move it elsewhere, or delete it.")
     return report
 
 

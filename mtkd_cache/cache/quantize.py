@@ -15,7 +15,7 @@ def check_step(step: float) -> None:
     """Raises MtkdError unless the step is a power of two, for which the arithmetic is exact in float32."""
     if not (step > 0 and math.isfinite(step) and math.frexp(step)[0] == 0.5):
         raise MtkdError(
-            f"step {step}: the quantiser's step must be a power of two such as 0.25, so that its error bound is exact."
+            f"step {step}: the quantization step must be a power of two such as 0.25, so that its error bound is exact."
         )
 
 

@@ -1,4 +1,4 @@
-"""The logit cache: what every teacher says of every cached sample and view, as one Zarr v3 group. docs/format.md describes it.
+"""The logit cache: the logits of every teacher for every cached sample and view, as one Zarr v3 group (docs/format.md).
 
 logits   (sample, view, anatomy, y, x)  int16    multiples of the attribute `scale_factor`, at the teachers' native stride
 sha256   (sample, byte)                 uint8    content hash of the sample a row belongs to
@@ -62,7 +62,7 @@ class LogitCache:
         folder = Folder(url)
         manifest = read_record(folder, MANIFEST, CacheManifest)
         if manifest is None:
-            what = "is not finished" if folder.exists(PLAN) else "is no logit cache"
+            what = "is not finished" if folder.exists(PLAN) else "is not a logit cache"
             raise MtkdError(f"{url} {what}. Run mtkd-cache build --cache {url}.")
         check_files(folder, manifest.files, ("logits/c/", "records/"), f"Run mtkd-cache verify --repair --cache {url}.")
         check_anatomies(manifest.settings.anatomies, url)

@@ -71,7 +71,7 @@ def verify_cache(
     started = time.perf_counter()
     folder = Folder(url)
     if not any(folder.exists(key) for key in (MANIFEST, PLAN, GROUP)):
-        raise MtkdError(f"{folder} is no logit cache. Run mtkd-cache build --cache {folder}.")
+        raise MtkdError(f"{folder} is not a logit cache. Run mtkd-cache build --cache {folder}.")
     before, computed, spot_check = [], 0, None
     with locked(folder) if repair else nullcontext():
         report = _check(folder, store, teachers, splits)

@@ -240,6 +240,6 @@ def _check_header(path: Path, image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise MtkdError(f"{path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read. Save it smaller.")
     if (frames := getattr(image, "n_frames", 1)) > 1:
-        raise MtkdError(f"{path} contains {frames} images; a sample is one. Save the right one alone.")
+        raise MtkdError(f"{path} contains {frames} images; a sample has one. Save the right one alone.")
     if (orientation := image.getexif().get(ExifTags.Base.Orientation, 1)) != 1:
         raise MtkdError(f"{path} has the EXIF orientation {orientation}, which its mask may lack. Save both upright, without it.")

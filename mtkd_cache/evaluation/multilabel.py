@@ -138,7 +138,5 @@ def _read(scene: Scene, store: SampleStore) -> tuple[np.ndarray, dict[str, np.nd
     for anatomy, path in scene.masks:
         masks[anatomy], mask_size = read_mask(path, store.size, threshold)
         if mask_size != size:
-            raise MtkdError(
-                f"{path} is {mask_size[0]}x{mask_size[1]}, its image {size[0]}x{size[1]}. Bring the mask of that image."
-            )
+            raise MtkdError(f"{path} is {mask_size[0]}x{mask_size[1]}, its image {size[0]}x{size[1]}. Restore that image's mask.")
     return image, masks

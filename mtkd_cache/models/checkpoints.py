@@ -128,7 +128,7 @@ def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> 
     """Raises MtkdError where the tensors are not the network's, by name, shape or type."""
     for name, own in network.state_dict().items():
         if name in tensors and tensors[name].dtype != own.dtype:
-            raise MtkdError(f"{path}: {name} is {tensors[name].dtype}, not {own.dtype}. Bring the file as it was trained.")
+            raise MtkdError(f"{path}: {name} is {tensors[name].dtype}, not {own.dtype}. Restore the file that was trained.")
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -115,7 +115,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         return content
     except FileNotFoundError:
         return None

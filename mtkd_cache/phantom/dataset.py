@@ -120,7 +120,7 @@ def _check_folder(out: Path, settings: dict[str, Any]) -> None:
     if (out / SETTINGS).exists():
         earlier = json.loads((out / SETTINGS).read_bytes())
         if earlier != settings:
-            raise MtkdError(f"{out} was begun with other settings ({earlier}). Name another folder or delete it.")
+            raise MtkdError(f"{out} was started with other settings ({earlier}). Name another folder or delete it.")
     elif any(Folder(out).keys()):
         raise MtkdError(f"{out} is not empty. Name another folder or delete it.")
 

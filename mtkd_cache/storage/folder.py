@@ -71,7 +71,7 @@ class Folder:
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise MtkdError(
-                    f"{target}: the disk is full. What is finished is kept; make room and run the same command again."
+                    f"{target}: the disk is full. Finished work is kept; free some space and run the same command again."
                 ) from error
             if error.errno in NOT_WRITABLE:
                 raise MtkdError(f"{target}: cannot be written ({error.strerror}). Name another folder.") from error

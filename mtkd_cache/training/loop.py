@@ -224,5 +224,5 @@ class EpochLog:
                 raise MtkdError(
                     f"{self.task.label}: the loss is {float(loss)} at step {step} of epoch {self.epoch}, "
                     f"samples {self.task.store.describe_all(rows)}. "
-                    "Lower the learning rate or train in full precision; the last whole epoch is kept."
+                    "Lower the learning rate or train in full precision; the last completed epoch is kept."
                 )

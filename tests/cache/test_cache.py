@@ -1,4 +1,4 @@
-"""The logit cache: what is read is what the teachers say, and a build computes only what is not there."""
+"""The logit cache: what is read is what the teachers compute, and a build computes only what is missing."""
 
 import shutil
 
@@ -9,9 +9,11 @@ from accelerate.state import AcceleratorState
 from click.testing import CliRunner
 from support import build
 
-from mtkd_cache.cache.layout import logits_spec
+from mtkd_cache.cache.build import build_cache
+from mtkd_cache.cache.layout import CacheSpec, logits_spec
 from mtkd_cache.cache.quantize import dequantize, quantize
 from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.cli.main import main
 from mtkd_cache.data.augment import apply_views
@@ -26,7 +28,7 @@ from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
 
 
-def pictures(store: SampleStore, rows: np.ndarray) -> torch.Tensor:
+def to_images(store: SampleStore, rows: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(store.read(rows)[0]).permute(0, 3, 1, 2).float() / 255
 
 
@@ -34,7 +36,7 @@ def pictures(store: SampleStore, rows: np.ndarray) -> torch.Tensor:
 def test_cached_logits_are_the_live_teachers(arch, stride, organ_store, untrained_teacher, recipe, accelerator, tmp_path):
     for seed, organ in enumerate(organ_store.anatomies):
         untrained_teacher(tmp_path / "teachers", organ, arch, seed)
-    said = build(organ_store, tmp_path / "teachers", str(tmp_path / "c.zarr"), recipe(), accelerator)
+    built = build(organ_store, tmp_path / "teachers", str(tmp_path / "c.zarr"), recipe(), accelerator)
     cache = LogitCache.open(str(tmp_path / "c.zarr"))
     rows = organ_store.rows("train")
     kept = dequantize(torch.from_numpy(cache.read(organ_store.hashes[rows])), cache.step)
@@ -42,12 +44,12 @@ def test_cached_logits_are_the_live_teachers(arch, stride, organ_store, untraine
     for index, organ in enumerate(organ_store.anatomies):
         teacher = load_network(tmp_path / "teachers" / organ)
         with torch.inference_mode():
-            live = torch.cat([teacher(pictures(organ_store, rows[start : start + 8])) for start in range(0, len(rows), 8)])
+            live = torch.cat([teacher(to_images(organ_store, rows[start : start + 8])) for start in range(0, len(rows), 8)])
         difference = (upsample(kept[:, index : index + 1], (64, 64)) - live).abs().max()
         assert 0 < difference <= cache.step / 2 + 1e-4
-        assert said["by_anatomy"][organ]["max_abs_error"] <= cache.step / 2
-        assert 0 < said["by_anatomy"][organ]["mean_kl_nats"] < 1e-3
-        assert 0 < said["by_anatomy"][organ]["bits_per_logit"] < 16
+        assert built["by_anatomy"][organ]["max_abs_error"] <= cache.step / 2
+        assert 0 < built["by_anatomy"][organ]["mean_kl_nats"] < 1e-3
+        assert 0 < built["by_anatomy"][organ]["bits_per_logit"] < 16
 
 
 def test_the_figures_of_each_map(organ_store, organ_teachers, organ_cache, recipe):
@@ -57,15 +59,15 @@ def test_the_figures_of_each_map(organ_store, organ_teachers, organ_cache, recip
     assert [row["sha256"] for row in record["rows"]] == list(organ_store.hashes[rows])
     for index, organ in enumerate(organ_store.anatomies):
         with torch.inference_mode():
-            said = load_network(organ_teachers / organ).native(pictures(organ_store, rows))[:, 0].double()
-        p, q = ((maps.flatten(1) / temperature).softmax(1) for maps in (said, kept[:, index]))
-        errors, kls = (kept[:, index] - said).abs().amax((1, 2)), (p * (p / q).log()).sum(1)
+            exact = load_network(organ_teachers / organ).native(to_images(organ_store, rows))[:, 0].double()
+        p, q = ((maps.flatten(1) / temperature).softmax(1) for maps in (exact, kept[:, index]))
+        errors, kls = (kept[:, index] - exact).abs().amax((1, 2)), (p * (p / q).log()).sum(1)
         np.testing.assert_allclose([row["max_error"][index] for row in record["rows"]], errors, atol=1e-5)
         np.testing.assert_allclose([row["kl"][index] for row in record["rows"]], kls, rtol=1e-2)
 
 
 def test_a_caches_figures_are_those_of_its_maps(organ_store, organ_teachers, organ_cache, recipe, accelerator, copy_of):
-    """Of maps whose figures are told apart more easily than those of real ones."""
+    """With figures that are distinguished more easily than those of real maps."""
     path = copy_of(organ_cache.url)
     record = read_checked_json(Folder(path), "records/00000-000.json")
     for index, row in enumerate(record["rows"]):
@@ -101,7 +103,7 @@ def test_samples_that_are_gone(organ_folder, organ_split, organ_cache, organ_tea
         (dataset / "tongue" / "31" / f"{kind}02.png").unlink()
     ingest(dataset, str(tmp_path / "fewer.zarr"), size=(64, 64), split=organ_split)
     fewer = SampleStore.open(str(tmp_path / "fewer.zarr"))
-    with pytest.raises(MtkdError, match="holds 1 samples that are not asked for any more"):
+    with pytest.raises(MtkdError, match="holds 1 samples that are no longer selected"):
         build(fewer, organ_teachers, url, recipe(), accelerator)
     problems = verify_cache(url, store=fewer)["problems"]
     assert [(problem["kind"], problem["where"]) for problem in problems] == [("other store", fewer.url)]
@@ -128,11 +130,11 @@ def test_one_teacher_trained_again_costs_its_maps_alone(
 ):
     teachers, url = copy_of(organ_teachers), str(copy_of(organ_cache.url))
     untrained_teacher(teachers, "tongue", seed=7)
-    said = build(organ_store, teachers, url, recipe(), accelerator)
+    built = build(organ_store, teachers, url, recipe(), accelerator)
     hashes = organ_store.hashes[organ_store.rows("train")]
     before, after = organ_cache.read(hashes), LogitCache.open(url).read(hashes)
-    assert said["maps_computed"] == len(hashes)
-    assert said["fingerprint"] != organ_cache.fingerprint
+    assert built["maps_computed"] == len(hashes)
+    assert built["fingerprint"] != organ_cache.fingerprint
     assert np.array_equal(before[:, 0], after[:, 0])
     assert not np.array_equal(before[:, 1], after[:, 1])
 
@@ -160,7 +162,7 @@ def test_a_dataset_that_grew_costs_its_new_samples_alone(
     assert np.array_equal(LogitCache.open(url).read(hashes), LogitCache.open(str(tmp_path / "fresh.zarr")).read(hashes))
 
 
-def test_recorded_views_are_what_teachers_say_of_the_warped_picture(organ_store, organ_teachers, recipe, accelerator, tmp_path):
+def test_recorded_views_are_the_teachers_logits_of_the_warped_image(organ_store, organ_teachers, recipe, accelerator, tmp_path):
     build(
         organ_store, organ_teachers, str(tmp_path / "c.zarr"), recipe("cache.views=2", "augmentation.affine_p=1.0"), accelerator
     )
@@ -185,10 +187,10 @@ def bf16(accelerator):
     make_accelerator("cpu")
 
 
-def test_the_bound_is_against_what_a_bfloat16_teacher_says(organ_store, organ_teachers, recipe, bf16, tmp_path):
+def test_the_bound_is_against_the_logits_of_a_bfloat16_teacher(organ_store, organ_teachers, recipe, bf16, tmp_path):
     url = str(tmp_path / "c.zarr")
-    said = build(organ_store, organ_teachers, url, recipe(), bf16)
-    assert said["max_abs_error"] <= 0.125
+    built = build(organ_store, organ_teachers, url, recipe(), bf16)
+    assert built["max_abs_error"] <= 0.125
     assert verify_cache(url, store=organ_store, teachers=organ_teachers, live=4)["ok"]
     rows = organ_store.rows("train")
     cache = LogitCache.open(url)
@@ -198,8 +200,8 @@ def test_the_bound_is_against_what_a_bfloat16_teacher_says(organ_store, organ_te
         native = load_network(organ_teachers / organ).native
         with torch.inference_mode():
             with bf16.autocast():
-                own = torch.cat([native(pictures(organ_store, part))[:, 0] for part in (rows[:8], rows[8:])])
-            exact = native(pictures(organ_store, rows))[:, 0]
+                own = torch.cat([native(to_images(organ_store, part))[:, 0] for part in (rows[:8], rows[8:])])
+            exact = native(to_images(organ_store, rows))[:, 0]
         assert own.dtype == torch.bfloat16
         assert (kept[:, index] - own.float()).abs().max() <= cache.step / 2
         assert (kept[:, index] - exact).abs().max() > cache.step / 2
@@ -221,7 +223,7 @@ def test_a_logit_that_is_stored_wrongly_stops_the_build(organ_store, organ_teach
         (("verify", "--seed", "-1"), 2, "-1 is not in the range"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(organ_store, organ_teachers, tmp_path, arguments, status, says):
+def test_impossible_numbers_are_refused(organ_store, organ_teachers, tmp_path, arguments, status, says):
     at = ("--store", organ_store.url, "--teachers", str(organ_teachers), "--cache", str(tmp_path / "c.zarr"))
     result = CliRunner().invoke(main, [*arguments, *at])
     assert result.exit_code == status and says in result.stderr
@@ -233,7 +235,7 @@ def test_other_settings_are_refused_and_named(organ_store, organ_teachers, organ
         build(organ_store, organ_teachers, organ_cache.url, recipe("cache.step=0.5"), accelerator)
 
 
-def test_the_second_builder_is_told(organ_store, organ_teachers, recipe, accelerator, tmp_path):
+def test_the_second_builder_is_refused(organ_store, organ_teachers, recipe, accelerator, tmp_path):
     with locked(Folder(tmp_path / "c.zarr")):
         with pytest.raises(MtkdError, match="is being written by another process"):
             build(organ_store, organ_teachers, str(tmp_path / "c.zarr"), recipe(), accelerator)
@@ -258,3 +260,45 @@ def test_teachers_of_two_strides_are_refused(organ_store, untrained_teacher, rec
     untrained_teacher(tmp_path / "teachers", "tongue", "segformer-mit_b0")
     with pytest.raises(MtkdError, match="stride 4"):
         build(organ_store, tmp_path / "teachers", str(tmp_path / "c.zarr"), recipe(), accelerator)
+
+
+def test_teachers_need_no_folder(organ_store, organ_teachers, organ_cache, recipe, accelerator, tmp_path):
+    """Networks and what is recorded of them are enough to build, to verify and to repair."""
+    loaded = Teachers.load(organ_teachers, organ_store)
+    teachers = Teachers(loaded.networks, {anatomy: {"arch": "own", "weights_sha256": anatomy} for anatomy in loaded.info})
+    spec, url = CacheSpec.of(organ_store, teachers.stride, recipe()), str(tmp_path / "c.zarr")
+    build_cache(organ_store, teachers, spec, url, accelerator, temperature=4.0)
+    cache, hashes = LogitCache.open(url), sorted(organ_cache.row_of)
+    assert (cache.spec, cache.manifest.teachers) == (organ_cache.spec, teachers.info)
+    assert np.array_equal(cache.read(hashes), organ_cache.read(hashes))
+    assert verify_cache(url, store=organ_store, teachers=teachers, live=3)["ok"]
+    retrained = Teachers(teachers.networks, teachers.info | {"tongue": {"arch": "own", "weights_sha256": "new"}})
+    problems = verify_cache(url, store=organ_store, teachers=retrained)["problems"]
+    assert [(problem["kind"], problem["where"]) for problem in problems] == [("teacher", "tongue")]
+    result = verify_cache(url, store=organ_store, teachers=retrained, repair=True)
+    assert result["ok"] and result["maps_computed"] == len(hashes)
+
+
+@pytest.mark.parametrize("other", ["stride", "anatomies"])
+def test_teachers_that_do_not_fit_the_settings_are_refused(other, organ_store, organ_teachers, recipe, accelerator, tmp_path):
+    teachers = Teachers.load(organ_teachers, organ_store)
+    spec = CacheSpec.of(organ_store, 2 * teachers.stride if other == "stride" else teachers.stride, recipe())
+    if other == "anatomies":
+        teachers = Teachers(teachers.networks[:1], {"kidney": teachers.info["kidney"]})
+    with pytest.raises(MtkdError, match="these teachers have maps of"):
+        build_cache(organ_store, teachers, spec, str(tmp_path / "c.zarr"), accelerator, temperature=4.0)
+    assert not (tmp_path / "c.zarr" / "plan.json").exists()
+
+
+def test_a_sample_store_is_no_cache(organ_store):
+    with pytest.raises(MtkdError, match="is of a sample store of format 1; a logit cache of format 1 is needed"):
+        LogitCache.open(organ_store.url)
+
+
+def test_settings_of_a_later_version_are_kept(organ_store, organ_teachers, organ_cache, recipe, accelerator, copy_of):
+    """Keys that this version does not know are not lost when it writes the plan again."""
+    path = copy_of(organ_cache.url)
+    plan = read_checked_json(Folder(path), "plan.json") | {"licence": "CC BY"}
+    (path / "plan.json").write_bytes(dump_checked_json(plan))
+    build(organ_store, organ_teachers, str(path), recipe(), accelerator, ("train", "test"))
+    assert read_checked_json(Folder(path), "plan.json")["licence"] == "CC BY"

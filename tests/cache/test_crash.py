@@ -19,7 +19,7 @@ from mtkd_cache.errors import MtkdError
 KILLS = int(os.environ.get("MTKD_KILLS", "6"))
 BLOCK = 2
 
-# Builds when it is told to, in a child of its own, which kills itself at the given one of its flushes; imports are paid once.
+# Builds on request, in a child of its own, which kills itself at the given one of its flushes; imports are paid once.
 BUILDER = """
 import os, signal, sys
 from pathlib import Path
@@ -33,14 +33,14 @@ from mtkd_cache.data.sample_store import SampleStore
 
 torch.set_num_threads(1)
 layout.BLOCK = {block}
-really, flushes = os.fsync, 0
+flush, flushes = os.fsync, 0
 
 def fsync(file):
     global flushes
     flushes += 1
     if flushes == last:
         os.kill(os.getpid(), signal.SIGKILL)
-    really(file)
+    flush(file)
 
 os.fsync = fsync
 for line in sys.stdin:
@@ -84,7 +84,7 @@ def test_killed_builds_are_finished_by_the_same_command(store, organ_teachers, w
     script = BUILDER.format(block=BLOCK, store=store.url, teachers=str(organ_teachers))
     process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def told(last: int, target: Path) -> list[int]:
+    def build_until(last: int, target: Path) -> list[int]:
         process.stdin.write(f"{last} {target}\n")
         process.stdin.flush()
         numbers = {}
@@ -93,13 +93,13 @@ def test_killed_builds_are_finished_by_the_same_command(store, organ_teachers, w
             numbers[word] = int(number)
         return [numbers["status"], numbers.get("finished", 0)]
 
-    status, flushes = told(0, tmp_path / "undisturbed.zarr")
+    status, flushes = build_until(0, tmp_path / "undisturbed.zarr")
     assert status == 0 and flushes > 20
     assert same_cache(tmp_path / "undisturbed.zarr", whole)
     random = np.random.default_rng(int.from_bytes(os.urandom(4)))
     for last in random.permutation(np.linspace(1, flushes - 2, KILLS).astype(int) + random.integers(2, size=KILLS)):
         target = tmp_path / f"{last}.zarr"
-        assert told(last, target)[0] == signal.SIGKILL
+        assert build_until(last, target)[0] == signal.SIGKILL
         assert not (target / "manifest.json").exists()
         done = finished_shards(target)
         problems = verify_cache(str(target))["problems"] if (target / "plan.json").exists() else []
@@ -115,19 +115,21 @@ def test_killed_builds_are_finished_by_the_same_command(store, organ_teachers, w
 def test_full_disk(store, organ_teachers, whole, recipe, accelerator, tmp_path, monkeypatch):
     """The disk fills up in the middle; what is written stays whole and counts."""
     left = [7]
-    really = os.fsync
+    flush = os.fsync
 
     def fsync(file: int) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        really(file)
+        flush(file)
 
     target = tmp_path / "logits.zarr"
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(MtkdError, match=r"the disk is full\. What is finished is kept; make room and run the same command again"):
+    with pytest.raises(
+        MtkdError, match=r"the disk is full\. Finished work is kept; free some space and run the same command again"
+    ):
         build(store, organ_teachers, str(target), recipe(), accelerator)
-    monkeypatch.setattr(os, "fsync", really)
+    monkeypatch.setattr(os, "fsync", flush)
     done = finished_shards(target)
     assert done == 1 and not list(target.rglob("*.tmp"))
     assert build(store, organ_teachers, str(target), recipe(), accelerator)["maps_computed"] == 2 * (12 - BLOCK)

@@ -1,4 +1,4 @@
-"""Whatever happens to a cache's files is found, and a repair makes again what is broken and nothing else."""
+"""Whatever happens to a cache's files is found, and a repair rebuilds what is damaged and nothing else."""
 
 import os
 import shutil
@@ -166,7 +166,7 @@ def test_shards_may_lie_on_another_disk(cache, store, organ_teachers, recipe, ac
     assert build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)["maps_computed"] == 0
 
 
-def test_unknown_files_are_told_and_kept(cache, store, organ_teachers):
+def test_unknown_files_are_reported_and_kept(cache, store, organ_teachers):
     (cache / "logits" / "c" / "9").mkdir()
     (cache / "logits" / "c" / "9" / "0").write_bytes(b"?")
     problems = verify_cache(str(cache), store=store, teachers=organ_teachers, repair=True)["problems"]
@@ -186,7 +186,7 @@ def test_unknown_files_are_told_and_kept(cache, store, organ_teachers):
         ("logits/zarr.json", 0),
     ],
 )
-def test_repair_makes_again_what_is_broken_and_no_more(cache, master, store, organ_teachers, key, maps):
+def test_repair_rebuilds_what_is_damaged_and_no_more(cache, master, store, organ_teachers, key, maps):
     data = bytearray((cache / key).read_bytes())
     data[len(data) // 2] ^= 4
     (cache / key).write_bytes(data)
@@ -214,7 +214,7 @@ def test_repair_where_plan_manifest_and_half_the_shards_are_gone(cache, store, o
     assert same(read_all(cache, store), truth)
 
 
-def test_a_build_alone_mends_metadata(cache, store, organ_teachers, recipe, accelerator, truth):
+def test_a_build_alone_repairs_metadata(cache, store, organ_teachers, recipe, accelerator, truth):
     (cache / "crc32c" / "zarr.json").write_text("{}")
     assert build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)["maps_computed"] == 0
     assert verify_cache(str(cache))["ok"] and same(read_all(cache, store), truth)
@@ -223,9 +223,9 @@ def test_a_build_alone_mends_metadata(cache, store, organ_teachers, recipe, acce
 def test_stale_teacher_is_found_and_renewed_alone(cache, store, organ_teachers, untrained_teacher, tmp_path, truth):
     teachers = Path(shutil.copytree(organ_teachers, tmp_path / "teachers"))
     untrained_teacher(teachers, "tongue", seed=9)
-    found = verify_cache(str(cache), store=store, teachers=teachers, live=3)
-    assert {problem["kind"] for problem in found["problems"]} == {"teacher", "live"}
-    assert all("tongue" in problem["where"] for problem in found["problems"])
+    result = verify_cache(str(cache), store=store, teachers=teachers, live=3)
+    assert {problem["kind"] for problem in result["problems"]} == {"teacher", "live"}
+    assert all("tongue" in problem["where"] for problem in result["problems"])
     result = verify_cache(str(cache), store=store, teachers=teachers, repair=True, live=3)
     assert result["ok"] and result["maps_computed"] == 2 * len(store.rows("train"))
     now = read_all(cache, store)
@@ -246,7 +246,7 @@ def test_stale_teacher_of_an_unfinished_cache_is_renewed(
     assert all(np.array_equal(maps[0], truth[key][0]) for key, maps in read_all(cache, store).items())
 
 
-def test_unfinished_is_told_and_its_shards_are_checked(cache, store, organ_teachers):
+def test_unfinished_is_reported_and_its_shards_are_checked(cache, store, organ_teachers):
     for key in ("manifest.json", "zarr.json", "logits/c/0/1/0/0/0", "records/00002-001.json"):
         (cache / key).unlink()
     result = verify_cache(str(cache), store=store, teachers=organ_teachers, live=1)
@@ -269,7 +269,7 @@ def test_unfinished_is_unfinished_for_every_reader(cache, store, organ_teachers,
 
 
 def test_swapped_records_of_an_unfinished_cache(cache, store, organ_teachers, truth):
-    """Two views of the same samples: only the place tells the records apart."""
+    """Two views of the same samples: only their key distinguishes the records."""
     (cache / "manifest.json").unlink()
     pair = [cache / "records" / f"00001-00{view}.json" for view in (0, 1)]
     first, second = (path.read_bytes() for path in pair)
@@ -288,7 +288,7 @@ def put_in(cache: Path, foreign: Path) -> None:
         shutil.copy(foreign / key, cache / key)
 
 
-def test_a_build_makes_another_caches_shard_again(cache, foreign, store, organ_teachers, recipe, accelerator, truth):
+def test_a_build_rebuilds_another_caches_shard(cache, foreign, store, organ_teachers, recipe, accelerator, truth):
     put_in(cache, foreign)
     assert FOREIGN in [problem["where"] for problem in verify_cache(str(cache))["problems"] if problem["kind"] == "foreign"]
     assert build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)["maps_computed"] == 2 * BLOCK
@@ -317,7 +317,7 @@ def test_no_cache_is_finished_with_another_caches_shard(cache, foreign, store, o
 
 
 @pytest.mark.parametrize(("worst", "maps"), [(0.125, 0), (0.12501, 2 * BLOCK)])
-def test_records_that_do_not_name_their_settings_are_told_by_the_bound(
+def test_records_that_do_not_name_their_settings_are_judged_by_the_bound(
     cache, store, organ_teachers, recipe, accelerator, worst, maps
 ):
     record = load_checked_json((cache / FOREIGN).read_bytes())
@@ -329,14 +329,14 @@ def test_records_that_do_not_name_their_settings_are_told_by_the_bound(
     assert verify_cache(str(cache))["ok"]
 
 
-def test_another_store_is_told_and_not_repaired(cache, organ_store, organ_teachers):
+def test_another_store_is_reported_and_not_repaired(cache, organ_store, organ_teachers):
     before = {path: path.read_bytes() for path in files(cache)}
     result = verify_cache(str(cache), store=organ_store, teachers=organ_teachers, repair=True)
     assert {problem["kind"] for problem in result["problems"]} == {"other store", "samples"}
     assert before == {path: path.read_bytes() for path in files(cache)}
 
 
-def test_a_grown_store_is_told_and_repaired(cache, store, organ_teachers):
+def test_a_grown_store_is_reported_and_repaired(cache, store, organ_teachers):
     splits = ("train", "validation")
     assert [problem["kind"] for problem in verify_cache(str(cache), store=store, splits=splits)["problems"]] == ["samples"]
     result = verify_cache(str(cache), store=store, teachers=organ_teachers, splits=splits, repair=True)
@@ -345,7 +345,7 @@ def test_a_grown_store_is_told_and_repaired(cache, store, organ_teachers):
 
 
 @pytest.mark.parametrize("mode", ["off", "host"])
-def test_a_training_is_told_which_sample_is_damaged(cache, store, mode):
+def test_a_training_reports_which_sample_is_damaged(cache, store, mode):
     """Streamed, or loaded into memory first."""
     opened = LogitCache.open(str(cache))
     rows = store.rows("train")
@@ -353,8 +353,8 @@ def test_a_training_is_told_which_sample_is_damaged(cache, store, mode):
     data = bytearray(shard.read_bytes())
     data[40] ^= 1
     shard.write_bytes(data)
-    place = {row: sha256 for sha256, row in opened.row_of.items()}
-    name = store.describe(list(store.hashes).index(place[BLOCK]))
+    sha256_of = {row: sha256 for sha256, row in opened.row_of.items()}
+    name = store.describe(list(store.hashes).index(sha256_of[BLOCK]))
     with pytest.raises(MtkdError, match=rf"^{name}: .*view 0, all anatomies .* is damaged or missing\. Run mtkd-cache verify"):
         preload(BatchReader(store, opened), rows, torch.device("cpu"), mode).read(rows)
 
@@ -362,7 +362,7 @@ def test_a_training_is_told_which_sample_is_damaged(cache, store, mode):
 def test_a_reader_of_a_cache_that_is_written_again(
     cache, store, organ_teachers, untrained_teacher, tmp_path, recipe, accelerator
 ):
-    """It never mixes maps of two teachers: it is stopped, and told why. What did not change it may read on."""
+    """It never mixes maps of two teachers: it is stopped, with the reason. It can go on reading what did not change."""
     teachers = Path(shutil.copytree(organ_teachers, tmp_path / "teachers"))
     hashes = store.hashes[store.rows("train")]
     opened = LogitCache.open(str(cache))
@@ -378,8 +378,8 @@ def test_a_reader_of_a_cache_that_is_written_again(
         opened.read(hashes)
 
 
-def test_what_cannot_be_done_is_told(cache, store, organ_teachers, tmp_path):
-    with pytest.raises(MtkdError, match="no logit cache"):
+def test_what_cannot_be_done_is_reported(cache, store, organ_teachers, tmp_path):
+    with pytest.raises(MtkdError, match="is not a logit cache"):
         verify_cache(str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
     with pytest.raises(MtkdError, match=r"--store and --teachers"):

@@ -163,8 +163,8 @@ def test_verify_prints_its_verdict_first(organ_cache, organ_store, organ_teacher
     [
         (("ingest", "{root}/nowhere"), "there is no such folder"),
         (("ingest", "{root}/distilled/run.json"), "is a file"),
-        (("train-student", "--store", "{root}/none.zarr"), "is no logit cache"),
-        (("train-student", "--no-kd", "--store", "{root}/none.zarr"), "is no sample store"),
+        (("train-student", "--store", "{root}/none.zarr"), "is not a logit cache"),
+        (("train-student", "--no-kd", "--store", "{root}/none.zarr"), "is not a sample store"),
         (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--recipe", "nothing"), "there is no such recipe"),
         (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--set", "student.epochs=0"), "is out of range"),
         (("train-student", "--no-kd", "--store", "{root}/s.zarr", "--set", "student.speed=1"), "unknown key 'speed'"),

@@ -1,4 +1,4 @@
-"""Ingest: the same store whatever the way, restarts that keep what is there, damage that is told."""
+"""Ingest: the same store whatever the way, restarts that keep what is finished, damage that is reported."""
 
 import os
 import shutil
@@ -29,14 +29,14 @@ from mtkd_cache.data.dresden import Split
 from mtkd_cache.data.ingest import ingest
 from mtkd_cache.storage.folder import Folder
 
-really = Folder.write
+write_file = Folder.write
 
 def write(folder, key, data):
     global left
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
     left -= 1
-    really(folder, key, data)
+    write_file(folder, key, data)
 
 Folder.write = write
 for left, store in enumerate(sys.argv[2:]):
@@ -58,7 +58,7 @@ def small_files(store: Path | str) -> list[str]:
     return [key for key in files if not key.startswith(("image/c/", "mask/c/"))]
 
 
-def test_the_store_holds_the_pictures(organ_folder, organ_store):
+def test_the_store_holds_the_images(organ_folder, organ_store):
     row = int(organ_store.rows("test", "tongue")[0])
     assert organ_store.describe(row) == "tongue/50/image00"
     images, masks = organ_store.read(np.array([row, 0]))
@@ -72,9 +72,9 @@ def test_the_store_holds_the_pictures(organ_folder, organ_store):
 def test_any_way_gives_the_same_fingerprint(organ_folder, organ_store, organ_split, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SHARD", 64)
     elsewhere = shutil.copytree(organ_folder, tmp_path / "elsewhere")
-    said = ingest(elsewhere, str(tmp_path / "s.zarr"), size=(64, 64), split=organ_split, workers=2)
-    assert said["fingerprint"] == organ_store.fingerprint
-    assert said["by_split"] == {"train": 12, "validation": 6, "test": 6}
+    result = ingest(elsewhere, str(tmp_path / "s.zarr"), size=(64, 64), split=organ_split, workers=2)
+    assert result["fingerprint"] == organ_store.fingerprint
+    assert result["by_split"] == {"train": 12, "validation": 6, "test": 6}
     other = ingest(elsewhere, str(tmp_path / "t.zarr"), size=(32, 32), split=organ_split)
     assert other["fingerprint"] != organ_store.fingerprint
 
@@ -96,21 +96,21 @@ def test_a_restart_keeps_finished_shards_and_a_changed_file_is_read_again(phanto
         SampleStore.open(url)
     kept = list(written)
     monkeypatch.setattr(module, "_write_shard", lambda *arguments: (written.append(arguments[-1][0]), whole(*arguments))[1])
-    said = ingest(root, url, size=(64, 64))
+    result = ingest(root, url, size=(64, 64))
     assert sorted(written) == sorted(set(written)) and written[: len(kept)] == kept
-    assert said["samples"] == len(SampleStore.open(url))
+    assert result["samples"] == len(SampleStore.open(url))
     written.clear()
-    assert ingest(root, url, size=(64, 64)) == said and not written
+    assert ingest(root, url, size=(64, 64)) == result and not written
     changed = next((root / "liver" / "01").glob("mask*.png"))
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(changed)
-    assert ingest(root, url, size=(64, 64))["fingerprint"] != said["fingerprint"]
+    assert ingest(root, url, size=(64, 64))["fingerprint"] != result["fingerprint"]
     assert len(written) == 1
 
 
 def test_other_settings_and_strange_folders_are_refused(organ_folder, organ_split, organ_store, organ_cache, tmp_path):
     with pytest.raises(MtkdError, match="other settings"):
         ingest(organ_folder, organ_store.url, size=(32, 32), split=organ_split)
-    with pytest.raises(MtkdError, match="is not empty and is no sample store"):
+    with pytest.raises(MtkdError, match="is not empty and is not a sample store"):
         ingest(organ_folder, organ_cache.url, size=(64, 64), split=organ_split)
     (tmp_path / "full").mkdir()
     for name in ("a.txt", "b.tmp"):
@@ -132,10 +132,10 @@ def test_a_store_that_gets_another_split_is_unfinished_until_it_has_it(organ_fol
     for store in stores:
         with pytest.raises(MtkdError, match="is not finished"):
             SampleStore.open(str(store))
-        said = ingest(organ_folder, str(store), size=(64, 64), split=OTHER_SPLIT)
+        result = ingest(organ_folder, str(store), size=(64, 64), split=OTHER_SPLIT)
         opened = SampleStore.open(str(store))
         assert all((store / key).read_bytes() == (other / key).read_bytes() for key in (*keys, MANIFEST))
-        assert opened.fingerprint == said["fingerprint"] != organ_store.fingerprint
+        assert opened.fingerprint == result["fingerprint"] != organ_store.fingerprint
         assert opened.describe(opened.rows("test", "kidney")[0]) == "kidney/40/image00"
 
 
@@ -150,7 +150,7 @@ def test_a_store_whose_shards_are_written_again_is_unfinished(organ_folder, orga
 
 
 @pytest.mark.parametrize("differs", ["time", "path", "size"])
-def test_a_picture_is_read_again_where_its_time_path_or_size_differs(differs, organ_folder, organ_split, copy_of, tmp_path):
+def test_an_image_is_read_again_where_its_time_path_or_size_differs(differs, organ_folder, organ_split, copy_of, tmp_path):
     root, url = copy_of(organ_folder), str(tmp_path / "s.zarr")
     mask = root / "kidney/30/mask00.png"
     values = np.zeros((64, 64), np.uint8)
@@ -264,7 +264,7 @@ def test_a_folder_in_a_files_place_is_reported(key, organ_folder, organ_store, o
 
 
 @pytest.mark.parametrize("array", ["image", "mask"])
-def test_swapped_shards_are_told_when_read(array, organ_folder, organ_split, tmp_path, shards_of_8):
+def test_swapped_shards_are_reported_when_read(array, organ_folder, organ_split, tmp_path, shards_of_8):
     """Each chunk is whole, but not that of its sample."""
     ingest(organ_folder, str(tmp_path / "s.zarr"), size=(64, 64), split=organ_split)
     folder = tmp_path / "s.zarr" / array / "c"
@@ -277,7 +277,7 @@ def test_swapped_shards_are_told_when_read(array, organ_folder, organ_split, tmp
 
 
 @pytest.mark.parametrize("array", ["image", "mask"])
-def test_damage_is_told_when_read(array, organ_store, copy_of):
+def test_damage_is_reported_when_read(array, organ_store, copy_of):
     store = copy_of(organ_store.url)
     shard = next(path for path in (store / array / "c").rglob("*") if path.is_file())
     data = bytearray(shard.read_bytes())
@@ -309,9 +309,9 @@ def test_damage_is_told_when_read(array, organ_store, copy_of):
     ],
 )
 @pytest.mark.parametrize("how", ["a flipped bit", "cut short", "gone"])
-def test_ingest_again_mends_what_is_damaged(damaged, how, organ_folder, organ_split, tmp_path):
+def test_ingest_again_repairs_what_is_damaged(damaged, how, organ_folder, organ_split, tmp_path):
     url = str(tmp_path / "s.zarr")
-    said = ingest(organ_folder, url, size=(64, 64), split=organ_split)
+    result = ingest(organ_folder, url, size=(64, 64), split=organ_split)
     path = tmp_path / "s.zarr" / damaged
     whole = path.read_bytes()
     if how == "gone":
@@ -321,7 +321,7 @@ def test_ingest_again_mends_what_is_damaged(damaged, how, organ_folder, organ_sp
         path.write_bytes(
             whole[:middle] if how == "cut short" else whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]
         )
-    assert ingest(organ_folder, url, size=(64, 64), split=organ_split) == said
+    assert ingest(organ_folder, url, size=(64, 64), split=organ_split) == result
     assert path.read_bytes() == whole
     store = SampleStore.open(url)
     store.read(np.arange(len(store)))

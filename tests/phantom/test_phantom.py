@@ -205,7 +205,7 @@ def test_a_full_folder_and_a_file_are_refused(tmp_path):
         write_phantom(tmp_path)
     with pytest.raises(MtkdError, match="is a file"):
         write_phantom(tmp_path / "mine.txt")
-    with pytest.raises(MtkdError, match="cannot be made"):
+    with pytest.raises(MtkdError, match="cannot be created"):
         write_phantom(tmp_path / "mine.txt" / "below")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     assert (tmp_path / "mine.txt").read_text() == "keep"
@@ -237,7 +237,7 @@ def test_a_killed_call_is_finished_by_the_next_one(dataset, killed):
 def test_a_folder_of_other_settings_or_that_is_being_written_is_refused(dataset):
     root, counts = dataset
     whole = contents(root)
-    with pytest.raises(MtkdError, match="begun with other settings"):
+    with pytest.raises(MtkdError, match="started with other settings"):
         write_phantom(root, size=SIZE, images_per_surgery=2, surgeries=(3, 1), seed=1)
     with locked(Folder(root)), pytest.raises(LockedError):
         write_phantom(root, size=SIZE, images_per_surgery=2, surgeries=(3, 1))
