@@ -8,6 +8,11 @@ def plain(text: str) -> str:
     return " ".join(text.split()).replace("<", "&lt;")
 
 
+def cell(text: str) -> str:
+    """A cell of a pipe table."""
+    return plain(text).replace("|", "\\|")
+
+
 def pipe(cells: Iterable[str]) -> str:
     """A row of a pipe table."""
-    return "| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(cell, cells)) + " |"
