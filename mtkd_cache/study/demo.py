@@ -1,4 +1,4 @@
-"""`make demo`: every command in turn on a phantom, each as a user would type it, and at the end the table and the pictures."""
+"""`make demo`: runs every command on a phantom, as a user would type it, and prints the resulting tables."""
 
 import argparse
 import os
@@ -11,15 +11,15 @@ from mtkd_cache.data.dresden import ANATOMIES
 
 
 def run(*arguments: str | Path) -> None:
-    """One mtkd-cache command, shown and run."""
+    """Print an mtkd-cache command and run it."""
     print(f"\n$ mtkd-cache {' '.join(map(str, arguments))}", flush=True)
     subprocess.run([sys.executable, "-m", "mtkd_cache.cli", *map(str, arguments)], check=True)
 
 
 def run_together(*commands: tuple[str | Path, ...]) -> None:
-    """Commands that do not depend on each other, side by side on a core each; the first shows its progress, the others their end.
+    """Run independent commands in parallel, on one core each, which is all that networks this small can use.
 
-    Networks this small keep one core busy and no more.
+    The first shows its progress, the others their messages at the end.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = []
@@ -28,15 +28,15 @@ def run_together(*commands: tuple[str | Path, ...]) -> None:
         output = subprocess.PIPE if number else None
         command = [sys.executable, "-m", "mtkd_cache.cli", *map(str, arguments)]
         running.append(subprocess.Popen(command, env=environment, stderr=output, text=True))
-    said = [process.communicate()[1] for process in running]
-    print(*filter(None, said), sep="\n", file=sys.stderr, flush=True)
+    messages = [process.communicate()[1] for process in running]
+    print(*filter(None, messages), sep="\n", file=sys.stderr, flush=True)
     if any(process.returncode for process in running):
         sys.exit(1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the phantom and of every training")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the phantom and of every training.")
     parser.add_argument("--data", type=Path, default=Path("data/demo"))
     parser.add_argument("--runs", type=Path, default=Path("runs/demo"))
     options = parser.parse_args()
@@ -59,7 +59,7 @@ def main() -> None:
         run("evaluate", "--run", options.runs / name, "--store", store)
     run("report", teachers, options.runs / "baseline", options.runs / "distilled", "--store", store, "--out", report)
     print(f"\n{(report / 'report.md').read_text()}")
-    print(f"{(time.time() - start) / 60:.1f} minutes. The page with the pictures: {report / 'report.html'}")
+    print(f"{(time.time() - start) / 60:.1f} minutes. The report with its figures: {report / 'report.html'}")
 
 
 if __name__ == "__main__":

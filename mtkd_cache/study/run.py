@@ -222,7 +222,7 @@ def run_study(
     started = time.perf_counter()
     main = accelerator.is_main_process
     if main:
-        _make(study.out)
+        study.out.mkdir(parents=True, exist_ok=True)
     progress = Progress(study, jobs, accelerator, say)
     while (step := progress.step()) != END:
         if step == WAIT and main:
@@ -242,10 +242,3 @@ def run_study(
         "seconds": time.perf_counter() - started,
         "report": report,
     }
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MtkdError(f"{out} cannot be made ({error.strerror}). Name another folder with --out.") from error

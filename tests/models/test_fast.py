@@ -123,8 +123,8 @@ def test_mininetv2_keeps_no_batch_norm_it_can_fold():
     assert len(left) == 3 + 2 * 3
 
 
-def same(one: torch.Tensor, other: torch.Tensor) -> None:
-    torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=0)
+def same(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
 def test_the_compiled_network_says_and_learns_what_the_plain_one_does():
@@ -159,5 +159,5 @@ def test_mininetv2_in_place_learns_what_out_of_place_does():
             if isinstance(module, torch.nn.ReLU):
                 module.inplace = False
         twin(images).square().mean().backward()
-    for one, other in zip(network.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(one.grad, other.grad)
+    for parameter, twins in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(parameter.grad, twins.grad)

@@ -21,8 +21,8 @@ def network(encoder: str) -> Network:
     return made
 
 
-def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(one, other, atol=tolerance * float(other.detach().abs().max()), rtol=0)
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(actual, expected, atol=tolerance * float(expected.detach().abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -45,7 +45,7 @@ def test_says_and_learns_what_smps_own_does(encoder, training):
         close(one.double(), other.double(), 1e-12)
 
 
-def test_every_attention_and_decoder_is_multiplied_out():
+def test_every_attention_and_decoder_is_folded_into_one():
     kinds = {type(module) for module in network("mit_b0").modules()}
     assert {Attention, Decoder} <= kinds
     assert not {mix_transformer.Attention, SegformerDecoder} & kinds
@@ -67,9 +67,9 @@ def test_in_half_precision_it_errs_no_more_than_smps_own():
     ours = network("mit_b0").eval()
     images = torch.rand(1, 3, 64, 96)
 
-    def error(one: Network, exact: Tensor) -> float:
+    def error(segmenter: Network, exact: Tensor) -> float:
         with torch.autocast("cpu", torch.bfloat16):
-            return float((one.native(images).float() - exact).square().mean())
+            return float((segmenter.native(images).float() - exact).square().mean())
 
     with torch.no_grad():
         exact = ours.native(images)
@@ -89,7 +89,7 @@ def test_attention_drops_as_smps_own_does():
     close(drawn.mean(0), quiet, 0.05)
 
 
-def saved_bytes(one: Network, images: Tensor) -> int:
+def saved_bytes(network: Network, images: Tensor) -> int:
     """Bytes that a forward pass keeps for its backward pass."""
     kept = {}
 
@@ -98,7 +98,7 @@ def saved_bytes(one: Network, images: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        one.native(images)
+        network.native(images)
     return sum(kept.values())
 
 

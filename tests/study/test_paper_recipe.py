@@ -31,7 +31,7 @@ GAMMAS = "0.94356 and 0.94037 an epoch"
 
 def numbers(sentence: str) -> list[float]:
     """All numbers of a sentence, in order."""
-    return [float(found) for found in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", sentence)]
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", sentence)]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_split_is_the_references():
     validation, test, rest = SPLIT.split(";")
     assert list(REFERENCE_VALIDATION) == numbers(validation)
     assert list(REFERENCE_TEST) == numbers(test)
-    count, first, last = (int(found) for found in re.findall(r"\d+", rest))
+    count, first, last = (int(number) for number in re.findall(r"\d+", rest))
     surgeries = list(range(first, last + 1))
     assert list(REFERENCE_SURGERIES) == surgeries
     assert sum(Split().of(surgery) == "train" for surgery in surgeries) == count

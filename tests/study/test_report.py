@@ -190,9 +190,9 @@ def test_table1_has_hand_computed_numbers_beside_the_papers(tmp_path):
     runs = [student(tmp_path / f"{seed}", level(0.6 + 0.02 * seed), seed=seed, kd=True) for seed in (0, 1, 2)]
     runs.append(teachers(tmp_path / "t", level(0.7), params=519.46 / 11))
     timings = read_timings(bench([1280, 720], 4.25))
-    found = cells(markdown(table1(collect(runs), published(), timings, comparable=True)))
-    assert len(found) == 18
-    ours = next(row for row in found if row["Encoder"] == "MiniNetV2 †" and row["KD"] == "yes")
+    lines = cells(markdown(table1(collect(runs), published(), timings, comparable=True)))
+    assert len(lines) == 18
+    ours = next(row for row in lines if row["Encoder"] == "MiniNetV2 †" and row["KD"] == "yes")
     assert ours == {
         "Architecture": "MiniNetV2",
         "Encoder": "MiniNetV2 †",
@@ -210,19 +210,19 @@ def test_table1_has_hand_computed_numbers_beside_the_papers(tmp_path):
         "paper: RTX 3090 ‡: ms": "26",
         "paper: RTX 3090 ‡: FPS": "38",
     }
-    teacher = next(row for row in found if row["Encoder"] == "MiT-B3" and row["Layout"] == "■ separate")
+    teacher = next(row for row in lines if row["Encoder"] == "MiT-B3" and row["Layout"] == "■ separate")
     assert (teacher["Mean Dice, %: ± sd"], teacher["Mean Dice, %: difference"]) == (DASH, "+0.3")
-    absent = next(row for row in found if row["Encoder"] == "ResNet50" and row["Layout"] == "★ shared")
+    absent = next(row for row in lines if row["Encoder"] == "ResNet50" and row["Layout"] == "★ shared")
     assert (absent["Mean Dice, %: ours"], absent["Mean Dice, %: paper"]) == (DASH, "59.8")
 
 
 def test_other_data_get_no_difference_and_no_rows_of_the_papers(tmp_path):
     table = table1(collect([student(tmp_path / "a", level(0.6))]), published(), {}, comparable=False)
-    found = cells(markdown(table))
-    assert len(found) == 1
-    assert "Mean Dice, %: difference" not in found[0]
-    assert "Mean Dice, %: ± sd" not in found[0]
-    assert not any("ms" in column for column in found[0])
+    lines = cells(markdown(table))
+    assert len(lines) == 1
+    assert "Mean Dice, %: difference" not in lines[0]
+    assert "Mean Dice, %: ± sd" not in lines[0]
+    assert not any("ms" in column for column in lines[0])
     assert any("1.52 M" in note and "1.1 M" in note for note in table.notes)
 
 
@@ -242,10 +242,10 @@ def test_gain_is_over_the_common_seeds(tmp_path):
     runs = [student(tmp_path / f"a{seed}", level(score), seed=seed) for seed, score in ((0, 0.30), (1, 0.34), (7, 0.9))]
     runs += [student(tmp_path / f"b{seed}", level(score), seed=seed, kd=True) for seed, score in ((0, 0.5), (1, 0.6))]
     runs.append(student(tmp_path / "alone", level(0.5), arch="segformer-mit_b0", kd=True))
-    found = gains(collect(runs))
-    assert [gain.arch for gain in found] == ["mininetv2"]
-    assert found[0].differences == pytest.approx({0: 0.20, 1: 0.26})
-    row = cells(markdown(gain_table(found, published())))[0]
+    gained = gains(collect(runs))
+    assert [gain.arch for gain in gained] == ["mininetv2"]
+    assert gained[0].differences == pytest.approx({0: 0.20, 1: 0.26})
+    row = cells(markdown(gain_table(gained, published())))[0]
     assert row["Mean Dice, %: without KD"] == "32.0"
     assert row["Mean Dice, %: with KD"] == "55.0"
     assert row["Mean Dice, %: difference"] == "+23.0 ± 4.2"  # the deviation of 20 and 26 is 6 / sqrt(2)
@@ -278,8 +278,8 @@ def test_timings_beside_the_runs_are_found(tmp_path):
     run = student(tmp_path / "runs" / "a", level(0.5))
     assert find_timings([run]) == {}
     write(tmp_path / "runs" / "bench-inference.json", bench([640, 512], 9.0, device="cpu: x86", threads=2))
-    found = find_timings([run])["mininetv2", "shared"]
-    assert {where: time.ms for where, time in found.items()} == {"x86, 2 threads, 640\u00d7512": 9.0}
+    timings = find_timings([run])["mininetv2", "shared"]
+    assert {where: time.ms for where, time in timings.items()} == {"x86, 2 threads, 640\u00d7512": 9.0}
     for other in ([], {"rows": []}, {"rows": [{"arch": "mininetv2"}], "machine": {"device": "cuda: GPU"}}):
         with pytest.raises(MtkdError, match="not the output of mtkd-cache bench inference --json"):
             read_timings(other)
@@ -330,8 +330,8 @@ def test_remarks_tell_which_data_and_which_settings(tmp_path):
     other = student(tmp_path / "b", {**level(0.5), "liver": None}, seed=1, recipe={"student": {"epochs": 20}})
     rows = collect([same, other])
     dresden = Data("DSAD", ANATOMIES, (640, 512), "aa", 13195)
-    said = remarks(dresden, rows)
-    assert said == [
+    notes = remarks(dresden, rows)
+    assert notes == [
         "MiniNetV2 shared (seed 1) has no Dice for liver; its mean is over the others.",
         "MiniNetV2 shared: not all runs have the same settings: student.epochs is 60, 20.",
     ]
@@ -396,10 +396,11 @@ def test_figure3_has_a_panel_for_everything_and_says_each_dice():
     ]
     figure = qualitative_figure(rows)
     assert len(figure.axes) == 2 * 4
-    said = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert said == ["66.7", "66.7", "both empty", "0.0"]
-    titles = {text.get_text() for text in figure.texts}
-    assert titles == {"Image", "Truth", "A", "B", "disc", "inferior\nmesenteric artery"}
+    labels = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert labels == ["66.7", "66.7", "both empty", "0.0"]
+    titles = [axes.get_title() for axes in figure.axes[:4]]
+    assert titles == ["Image", "Truth", "A", "B"]
+    assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["disc", "inferior\nmesenteric artery"]
 
 
 def test_the_same_figure_gives_the_same_bytes_and_leaves_matplotlib_alone(tmp_path):
@@ -454,17 +455,17 @@ def test_the_sample_shown_has_the_median_area(small):
 
 def test_panels_show_what_the_networks_say(small):
     store, (baseline, distilled, folder) = small
-    found = panels(store, folder, baseline, distilled)
-    assert [panel.anatomy for panel in found] == list(SHAPES)
-    assert list(found[0].predictions) == [TEACHER, "Student without KD", DISTILLED]
+    drawn = panels(store, folder, baseline, distilled)
+    assert [panel.anatomy for panel in drawn] == list(SHAPES)
+    assert list(drawn[0].predictions) == [TEACHER, "Student without KD", DISTILLED]
     from mtkd_cache.models.checkpoints import load_network
 
-    image = torch.from_numpy(found[1].image.copy()).permute(2, 0, 1)[None] / 255
+    image = torch.from_numpy(drawn[1].image.copy()).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         expected = torch.sigmoid(load_network(distilled)(image))[0, 1] > 0.5
         teacher = torch.sigmoid(load_network(folder / "ring")(image))[0, 0] > 0.5
-    assert (found[1].predictions[DISTILLED] == expected.numpy()).all()
-    assert (found[1].predictions[TEACHER] == teacher.numpy()).all()
+    assert (drawn[1].predictions[DISTILLED] == expected.numpy()).all()
+    assert (drawn[1].predictions[TEACHER] == teacher.numpy()).all()
     assert list(panels(store, None, baseline, distilled)[0].predictions) == ["Student without KD", DISTILLED]
 
 

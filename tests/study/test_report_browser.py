@@ -1,4 +1,4 @@
-"""The report's page in a real browser: it sorts, it is readable in both colour schemes, and it fits a narrow screen."""
+"""The report's page in a real browser: it sorts, it is readable in both color schemes, and it fits a narrow screen."""
 
 import html
 import json
@@ -43,8 +43,8 @@ result = {
 
 LOOK = """
 const channel = value => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-const light = colour => {
-  const [r, g, b] = colour.match(/[0-9.]+/g).map(value => channel(value / 255));
+const light = color => {
+  const [r, g, b] = color.match(/[0-9.]+/g).map(value => channel(value / 255));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 };
 const contrast = (one, other) => {
@@ -119,33 +119,33 @@ def run_in_browser(page: str, script: str, folder: Path, *flags: str) -> dict:
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", *flags]
     command += ["--virtual-time-budget=2000", "--dump-dom", (folder / "page.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
-    result = json.loads(html.unescape(found[1]))
+    result = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert result, done.stderr[-2000:]
+    result = json.loads(html.unescape(result[1]))
     assert "error" not in result, result
     return result
 
 
 def test_columns_sort_up_down_and_back(report, tmp_path):
-    found = run_in_browser(report, SORT, tmp_path)
+    result = run_in_browser(report, SORT, tmp_path)
     written, up = ["31.0", "40.0", "61.2", "58.0"], ["31.0", "40.0", "58.0", "61.2"]
     down = up[::-1]
-    assert found["states"] == [written, "ascending", up, "descending", down, "none", written]
-    assert found["names"] == ["FPN", "MiniNetV2", "MiniNetV2", "SegFormer"]
-    assert found["papers"] == [["36.1", "60.5", "64.9", DASH], ["64.9", "60.5", "36.1", DASH]]
-    assert found["sorted"] == 1
-    assert found["buttons"] == found["columns"] > 20
-    assert found["order"] == 0
-    assert found["rows"] == 4
+    assert result["states"] == [written, "ascending", up, "descending", down, "none", written]
+    assert result["names"] == ["FPN", "MiniNetV2", "MiniNetV2", "SegFormer"]
+    assert result["papers"] == [["36.1", "60.5", "64.9", DASH], ["64.9", "60.5", "36.1", DASH]]
+    assert result["sorted"] == 1
+    assert result["buttons"] == result["columns"] > 20
+    assert result["order"] == 0
+    assert result["rows"] == 4
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [(1, False), (0, True)])
-def test_readable_in_both_colour_schemes(whole, tmp_path, scheme, dark):
-    found = run_in_browser(whole, LOOK, tmp_path, f"--blink-settings=preferredColorScheme={scheme}")
-    assert (found["light"] < 0.05) == dark
-    assert min(found["contrast"].values()) >= 4.5, found["contrast"]  # WCAG 2, AA
-    assert found["pictures"]
-    for width, words, behind in found["pictures"]:
+def test_readable_in_both_color_schemes(whole, tmp_path, scheme, dark):
+    result = run_in_browser(whole, LOOK, tmp_path, f"--blink-settings=preferredColorScheme={scheme}")
+    assert (result["light"] < 0.05) == dark
+    assert min(result["contrast"].values()) >= 4.5, result["contrast"]  # WCAG 2, AA
+    assert result["pictures"]
+    for width, words, behind in result["pictures"]:
         assert width > 100
         assert words > 20
         assert behind > 0.7
@@ -153,8 +153,8 @@ def test_readable_in_both_colour_schemes(whole, tmp_path, scheme, dark):
 
 def test_fits_a_narrow_screen(report, tmp_path):
     frame = f'<!doctype html><body><iframe style="width:390px;height:800px" srcdoc="{html.escape(report)}"></iframe></body>'
-    found = run_in_browser(frame, NARROW, tmp_path)
-    assert found["content"] <= found["width"] <= 390
-    assert found["inside"]
-    assert found["reach"]
-    assert found["focus"]
+    result = run_in_browser(frame, NARROW, tmp_path)
+    assert result["content"] <= result["width"] <= 390
+    assert result["inside"]
+    assert result["reach"]
+    assert result["focus"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.records import (
@@ -103,22 +103,14 @@ class Row:
         return mean(result.evaluation.dice.get(anatomy) for result in self.results)
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Time for one image of size = (width, height) on a named device."""
+class Timing(NamedTuple):
+    """Time of one image."""
 
     ms: float
     fps: float
-    device: str
-    size: tuple[int, int] = PAPER_SIZE
-
-    @property
-    def where(self) -> str:
-        """The device, with the size where it is not the paper's 1280x720."""
-        return self.device if self.size == PAPER_SIZE else f"{self.device}, {self.size[0]}{TIMES}{self.size[1]}"
 
 
-Timings = dict[tuple[str, str], dict[str, Timing]]
+Timings = dict[tuple[str, str], dict[str, Timing]]  # by (arch, layout) and device, with the images' size if it is not PAPER_SIZE
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -230,8 +222,8 @@ def read_timings(bench: dict[str, Any], where: Path | str = "timings") -> Timing
         timings: Timings = {}
         for row in bench["rows"]:
             width, height = row["size"]
-            timing = Timing(float(row["ms"]), float(row["fps"]), device, (width, height))
-            timings.setdefault((row["arch"], row["layout"]), {})[timing.where] = timing
+            column = device if (width, height) == PAPER_SIZE else f"{device}, {width}{TIMES}{height}"
+            timings.setdefault((row["arch"], row["layout"]), {})[column] = Timing(float(row["ms"]), float(row["fps"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MtkdError(
             f"{where} is not the output of {BENCH} ({error!r}). Delete it, or make it with {BENCH} > {TIMINGS}."

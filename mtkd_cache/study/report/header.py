@@ -129,20 +129,16 @@ def unequal_settings(rows: Sequence[Row]) -> list[str]:
         groups.setdefault((row.arch, row.layout), []).extend(row.results)
     notes = []
     for (arch, layout), results in groups.items():
-        unequal = _unequal(results, SECTIONS[layout]) + _unequal([r for r in results if r.kd], ("distillation", "cache"))
-        if unequal:
+        if unequal := _unequal(results, SECTIONS[layout]) + _unequal([r for r in results if r.kd], ("distillation", "cache")):
             notes.append(f"{full_name(arch)} {layout}: not all runs have the same settings: {'; '.join(unequal)}.")
     return notes
 
 
 def _unequal(results: Sequence[Result], sections: Sequence[str]) -> list[str]:
     """``section.key is 20, 60`` for each setting of these sections on which the recipes differ."""
-    unequal = []
+    values: dict[str, dict[str, None]] = {}
     for section in sections:
-        recipes = [result.training.recipe for result in results]
-        settings = [recipe[section] for recipe in recipes if isinstance(recipe.get(section), dict)]
-        for key in sorted({key for setting in settings for key in setting}):
-            values = list(dict.fromkeys(str(setting.get(key)) for setting in settings))
-            if len(values) > 1:
-                unequal.append(f"{section}.{key} is {', '.join(values)}")
-    return unequal
+        recipes = [result.training.recipe for result in results if isinstance(result.training.recipe.get(section), dict)]
+        for key in sorted({key for recipe in recipes for key in recipe[section]}):
+            values[f"{section}.{key}"] = dict.fromkeys(str(recipe[section].get(key)) for recipe in recipes)
+    return [f"{key} is {', '.join(different)}" for key, different in values.items() if len(different) > 1]

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from mtkd_cache.study.report.formats import percent, spoken
-from mtkd_cache.study.report.style import INK, styled
+from mtkd_cache.study.report.style import styled
 from mtkd_cache.training.metrics import image_dice
 
 FILL = "#00e0d0"
 TRUTH = "#ffffff"
 STRENGTH = 0.42
 WIDEST = 320
-PANEL, GAP, LEFT, TOP, EDGE = 1.44, 0.05, 0.46, 0.26, 0.05  # inches
+PANEL, GAP, LEFT, TOP = 1.49, 0.05, 0.4, 0.25  # inches
 
 
 @dataclass(frozen=True)
@@ -40,36 +40,30 @@ class Panel:
 def qualitative_figure(rows: Sequence[Panel]) -> Figure:
     """The figure: image, truth, then each prediction, filled, with the truth's outline and Dice in percent."""
     height, width = rows[0].truth.shape
-    tall = PANEL * height / width
     titles = ["Image", "Truth", *rows[0].predictions]
-    size = (LEFT + len(titles) * (PANEL + GAP) - GAP + EDGE, TOP + len(rows) * (tall + GAP) - GAP + EDGE)
-    figure = Figure(figsize=size, facecolor="white")
-    FigureCanvasAgg(figure)
-    for down, row in enumerate(rows):
-        bottom = size[1] - TOP - tall - down * (tall + GAP)
-        masks = [None, row.truth, *row.predictions.values()]
-        for across, (title, mask) in enumerate(zip(titles, masks, strict=True)):
-            left = LEFT + across * (PANEL + GAP)
-            axes = figure.add_axes((left / size[0], bottom / size[1], PANEL / size[0], tall / size[1]))
-            _draw(axes, row, mask, prediction=across > 1)
-            if down == 0:
-                figure.text((left + PANEL / 2) / size[0], 1 - 0.6 * TOP / size[1], title, ha="center", va="center", fontsize=8.5)
-        name = spoken(row.anatomy).replace(" ", "\n", 1) if len(row.anatomy) > 14 else spoken(row.anatomy)
-        figure.text(
-            (LEFT - 0.07) / size[0], (bottom + tall / 2) / size[1], name, ha="right", va="center", rotation=90,
-            fontsize=8, color=INK, linespacing=1.05, multialignment="center",
-        )  # fmt: skip
+    size = (LEFT + len(titles) * PANEL, TOP + len(rows) * PANEL * height / width)
+    figure = Figure(
+        figsize=size, facecolor="white", layout=ConstrainedLayoutEngine(w_pad=GAP / 2, h_pad=GAP / 2, wspace=0, hspace=0)
+    )
+    grid = figure.subplots(len(rows), len(titles), squeeze=False)
+    for line, row in zip(grid, rows, strict=True):
+        for column, (axes, mask) in enumerate(zip(line, [None, row.truth, *row.predictions.values()], strict=True)):
+            _draw(axes, row, mask, prediction=column > 1)
+        name = spoken(row.anatomy)
+        line[0].set_ylabel(name.replace(" ", "\n", 1) if len(name) > 14 else name, fontsize=8)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=8.5, pad=4)
     return figure
 
 
 def _draw(axes: Axes, row: Panel, mask: np.ndarray | None, *, prediction: bool) -> None:
-    height, width = row.truth.shape
     picture = _shrink(row.image) / 255
     if mask is not None:
-        covered = STRENGTH * _shrink(_gray(mask))[..., None] / 255
+        covered = STRENGTH * _covered(mask)[..., None]
         picture = (1 - covered) * picture + covered * np.array(to_rgb(FILL))
-    axes.imshow(picture, extent=(0, width, height, 0), aspect="auto")
-    axes.set_axis_off()
+    axes.imshow(picture, aspect="auto")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
     if mask is not None:
         _outline(axes, mask, FILL, 1.1)
     if mask is not None and prediction:
@@ -80,27 +74,24 @@ def _draw(axes: Axes, row: Panel, mask: np.ndarray | None, *, prediction: bool) 
         axes.text(0.03, 0.04, label, transform=axes.transAxes, fontsize=7.5, color="white", va="bottom", bbox=box)
 
 
-def _gray(mask: np.ndarray) -> np.ndarray:
-    return np.asarray(mask, bool).astype(np.uint8) * 255
+def _covered(mask: np.ndarray) -> np.ndarray:
+    """The share of each shrunk pixel that a mask covers."""
+    return _shrink(np.asarray(mask, bool).astype(np.uint8) * 255) / 255
 
 
 def _shrink(picture: np.ndarray) -> np.ndarray:
     """A uint8 picture (H, W[, 3]) made at most WIDEST wide by area averaging."""
     height, width = picture.shape[:2]
     if width <= WIDEST:
-        return np.asarray(picture)
+        return picture
     size = (WIDEST, round(height * WIDEST / width))
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
 
 
 def _outline(axes: Axes, mask: np.ndarray, color: str, width: float) -> None:
     """The mask's outline, closed at the picture's border."""
-    covered = np.pad(_shrink(_gray(mask)) / 255, 1)
-    if covered.min() == covered.max():
-        return
-    height, full = mask.shape
-    down, across = (count - 2 for count in covered.shape)
-    x = np.clip((np.arange(-1, across + 1) + 0.5) * full / across, 0, full)
-    y = np.clip((np.arange(-1, down + 1) + 0.5) * height / down, 0, height)
-    lines = axes.contour(x, y, covered, levels=[0.5], colors=[color], linewidths=[width])
-    lines.set_clip_path(axes.patch)
+    covered = np.pad(_covered(mask), 1)
+    if covered.min() < covered.max():
+        y, x = (np.clip(np.arange(-1, count - 1), -0.5, count - 2.5) for count in covered.shape)
+        lines = axes.contour(x, y, covered, levels=[0.5], colors=[color], linewidths=[width])
+        lines.set_clip_path(axes.patch)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import textalloc
 from matplotlib.axes import Axes
@@ -9,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from mtkd_cache.study.published import Paper
 from mtkd_cache.study.report.collect import Row
@@ -50,7 +51,7 @@ def paper_points(paper: Paper) -> list[Point]:
 def scatter_figure(points: Sequence[Point], behind: Sequence[Point] = ()) -> Figure:
     """Squares and stars as in the paper, red for distilled students, a red arrow from baseline to distilled.
 
-    behind: the paper's points, drawn in light grey without labels.
+    behind: the paper's points, drawn in light gray without labels.
     """
     figure = Figure(figsize=(8.0, 5.7), facecolor="white")
     FigureCanvasAgg(figure)
@@ -78,9 +79,8 @@ def arrows(points: Sequence[Point]) -> list[tuple[Point, Point]]:
 
 def _colors(points: Sequence[Point]) -> dict[str, str]:
     """A color for each decoder; the paper's three keep theirs."""
-    names = list(dict.fromkeys(display_name(point.arch)[0] for point in points))
-    others = [name for name in names if name not in FAMILIES]
-    return {name: FAMILIES.get(name) or OTHERS[others.index(name) % len(OTHERS)] for name in names}
+    names, others = dict.fromkeys(display_name(point.arch)[0] for point in points), cycle(OTHERS)
+    return {name: FAMILIES.get(name) or next(others) for name in names}
 
 
 def _color(point: Point, colors: dict[str, str]) -> str:
@@ -88,8 +88,8 @@ def _color(point: Point, colors: dict[str, str]) -> str:
 
 
 def _frame(axes: Axes, points: Sequence[Point]) -> None:
-    params = [point.params_m for point in points] or [1.0, 100.0]
-    dice = [point.dice + sign * (point.sd or 0) for point in points for sign in (-1, 1)] or [0.0, 100.0]
+    params = [point.params_m for point in points]
+    dice = [point.dice + sign * (point.sd or 0) for point in points for sign in (-1, 1)]
     axes.set_xscale("log")
     axes.set_xlim(min(params) / 1.45, max(params) * 1.6)
     room = max(2.5, 0.07 * (max(dice) - min(dice)))
@@ -98,12 +98,10 @@ def _frame(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_ylabel("Mean Dice, %")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(color="#ececec", linewidth=0.7)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _marker(axes: Axes, point: Point, color: str, order: int) -> None:
