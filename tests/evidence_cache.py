@@ -137,8 +137,8 @@ class Evidence:
         folder = Path(shutil.copytree(self.whole, self.root / "victim.zarr"))
 
         def finds(hit: set[str]) -> bool:
-            told = {problem["where"] for problem in verify_cache(str(folder))["problems"]}
-            return hit <= told or MANIFEST in hit & told
+            reported = {problem["where"] for problem in verify_cache(str(folder))["problems"]}
+            return hit <= reported or MANIFEST in hit & reported
 
         return Victim(folder, lambda: [LogitCache.open(str(folder)).read(self.hashes)], finds)
 
@@ -176,10 +176,10 @@ class Evidence:
         target, ends, equal = self.root / "at-once", Counter(), 0
         for _ in range(count):
             started = [start(*command, target) for command in commands]
-            said = [process.communicate()[1] for process in started]
-            refused = ["is being written by" in text or "was trained with another" in text for text in said]
-            each = zip(started, refused, said, strict=True)
-            words = ["finished" if not one.returncode else "refused" if told else text[-200:] for one, told, text in each]
+            errors = [process.communicate()[1] for process in started]
+            refused = ["is being written by" in text or "was trained with another" in text for text in errors]
+            each = zip(started, refused, errors, strict=True)
+            words = ["finished" if not process.returncode else "refused" if no else text[-200:] for process, no, text in each]
             ends[" and ".join(sorted(words))] += 1
             equal += right(target)
             shutil.rmtree(target)
@@ -273,11 +273,11 @@ class Evidence:
         if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
             return None
         try:
-            said = "nothing"
+            message = "nothing"
             try:
                 self.build(disk / "logits.zarr")
             except MtkdError as error:
-                said = str(error).removeprefix(str(disk))
+                message = str(error).removeprefix(str(disk))
             done = finished_shards(disk / "logits.zarr")
             subprocess.run(["mount", "-o", f"remount,size={4 * size}", str(disk)], check=True)
             computed = self.build(disk / "logits.zarr")["maps_computed"]
@@ -286,11 +286,11 @@ class Evidence:
         finally:
             subprocess.run(["umount", str(disk)], check=True)
         return {
-            "said": said,
+            "said": message,
             "shard_files_written": done,
             "maps_computed_twice": repeated,
             "equal": equal,
-            "ok": equal and "disk is full" in said and not repeated,
+            "ok": equal and "disk is full" in message and not repeated,
         }
 
     def processes(self, count: int, base: Path | str = "") -> dict:

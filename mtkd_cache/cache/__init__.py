@@ -1,1 +1,1 @@
-"""The logit cache: what every teacher says of every sample, written once and read by every student."""
+"""The logit cache: the logits of every teacher for every sample, computed once and read by every student."""

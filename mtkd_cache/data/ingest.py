@@ -46,7 +46,7 @@ IDENTITY = ("anatomy", "surgery", "frame", "split", "sha256")  # what the finger
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardRecord(JsonRecord):
+class IngestedShard(JsonRecord):
     """What the shard files with a number hold.
 
     sources: see `_stamp`. samples: {anatomy, surgery, frame, sha256, crc32c} each, the last of the decoded image and mask.
@@ -119,7 +119,9 @@ def _check_settings(folder: Folder, settings: StoreSettings) -> None:
         folder.write(SETTINGS, dump_checked_json(settings.to_json()))
 
 
-def _write_shards(folder: Folder, shards: Sequence[Sequence[Source]], settings: StoreSettings, workers: int) -> list[ShardRecord]:
+def _write_shards(
+    folder: Folder, shards: Sequence[Sequence[Source]], settings: StoreSettings, workers: int
+) -> list[IngestedShard]:
     """Write the shards that are missing, outdated or damaged, and return every shard's record in order."""
     records = [_kept_record(folder, number, sources) for number, sources in enumerate(shards)]
     todo = [(number, sources) for number, sources in enumerate(shards) if records[number] is None]
@@ -138,9 +140,9 @@ def _record_key(number: int) -> str:
     return f"records/{number:05d}.json"
 
 
-def _kept_record(folder: Folder, number: int, sources: Sequence[Source]) -> ShardRecord | None:
+def _kept_record(folder: Folder, number: int, sources: Sequence[Source]) -> IngestedShard | None:
     """The record of a shard that is whole and was written from the very same files, or None."""
-    record = if_intact(read_record, folder, _record_key(number), ShardRecord)
+    record = if_intact(read_record, folder, _record_key(number), IngestedShard)
     if record is None or record.sources != _stamp(sources):
         return None
     return record if all(is_whole(folder, key, entry) for key, entry in record.files.items()) else None
@@ -152,7 +154,7 @@ def _stamp(sources: Sequence[Source]) -> str:
     return digest([[str(path.absolute()), stat.st_size, stat.st_mtime_ns] for stat, path in stats])
 
 
-def _write_shard(url: str, settings: StoreSettings, shard: tuple[int, Sequence[Source]]) -> tuple[int, ShardRecord]:
+def _write_shard(url: str, settings: StoreSettings, shard: tuple[int, Sequence[Source]]) -> tuple[int, IngestedShard]:
     """Read the samples of a shard and write its files and, last, its record. shard: its number and its samples."""
     number, sources = shard
     stamp = _stamp(sources)
@@ -177,12 +179,14 @@ def _write_shard(url: str, settings: StoreSettings, shard: tuple[int, Sequence[S
         data = spec.encode_shard(values)
         folder.write(spec.shard_key(number), data)
         files[spec.shard_key(number)] = file_entry(data)
-    record = ShardRecord(sources=stamp, samples=tuple(samples), files=files)
+    record = IngestedShard(sources=stamp, samples=tuple(samples), files=files)
     folder.write(_record_key(number), dump_checked_json(record.to_json()))
     return number, record
 
 
-def _finalize(folder: Folder, name: str, records: Sequence[ShardRecord], split: Split, settings: StoreSettings) -> StoreManifest:
+def _finalize(
+    folder: Folder, name: str, records: Sequence[IngestedShard], split: Split, settings: StoreSettings
+) -> StoreManifest:
     """Write the columns, the metadata and, last, the manifest that makes the store a finished one."""
     samples: list[dict[str, Any]] = [
         {**sample, "split": split.of(sample["surgery"])} for record in records for sample in record.samples

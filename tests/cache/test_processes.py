@@ -103,13 +103,13 @@ def test_three_processes_build_what_one_builds(store, organ_teachers, recipe, ac
     error = "the second process cannot go on"
     others = [f"rank {rank} error another process failed: {error}" for rank in (0, 2)]
     assert lines == sorted([f"rank 1 error {error}", *others, *(f"rank {rank} maps 24" for rank in range(3))])
-    one, several = LogitCache.open(alone), LogitCache.open(shared)
-    hashes = sorted(one.row_of)
-    assert one.fingerprint == several.fingerprint and one.manifest.files == several.manifest.files
-    assert np.array_equal(one.read(hashes), several.read(hashes))
+    single, several = LogitCache.open(alone), LogitCache.open(shared)
+    hashes = sorted(single.row_of)
+    assert single.fingerprint == several.fingerprint and single.manifest.files == several.manifest.files
+    assert np.array_equal(single.read(hashes), several.read(hashes))
     assert [problem["kind"] for problem in verify_cache(broken)["problems"]] == ["unfinished"]
     again = build(store, organ_teachers, broken, recipe(), accelerator)
-    assert again["fingerprint"] == one.fingerprint and again["maps_computed"] == 8
+    assert again["fingerprint"] == single.fingerprint and again["maps_computed"] == 8
 
 
 def test_one_of_three_processes_is_killed(store, organ_teachers, recipe, accelerator, tmp_path, monkeypatch):
@@ -121,10 +121,10 @@ def test_one_of_three_processes_is_killed(store, organ_teachers, recipe, acceler
     assert lines == [f"rank {rank} error {error}" for rank in (0, 2)]
     assert [problem["kind"] for problem in verify_cache(killed)["problems"]] == ["unfinished"]
     again = build(store, organ_teachers, killed, recipe(), accelerator)
-    one, several = LogitCache.open(alone), LogitCache.open(killed)
-    hashes = sorted(one.row_of)
-    assert again["fingerprint"] == one.fingerprint and again["maps_computed"] == 8
-    assert np.array_equal(one.read(hashes), several.read(hashes))
+    single, several = LogitCache.open(alone), LogitCache.open(killed)
+    hashes = sorted(single.row_of)
+    assert again["fingerprint"] == single.fingerprint and again["maps_computed"] == 8
+    assert np.array_equal(single.read(hashes), several.read(hashes))
 
 
 def test_two_processes_build_behind_a_url(store, organ_teachers, recipe, accelerator, tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_two_processes_build_behind_a_url(store, organ_teachers, recipe, acceler
     build(store, organ_teachers, alone, recipe(), accelerator)
     with served_bucket() as bucket:
         lines = launch(2, store, organ_teachers, tmp_path, f"{bucket}/shared.zarr")
-        one, shared = LogitCache.open(alone), LogitCache.open(f"{bucket}/shared.zarr")
-        hashes = sorted(one.row_of)
+        single, shared = LogitCache.open(alone), LogitCache.open(f"{bucket}/shared.zarr")
+        hashes = sorted(single.row_of)
         assert lines == ["rank 0 maps 24", "rank 1 maps 24"]
-        assert one.fingerprint == shared.fingerprint and np.array_equal(one.read(hashes), shared.read(hashes))
+        assert single.fingerprint == shared.fingerprint and np.array_equal(single.read(hashes), shared.read(hashes))

@@ -1,4 +1,4 @@
-"""Teachers that do not fit the device together take turns and say the same; the time of their passes is kept."""
+"""Teachers that do not fit the device together take turns and compute the same; the time of their passes is kept."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,25 +16,25 @@ from mtkd_cache.models.encoders import IMAGENET
 from mtkd_cache.models.network import Network, create_network
 
 
-def test_one_at_a_time_says_what_all_together_say(accelerator, monkeypatch):
+def test_one_at_a_time_computes_what_all_at_once_compute(accelerator, monkeypatch):
     torch.manual_seed(0)
     networks, images = [spread_out(create_network("mininetv2", 1)) for _ in range(3)], torch.rand(2, 3, 32, 32)
     together, turns = TeacherRunner(networks, accelerator), TeacherRunner(networks, accelerator)
     turns.all_fit = False
     sent: list[tuple[int, str]] = []
-    really = torch.nn.Module.to
+    move = torch.nn.Module.to
 
     def to(self, *arguments, **options):
         if self in networks:
             sent.append((networks.index(self), str(arguments[0])))
-        return really(self, *arguments, **options)
+        return move(self, *arguments, **options)
 
-    said = [together.native(number, images) for number in (0, 1, 1, 2)]
+    logits = [together.native(number, images) for number in (0, 1, 1, 2)]
     monkeypatch.setattr(torch.nn.Module, "to", to)
-    for number, before in zip((0, 1, 1, 2), said, strict=True):
+    for number, before in zip((0, 1, 1, 2), logits, strict=True):
         assert torch.equal(turns.native(number, images), before)
-    here = str(accelerator.device)
-    assert sent == [(0, here), (0, "cpu"), (1, here), (1, "cpu"), (2, here)]
+    device = str(accelerator.device)
+    assert sent == [(0, device), (0, "cpu"), (1, device), (1, "cpu"), (2, device)]
     assert turns.seconds > 0
 
 
@@ -49,12 +49,12 @@ def test_native_logits_are_the_networks_own(accelerator):
     network, images = spread_out(create_network("mininetv2", 1)), torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         expected = network.native(images)[:, 0]
-    said = TeacherRunner([network], accelerator).native(0, images)
-    assert said.dtype == torch.float32 and said.shape == (1, 16, 16)
-    torch.testing.assert_close(said, expected, atol=1e-4, rtol=0)
+    logits = TeacherRunner([network], accelerator).native(0, images)
+    assert logits.dtype == torch.float32 and logits.shape == (1, 16, 16)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_compiled_teachers_say_what_they_say_uncompiled(accelerator):
+def test_compiled_teachers_compute_the_same_logits(accelerator):
     """On networks of few layers, for each of them takes its time to compile; one compilation serves both."""
     torch.manual_seed(0)
 
@@ -62,11 +62,11 @@ def test_compiled_teachers_say_what_they_say_uncompiled(accelerator):
         return Network("mininetv2", mininetv2.Down(3, 8), [torch.nn.Conv2d(8, 1, 3, padding=1)], IMAGENET)
 
     networks, images = [teacher() for _ in range(2)], torch.rand(2, 3, 32, 32)
-    said = [TeacherRunner(networks, accelerator).native(number, images) for number in range(2)]
+    logits = [TeacherRunner(networks, accelerator).native(number, images) for number in range(2)]
     torch._dynamo.utils.counters.clear()
     compiled = TeacherRunner(networks, accelerator, compiled=True)
     for number in range(2):
-        torch.testing.assert_close(compiled.native(number, images), said[number], atol=1e-5, rtol=0)
+        torch.testing.assert_close(compiled.native(number, images), logits[number], atol=1e-5, rtol=0)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # an encoder's and a decoder's
 
 
@@ -79,8 +79,8 @@ def test_build_compiles_its_teachers_where_asked(phantom_store, tmp_path, untrai
     for name, flags, count in (("plain.zarr", [], 0), ("compiled.zarr", ["--compile"], 11)):
         result = CliRunner().invoke(command, [*arguments, "--cache", str(tmp_path / name), *flags], catch_exceptions=False)
         assert result.exit_code == 0 and len(compiled) == count
-    one, other = (LogitCache.open(str(tmp_path / name)) for name in ("plain.zarr", "compiled.zarr"))
-    assert one.fingerprint == other.fingerprint
+    first, second = (LogitCache.open(str(tmp_path / name)) for name in ("plain.zarr", "compiled.zarr"))
+    assert first.fingerprint == second.fingerprint
 
 
 def test_a_thread_of_one_core_leaves_the_other_threads_theirs():
