@@ -19,18 +19,17 @@ from . import common
 @click.option("--no-kd", is_flag=True, help="Train the baseline: the same without distillation, on the masks alone.")
 @common.training
 @common.reports
-def command(
-    store: str, cache: str, run: Path | None, arch: str | None, no_kd: bool, resident: str, compiled: bool, **options: Any
-) -> dict[str, Any]:
+def command(store: str, cache: str, run: Path | None, arch: str | None, no_kd: bool, **options: Any) -> dict[str, Any]:
     """Train the student on images, masks and cached logits, without running a teacher. Resumes after an interruption."""
     from mtkd_cache.training.student import train_student
 
     recipe = common.recipe_of(options, {"student.arch": arch})
     run = run or Path("runs", f"{recipe.student.arch}-{'no-kd' if no_kd else 'kd'}-seed{recipe.seed}")
     opened = None if no_kd else mc.LogitCache.open(cache)
-    record = train_student(mc.SampleStore.open(store), run, recipe, common.accelerator_of(options), opened, resident, compiled)
+    samples, accelerator = mc.SampleStore.open(store), common.accelerator_of(options)
+    record = train_student(samples, run, recipe, accelerator, opened, options["resident"], options["compiled"])
     common.say(f"{run}: validation Dice {100 * record.val_dice:.1f} % in epoch {record.best_epoch}")
-    if compiled and record.warm_up_seconds:
+    if options["compiled"] and record.warm_up_seconds:
         common.say(f"the first step took {record.warm_up_seconds:.0f} s, compilation included")
     keys = ("best_epoch", "val_dice", "seconds_per_epoch", "warm_up_seconds", "cache_fingerprint", "seed")
     return {"run": str(run), **{key: getattr(record, key) for key in keys}}

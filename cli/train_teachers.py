@@ -18,15 +18,13 @@ from . import common
 @click.option("--anatomy", "anatomies", multiple=True, help="Train only this one (repeatable): lets machines share the work.")
 @common.training
 @common.reports
-def command(
-    store: str, teachers: Path, arch: str | None, anatomies: tuple[str, ...], resident: str, compiled: bool, **options: Any
-) -> dict[str, Any]:
+def command(store: str, teachers: Path, arch: str | None, anatomies: tuple[str, ...], **options: Any) -> dict[str, Any]:
     """Train one network per anatomy. Finished ones are kept, interrupted ones resume."""
     from mtkd_cache.training.teachers import train_teachers
 
     recipe = common.recipe_of(options, {"teacher.arch": arch})
-    opened = mc.SampleStore.open(store)
-    records = train_teachers(opened, teachers, recipe, common.accelerator_of(options), anatomies, resident, compiled)
+    opened, accelerator = mc.SampleStore.open(store), common.accelerator_of(options)
+    records = train_teachers(opened, teachers, recipe, accelerator, anatomies, options["resident"], options["compiled"])
     common.say("validation Dice (%)\n" + common.dice_table({anatomy: record.val_dice for anatomy, record in records.items()}))
     return {
         anatomy: {"val_dice": record.val_dice, "epochs": len(record.history), "path": str(teachers / anatomy)}
