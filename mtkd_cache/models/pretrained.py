@@ -29,9 +29,13 @@ WEIGHTS = Path("data/weights")
 COCO_URL = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.url
 TIMEOUT_S = 5.0
 
-# torchvision's DeepLabV3 head -> smp's decoder; the last convolution and the auxiliary head are for other classes
-TORCHVISION_DECODER = {"classifier.0.": "aspp.", "classifier.1.": "conv.", "classifier.2.": "bn."}
-TORCHVISION_HEADS = ("classifier.4.", "aux_classifier.")
+# torchvision's DeepLabV3 -> smp's, by the beginnings of keys; its last convolution and auxiliary head are for other classes
+TORCHVISION = {
+    "backbone.": "encoder.",
+    "classifier.0.": "decoder.aspp.",
+    "classifier.1.": "decoder.conv.",
+    "classifier.2.": "decoder.bn.",
+}
 
 
 def paper_source(arch: str) -> str:
@@ -130,33 +134,17 @@ def _load_timm(network: Network, name: str, path: Path) -> None:
 def _load_by_key(network: Network, tensors: dict[str, Tensor], path: Path) -> None:
     """Load the tensors of an encoder, of a whole smp model, or of torchvision's DeepLabV3, told apart by their keys."""
     if any(key.startswith("backbone.") for key in tensors):
-        tensors = _smp_keys(tensors)
-    encoder, decoder = {}, {}
-    for key, tensor in tensors.items():
-        if key.startswith("decoder."):
-            decoder[key.removeprefix("decoder.")] = tensor
-        elif not key.startswith("segmentation_head."):
-            encoder[key.removeprefix("encoder.")] = tensor
+        pairs = [(key, *prefixes) for key in tensors for prefixes in TORCHVISION.items()]
+        tensors = {new + key.removeprefix(old): tensors[key] for key, old, new in pairs if key.startswith(old)}
+    other = ("decoder.", "segmentation_head.")
+    encoder = {key.removeprefix("encoder."): tensor for key, tensor in tensors.items() if not key.startswith(other)}
+    decoder = {key.removeprefix("decoder."): tensor for key, tensor in tensors.items() if key.startswith("decoder.")}
     heads = [head for head in network.decoders if isinstance(head, SmpDecoder)]
     if decoder and not heads:
         raise MtkdError(f"{path} holds a decoder that is not {network.arch}'s. Use weights of a {network.arch} encoder.")
     _load(network.encoder, encoder, path)
     for head in heads if decoder else ():
         _load(head.decoder, decoder, path)
-
-
-def _smp_keys(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's DeepLabV3 under smp's keys."""
-    renamed = {}
-    for key, tensor in tensors.items():
-        if key.startswith(TORCHVISION_HEADS):
-            continue
-        new = "encoder." + key.removeprefix("backbone.")
-        for old, part in TORCHVISION_DECODER.items():
-            if key.startswith(old):
-                new = "decoder." + part + key.removeprefix(old)
-        renamed[new] = tensor
-    return renamed
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

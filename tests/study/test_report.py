@@ -179,7 +179,7 @@ def test_an_evaluation_of_other_weights_is_refused(option, tmp_path):
     collect([evaluated(folder, scores, weights_sha256=new)])
     evaluated(folder, scores, weights_sha256=old)
     command = re.escape(f"Run mtkd-cache evaluate {option} {folder} --split test")
-    with pytest.raises(MtkdError, match=f"is of weights that have been trained again since. {command}"):
+    with pytest.raises(MtkdError, match=f"was trained again since it was evaluated. {command}"):
         collect([folder])
 
 

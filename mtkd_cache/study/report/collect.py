@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.records import (
-    EVALUATION,
     Evaluation,
     RunRecord,
     TeacherRecord,
@@ -149,11 +148,8 @@ def read_result(folder: Path) -> Result:
 def _evaluation(folder: Path, trainings: Sequence[Training], option: str) -> Evaluation:
     evaluation = read_evaluation(folder, "test")
     if evaluation is None or not evaluation.is_of(trainings):
-        reason = "is missing" if evaluation is None else "is of weights that have been trained again since"
-        raise MtkdError(
-            f"{folder} is not evaluated: {EVALUATION.format('test')} {reason}. "
-            f"Run mtkd-cache evaluate {option} {folder} --split test first."
-        )
+        reason = "is not evaluated" if evaluation is None else "was trained again since it was evaluated"
+        raise MtkdError(f"{folder} {reason}. Run mtkd-cache evaluate {option} {folder} --split test first.")
     return evaluation
 
 
@@ -165,7 +161,10 @@ def collect(folders: Sequence[Path]) -> list[Row]:
     if not folders:
         raise MtkdError("No run is named. Name run folders and teachers folders: mtkd-cache report runs/* data/teachers.")
     results = [read_result(Path(folder)) for folder in folders]
-    check_same_store(results)
+    stores = {result.store_fingerprint: result.path for result in results if result.store_fingerprint}
+    if len(stores) > 1:
+        first, second = list(stores.values())[:2]
+        raise MtkdError(f"{first} and {second} were evaluated on different sample stores. Report each by itself.")
     rows = []
     for (arch, layout, kd), group in groupby(sorted(results, key=lambda r: (*r.key, r.seed, str(r.path))), key=lambda r: r.key):
         members = tuple(group)
@@ -193,16 +192,6 @@ def teachers_of(rows: Sequence[Row], student: Result) -> Result | None:
     if student.teachers:
         return next((result for result in folders if result.teachers == student.teachers), None)
     return folders[0] if len(folders) == 1 else None
-
-
-def check_same_store(results: Sequence[Result]) -> None:
-    """Raises MtkdError where two results were evaluated on different sample stores, hence on other images."""
-    known = [result for result in results if result.store_fingerprint]
-    for result in known[1:]:
-        if result.store_fingerprint != known[0].store_fingerprint:
-            raise MtkdError(
-                f"{known[0].path} and {result.path} were evaluated on different sample stores. Report each by itself."
-            )
 
 
 def find_timings(folders: Sequence[Path]) -> Timings:
