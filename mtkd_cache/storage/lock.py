@@ -43,9 +43,7 @@ def locked_file(path: Path, name: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise MtkdError(
-            f"{name} cannot be created or written ({error.strerror}). Name another folder, or free some space."
-        ) from error
+        raise MtkdError(f"{name} cannot be created or written ({error.strerror}). Name another folder, or free space.") from error
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
