@@ -115,6 +115,19 @@ def test_results_are_printed_for_people(way):
     assert printed == f"{root}/distilled: validation Dice {100 * said['distilled']['val_dice']:.1f} % in epoch 0\n"
 
 
+def test_the_dataset_and_its_store_are_counted(tmp_path):
+    folder = tmp_path / "phantom"
+    printed = call("phantom", folder, "--size", "32x32", "--surgeries", "2,3,4", "--images-per-surgery", "1").stderr
+    images = sum("multilabel" not in path.parts for path in folder.rglob("image*.png"))
+    assert printed == f"{images} images in {folder}\n"
+    (folder / "liver" / "04" / "mask99.png").write_bytes(b"")
+    store = tmp_path / "s.zarr"
+    printed = call("ingest", folder, "--store", store, "--size", "32x32", "--validation", "3", "--test", "2").stderr
+    first, second = printed.splitlines()
+    assert re.fullmatch(rf"{images} samples in {store}: \d+ test, \d+ validation, \d+ train", first)
+    assert second == "skipped: 1 multilabel, 1 masks without an image"
+
+
 def test_inspect_prints_a_table(organ_cache):
     printed = call("inspect", "--cache", organ_cache.url).stderr
     figures = as_json("inspect", "--cache", organ_cache.url)
@@ -161,6 +174,7 @@ def test_verify_prints_its_verdict_first(organ_cache, organ_store, organ_teacher
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("download", "{root}/dsad", "--archive", "{root}/nowhere.zip"), "there is no such file"),
         (("ingest", "{root}/nowhere"), "there is no such folder"),
         (("ingest", "{root}/distilled/run.json"), "is a file"),
         (("train-student", "--store", "{root}/none.zarr"), "is not a logit cache"),
