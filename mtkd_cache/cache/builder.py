@@ -99,7 +99,7 @@ class Builder:
                 recorded = self._run_teachers(pending, figures, progress)
                 if writing:
                     writing.result()
-                writing = writer.submit(self._finish, pending, recorded)
+                writing = writer.submit(self._write, pending, recorded)
             if writing:
                 writing.result()
         progress.close()
@@ -181,11 +181,6 @@ class Builder:
         self.maps += len(indices)
         progress.update(len(indices))
 
-    def _finish(self, pending: PendingShard, recorded: list[Future[None]]) -> None:
-        for future in recorded:
-            future.result()
-        self._write(pending)
-
     def _reuse_maps(self, record: ShardRecord, missing: np.ndarray, values: np.ndarray, rows: list[MapFigures]) -> None:
         """Copy the maps that are present; those that turn out damaged are marked missing."""
         array = self.array.decode_shard(self.folder.read(record.key))
@@ -211,7 +206,10 @@ class Builder:
         views = self.spec.recorded_views(self.store.hashes[batch.rows], view).to(self.accelerator.device)
         return apply_views(batch.images, batch.masks, views)[0]
 
-    def _write(self, pending: PendingShard) -> None:
+    def _write(self, pending: PendingShard, recorded: list[Future[None]]) -> None:
+        """Write a shard file and then its record, once all of its maps are recorded."""
+        for future in recorded:
+            future.result()
         task = pending.task
         data = self.array.encode_shard(pending.values)
         self.folder.delete(task.record_key)

@@ -19,7 +19,7 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.recipe import Recipe, augmentation_from, seed_for
 from mtkd_cache.storage.checked_json import Manifest, digest
 from mtkd_cache.storage.record import JsonRecord
-from mtkd_cache.storage.shard_writer import ArraySpec
+from mtkd_cache.storage.shard_writer import ArraySpec, shard_key
 
 PLAN = "plan.json"
 BLOCK = 32  # samples in a shard file
@@ -167,7 +167,7 @@ class ShardTask:
 
     @property
     def shard_key(self) -> str:
-        return f"logits/c/{self.block}/{self.view}/0/0/0"
+        return shard_key("logits", 5, self.block, self.view)
 
     @property
     def rows(self) -> slice:
@@ -210,11 +210,7 @@ class CacheManifest(Manifest):
     errors: dict[str, dict[str, float]]
 
 
-def samples_digest(hashes: Iterable[str]) -> str:
-    """SHA-256 of a set of content hashes, whatever their order."""
-    return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
-
-
 def fingerprint(spec: CacheSpec, teachers: dict[str, TeacherInfo], hashes: Iterable[str]) -> str:
     """The hash that ties a cache to its samples, preprocessing, views, teachers and codec; the order of rows is no part of it."""
-    return digest({"settings": spec.to_json(), "teachers": teachers, "samples": samples_digest(hashes)})
+    samples = hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
+    return digest({"settings": spec.to_json(), "teachers": teachers, "samples": samples})

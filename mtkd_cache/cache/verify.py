@@ -65,7 +65,7 @@ def verify_cache(
     Raises:
         MtkdError: there is no cache, or what was in it is lost, so that it cannot be repaired.
     """
-    sources = _Sources(store, teachers, device) if store and teachers else None
+    sources = None if store is None or teachers is None else _Sources(store, teachers, device)
     if (live or repair) and sources is None:
         raise MtkdError("--live and --repair run the teachers on the samples. Name both, --store and --teachers.")
     started = time.perf_counter()
