@@ -1,6 +1,8 @@
 """Fast forms of a network for inference: the same weights, and the same logits up to rounding."""
 
 import copy
+import statistics
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,9 @@ from torch.fx.experimental.optimization import fuse
 
 from mtkd_cache.models.network import Network, SmpDecoder
 from mtkd_cache.models.segformer import Decoder, FoldedDecoder
+from mtkd_cache.runtime.timing import interleaved
+
+ROUNDS = 5  # timed calls of each form before one is chosen
 
 
 class Fast(nn.Module):
@@ -60,6 +65,23 @@ def compile_parts(network: Network) -> None:
 
 
 FORMS = {"plain": plain, "folded": folded, "compiled": compiled}
+
+
+def fastest(network: Network, images: Tensor) -> Fast:
+    """The form that is fastest for images of this shape on their device, found by timing each; the network stays as it is.
+
+    A form that torch cannot make here (without a compiler, say) takes no part.
+    """
+    forms: dict[str, Fast] = {}
+    for name, make in FORMS.items():
+        form = make(network, images.device)
+        try:
+            form(images)
+        except Exception:  # torch.compile fails in many ways
+            continue
+        forms[name] = form
+    times = interleaved({name: partial(form, images) for name, form in forms.items()}, ROUNDS, images.device)
+    return forms[min(times, key=lambda name: statistics.median(times[name]))]
 
 
 def _copy(network: Network, device: torch.device) -> Network:

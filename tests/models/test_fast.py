@@ -2,6 +2,7 @@
 
 import copy
 import os
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from support import settled
 
 from mtkd_cache.models import mininetv2
 from mtkd_cache.models.encoders import IMAGENET
-from mtkd_cache.models.fast import FORMS, compile_parts, folded
+from mtkd_cache.models.fast import FORMS, Fast, compile_parts, fastest, folded
 from mtkd_cache.models.network import PAPER_ARCHITECTURES, Network
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.shard_reader import ShardReader
@@ -143,6 +144,25 @@ def test_the_compiled_network_says_and_learns_what_the_plain_one_does():
         one(images).square().mean().backward()
     for one, other in zip(right.parameters(), left.parameters(), strict=True):
         same(one.grad, other.grad)
+
+
+def test_the_fastest_form_is_chosen_and_one_that_cannot_be_made_takes_no_part(monkeypatch):
+    """Of two forms the slow one and the one that fails are left."""
+
+    class Slow(torch.nn.Module):
+        def forward(self, images):
+            time.sleep(0.05)
+            return images
+
+    class Broken(torch.nn.Module):
+        def forward(self, images):
+            raise RuntimeError("no compiler")
+
+    network, images = settled("mininetv2", 1), torch.rand(1, 3, 16, 16)
+    monkeypatch.setattr(
+        "mtkd_cache.models.fast.FORMS", {"slow": lambda *_: Slow(), "broken": lambda *_: Broken(), "folded": folded}
+    )
+    assert isinstance(fastest(network, images), Fast)
 
 
 def test_mininetv2_in_place_learns_what_out_of_place_does():
