@@ -149,6 +149,21 @@ def test_a_store_whose_shards_are_written_again_is_unfinished(organ_folder, orga
     assert not (store / "zarr.json").exists()
 
 
+def test_a_store_is_unfinished_before_shards_that_the_dataset_lost_are_deleted(
+    organ_folder, organ_store, organ_split, copy_of, monkeypatch
+):
+    store, finished, delete = copy_of(organ_store.url), {}, Folder.delete
+
+    def watch(folder: Folder, key: str) -> None:
+        finished[key] = (store / MANIFEST).exists()
+        delete(folder, key)
+
+    monkeypatch.setattr(Folder, "delete", watch)
+    monkeypatch.setattr(module, "_outdated", lambda *arguments: ["image/c/1/0/0/0"])
+    ingest(organ_folder, str(store), size=(64, 64), split=organ_split)
+    assert finished["image/c/1/0/0/0"] is False
+
+
 @pytest.mark.parametrize("differs", ["time", "path", "size"])
 def test_an_image_is_read_again_where_its_time_path_or_size_differs(differs, organ_folder, organ_split, copy_of, tmp_path):
     root, url = copy_of(organ_folder), str(tmp_path / "s.zarr")
