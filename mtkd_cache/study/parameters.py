@@ -1,12 +1,9 @@
 """Parameters of the paper's seven architectures in both layouts, beside the paper's Table 1."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypedDict
+from typing import TypedDict
 
-import torch
+from accelerate import init_empty_weights
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from mtkd_cache.data.dresden import ANATOMIES
 from mtkd_cache.models.network import PAPER_ARCHITECTURES, create_network
@@ -49,36 +46,10 @@ def parameter_table() -> list[ParameterRow]:
 
 def _parts_m(arch: str) -> tuple[float, float]:
     """Parameters of the encoder and of one decoder of `arch`, in millions."""
-    with _without_memory():
+    with init_empty_weights():
         network = create_network(arch, heads=1)
     return _count_m(network.encoder), _count_m(network.decoders[0])
 
 
 def _count_m(module: nn.Module) -> float:
     return sum(parameter.numel() for parameter in module.parameters()) / 1e6
-
-
-class _MetaInitialization(TorchFunctionMode):
-    """Lets a network be created on the meta device: torch.linspace has values, and initialization is skipped.
-
-    The mit encoders read their drop-path rates out of torch.linspace; filling tensors that have no values takes time.
-    """
-
-    FILLING = frozenset({"normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_"})
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.linspace:
-            kwargs = {**kwargs, "device": "cpu"}
-        if getattr(func, "__name__", "") in self.FILLING and args and args[0].is_meta:
-            return args[0]
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def _without_memory() -> Iterator[None]:
-    """Modules created inside have shapes and no values."""
-    with torch.device("meta"), _MetaInitialization():
-        yield
