@@ -1,7 +1,5 @@
 """Text as Markdown that shows it as it is."""
 
-from collections.abc import Iterable
-
 
 def plain(text: str) -> str:
     """Text of one line in which Markdown sees no HTML."""
@@ -11,8 +9,3 @@ def plain(text: str) -> str:
 def cell(text: str) -> str:
     """A cell of a pipe table."""
     return plain(text).replace("|", "\\|")
-
-
-def pipe(cells: Iterable[str]) -> str:
-    """A row of a pipe table."""
-    return "| " + " | ".join(map(cell, cells)) + " |"

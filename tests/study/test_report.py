@@ -24,8 +24,8 @@ from mtkd_cache.study.published import published
 from mtkd_cache.study.report.collect import Row, collect, find_timings, mean, read_timings, spread
 from mtkd_cache.study.report.formats import DASH, display_name, signed
 from mtkd_cache.study.report.header import Data, remarks, whole_study
-from mtkd_cache.study.report.markup import Cell, Column, Table, markdown
-from mtkd_cache.study.report.page import page
+from mtkd_cache.study.report.markup import Cell, Column, Table
+from mtkd_cache.study.report.page import render
 from mtkd_cache.study.report.panels import DISTILLED, TEACHER, median_sample, panels
 from mtkd_cache.study.report.qualitative import Panel, qualitative_figure
 from mtkd_cache.study.report.scatter import arrows, paper_points, points_of, scatter_figure
@@ -81,6 +81,11 @@ def bench(size: list[int], ms: float, **machine) -> dict:
 
 def level(score: float, anatomies=ANATOMIES) -> dict:
     return dict.fromkeys(anatomies, score)
+
+
+def markdown(table: Table) -> str:
+    """A report of nothing but the table."""
+    return render("report.md", "", [], [], [table])
 
 
 def cells(text: str) -> list[dict]:
@@ -299,7 +304,7 @@ def test_markup_escapes_and_every_row_is_as_wide_as_the_head():
     columns = (Column("a"), Column("b", "pair", True), Column("c", "pair", True), Column("d<"))
     rows = [[Cell("<i>|'", "x"), Cell("1", 1.5, below=""), Cell(""), Cell("d")]]
     table = Table("t", "T & T", columns, [rows, rows], ["n<"])
-    text = page("T", [("a<", "b>")], ["it's"], [table])
+    text = render("report.html", "T", [("a<", "b>")], ["it's"], [table])
     assert "<dt>a&lt;</dt><dd>b&gt;</dd>" in text and "<p>it\u2019s</p>" in text
     text = text[text.index("<section") :]
     assert "<i>" not in text and "&lt;i&gt;|\u2019" in text and "T &amp; T" in text

@@ -1,11 +1,8 @@
-"""A table as data, and the same table as Markdown. Its HTML is made by page.html."""
+"""A table as data. Its HTML is made by report.html, its Markdown by report.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-
-from mtkd_cache.evaluation.markdown import pipe, plain
-from mtkd_cache.study.report.formats import DASH
 
 
 @dataclass(frozen=True)
@@ -45,19 +42,3 @@ class Table:
     def groups(self) -> list[tuple[str, list[tuple[int, Column]]]]:
         """Neighboring columns of one group, with their numbers."""
         return [(group, list(pairs)) for group, pairs in groupby(enumerate(self.columns), key=lambda pair: pair[1].group)]
-
-
-def markdown(table: Table) -> str:
-    """A GitHub pipe table under its title; a column's group stands before its title, the notes below."""
-    titles = [f"{column.group}: {column.title}" if column.group else column.title for column in table.columns]
-    rules = ["---:" if column.number else "---" for column in table.columns]
-    lines = [f"## {plain(table.title)}", "", pipe(titles), pipe(rules)]
-    lines += [pipe(map(_text, row)) for part in table.parts for row in part]
-    for note in table.notes:
-        lines += ["", plain(note)]
-    return "\n".join(lines) + "\n"
-
-
-def _text(cell: Cell) -> str:
-    text = cell.text or DASH
-    return text if cell.below is None else f"{text} / {cell.below or DASH}"

@@ -1,4 +1,8 @@
-"""The report as one HTML page that needs nothing but itself: pictures inside, no network, sortable tables."""
+"""The report's two texts from their templates beside this file.
+
+report.html: one page that needs nothing but itself: pictures inside, no network, sortable tables.
+report.md: the same in Markdown.
+"""
 
 import base64
 from collections.abc import Sequence
@@ -8,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mtkd_cache.evaluation.markdown import cell, plain
 from mtkd_cache.study.report.formats import DASH
 from mtkd_cache.study.report.markup import Table
 
@@ -28,18 +33,24 @@ class Picture:
         return f"data:{kind};base64,{base64.b64encode(self.path.read_bytes()).decode()}"
 
 
-def page(title: str, facts: Sequence[tuple[str, str]], notes: Sequence[str], blocks: Sequence[Table | Picture]) -> str:
-    """The whole page, all text escaped. facts: (term, description) pairs; notes: sentences; blocks: in order."""
+def render(
+    name: str, title: str, facts: Sequence[tuple[str, str]], notes: Sequence[str], blocks: Sequence[Table | Picture]
+) -> str:
+    """The text of report.md or report.html. facts: (term, description) pairs; notes: sentences; blocks: in order.
+
+    Everything is shown as it is written: HTML is escaped in both.
+    """
+    page = name.endswith(".html")
     environment = Environment(
         loader=PackageLoader("mtkd_cache.study", "report"),
-        autoescape=True,
-        finalize=_curled,
+        autoescape=page,
+        finalize=_curled if page else plain,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("page.html")
-    return template.render(title=title, facts=facts, notes=notes, blocks=blocks, dash=DASH)
+    environment.filters["cell"] = cell
+    return environment.get_template(name).render(title=title, facts=facts, notes=notes, blocks=blocks, dash=DASH)
 
 
 def _curled(value: Any) -> Any:

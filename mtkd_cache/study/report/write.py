@@ -6,14 +6,13 @@ from typing import Any
 
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.evaluation.markdown import plain
 from mtkd_cache.models.checkpoints import WEIGHTS
 from mtkd_cache.study.published import Paper, published
 from mtkd_cache.study.report.collect import BENCH, TIMINGS, Result, Row, collect, find_timings, teachers_of
 from mtkd_cache.study.report.formats import full_name
 from mtkd_cache.study.report.header import cache_fingerprints, describe_data, facts, remarks, whole_study
-from mtkd_cache.study.report.markup import Table, markdown
-from mtkd_cache.study.report.page import Picture, page
+from mtkd_cache.study.report.markup import Table
+from mtkd_cache.study.report.page import Picture, render
 from mtkd_cache.study.report.panels import panels
 from mtkd_cache.study.report.qualitative import qualitative_figure
 from mtkd_cache.study.report.scatter import paper_points, points_of, scatter_figure
@@ -61,8 +60,9 @@ def write_report(runs: Sequence[Path], out: Path, *, store: str | None = None) -
         pictures += figure3
         notes = remarks(data, rows) + notes + ([] if timings else [NO_TIMES])
         header, blocks = facts(data, rows), _in_order(tables, pictures)
-        (out / "report.md").write_text(_markdown(header, notes, blocks), encoding="utf-8")
-        (out / "report.html").write_text(page(TITLE, header, notes, blocks), encoding="utf-8")
+        texts = [out / "report.md", out / "report.html"]
+        for path in texts:
+            path.write_text(render(path.name, TITLE, header, notes, blocks), encoding="utf-8")
     except OSError as error:
         raise MtkdError(f"{out}: the report cannot be written ({error}). Name another folder with --out.") from error
     drawn = [picture.path.with_suffix(suffix) for picture in pictures for suffix in (".png", ".svg")]
@@ -71,7 +71,7 @@ def write_report(runs: Sequence[Path], out: Path, *, store: str | None = None) -
         "gains": [{"arch": g.arch, "seeds": list(g.dice), "differences": list(g.differences.values())} for g in distilled],
         "store_fingerprint": data.fingerprint,
         "cache_fingerprints": cache_fingerprints(rows),
-        "files": [str(path) for path in (out / "report.md", out / "report.html", *drawn)],
+        "files": [str(path) for path in (*texts, *drawn)],
         "notes": notes,
     }
 
@@ -124,18 +124,6 @@ def teachers_shown(rows: Sequence[Row], student: Result) -> Result | None:
 def _in_order(tables: list[Table], pictures: list[Picture]) -> list[Table | Picture]:
     """Tables and pictures alternate, the last of the tables (by anatomy, the widest) at the end."""
     return [*tables[:-2], *pictures[:1], tables[-2], *pictures[1:], tables[-1]]
-
-
-def _markdown(header: list[tuple[str, str]], notes: list[str], blocks: Sequence[Table | Picture]) -> str:
-    lines = [f"# {TITLE}", ""]
-    lines += [f"- {term}: {plain(text)}" for term, text in header]
-    for note in notes:
-        lines += ["", f"> {plain(note)}"]
-    return "\n".join([*lines, "", *(markdown(block) if isinstance(block, Table) else _image(block) for block in blocks)])
-
-
-def _image(picture: Picture) -> str:
-    return f"![{plain(picture.alt)}]({picture.path.name})\n\n{plain(picture.caption)}\n"
 
 
 def _row(row: Row, paper: Paper) -> dict[str, Any]:
