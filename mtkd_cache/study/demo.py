@@ -12,8 +12,7 @@ from mtkd_cache.data.dresden import ANATOMIES
 
 def run(*arguments: str | Path) -> None:
     """Print an mtkd-cache command and run it."""
-    print(f"\n$ mtkd-cache {' '.join(map(str, arguments))}", flush=True)
-    subprocess.run([sys.executable, "-m", "mtkd_cache.cli", *map(str, arguments)], check=True)
+    run_together(arguments)
 
 
 def run_together(*commands: tuple[str | Path, ...]) -> None:
@@ -21,7 +20,7 @@ def run_together(*commands: tuple[str | Path, ...]) -> None:
 
     The first shows its progress, the others their messages at the end.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if len(commands) > 1 else {})}
     running = []
     for number, arguments in enumerate(commands):
         print(f"\n$ mtkd-cache {' '.join(map(str, arguments))}{' &' if number < len(commands) - 1 else ''}", flush=True)

@@ -18,9 +18,9 @@ class Published:
     """
 
     arch: str
-    encoder: str
     layout: str
     kd: bool
+    encoder: str
     params_m: float
     dice: float
     ms: float
@@ -35,19 +35,16 @@ def published() -> Paper:
     """The 18 rows of Tables 1 and 2 by (arch, layout, kd), in the paper's order."""
     by_anatomy = {_key(row): {anatomy: float(row[anatomy]) for anatomy in ANATOMIES} for row in _read("table2.csv")}
     return {
-        (arch, layout, kd): Published(
-            arch=arch,
+        (key := _key(row)): Published(
+            *key,
             encoder=row["encoder"],
-            layout=layout,
-            kd=kd,
             params_m=float(row["params_m"]),
             dice=float(row["dice"]),
             ms=float(row["ms_rtx3090_1280x720"]),
             fps=float(row["fps"]),
-            by_anatomy=by_anatomy[arch, layout, kd],
+            by_anatomy=by_anatomy[key],
         )
         for row in _read("table1.csv")
-        for arch, layout, kd in [_key(row)]
     }
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from mtkd_cache.study.published import Paper
 from mtkd_cache.study.report.collect import Row
 from mtkd_cache.study.report.formats import display_name, signed
-from mtkd_cache.study.report.style import FAMILIES, INK, OTHERS, PALE, QUIET, RED, styled
+from mtkd_cache.study.report.style import FAMILIES, OTHERS, PALE, QUIET, RED, styled
 
 MARKERS = {"separate": ("s", 6.2), "shared": ("*", 11.5)}
 LAYOUT_WORDS = {"separate": "one network an anatomy", "shared": "one shared encoder"}
@@ -173,6 +173,6 @@ def _legend(figure: Figure, points: Sequence[Point], with_paper: bool, colors: d
     for handles, height in ((families, 0.985), (shapes, 0.94)):
         legend = figure.legend(
             handles=handles, loc="upper left", bbox_to_anchor=(0.07, height), ncols=len(handles), frameon=False,
-            handletextpad=0.2, columnspacing=1.6, borderaxespad=0, labelcolor=INK,
+            handletextpad=0.2, columnspacing=1.6, borderaxespad=0,
         )  # fmt: skip
         figure.add_artist(legend)
