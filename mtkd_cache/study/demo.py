@@ -10,13 +10,8 @@ from pathlib import Path
 from mtkd_cache.data.dresden import ANATOMIES
 
 
-def run(*arguments: str | Path) -> None:
-    """Print an mtkd-cache command and run it."""
-    run_together(arguments)
-
-
-def run_together(*commands: tuple[str | Path, ...]) -> None:
-    """Run independent commands in parallel, on one core each, which is all that networks this small can use.
+def run(*commands: tuple[object, ...]) -> None:
+    """Print mtkd-cache commands and run them. Several run at once, on one core each: networks this small can use no more.
 
     The first shows its progress, the others their messages at the end.
     """
@@ -28,7 +23,8 @@ def run_together(*commands: tuple[str | Path, ...]) -> None:
         command = [sys.executable, "-m", "mtkd_cache.cli", *map(str, arguments)]
         running.append(subprocess.Popen(command, env=environment, stderr=output, text=True))
     messages = [process.communicate()[1] for process in running]
-    print(*filter(None, messages), sep="\n", file=sys.stderr, flush=True)
+    for message in filter(None, messages):
+        print(message, file=sys.stderr, flush=True)
     if any(process.returncode for process in running):
         sys.exit(1)
 
@@ -44,19 +40,19 @@ def main() -> None:
     report = options.runs / "report"
     training = ("--recipe", "demo", "--seed", options.seed, "--store", store)
     if not phantom.exists():
-        run("phantom", phantom, "--size", "160x128", "--images-per-surgery", "3", "--seed", options.seed)
-    run("ingest", phantom, "--store", store, "--size", "128x96")
+        run(("phantom", phantom, "--size", "160x128", "--images-per-surgery", "3", "--seed", options.seed))
+    run(("ingest", phantom, "--store", store, "--size", "128x96"))
     halves = [[word for anatomy in half for word in ("--anatomy", anatomy)] for half in (ANATOMIES[::2], ANATOMIES[1::2])]
-    run_together(*(("train-teachers", *training, "--teachers", teachers, *half) for half in halves))
-    run("build", *training, "--teachers", teachers, "--cache", cache)
-    run_together(
+    run(*(("train-teachers", *training, "--teachers", teachers, *half) for half in halves))
+    run(("build", *training, "--teachers", teachers, "--cache", cache))
+    run(
         ("train-student", *training, "--run", options.runs / "distilled", "--cache", cache),
         ("train-student", *training, "--run", options.runs / "baseline", "--no-kd"),
     )
-    run("evaluate", "--teachers", teachers, "--store", store)
+    run(("evaluate", "--teachers", teachers, "--store", store))
     for name in ("baseline", "distilled"):
-        run("evaluate", "--run", options.runs / name, "--store", store)
-    run("report", teachers, options.runs / "baseline", options.runs / "distilled", "--store", store, "--out", report)
+        run(("evaluate", "--run", options.runs / name, "--store", store))
+    run(("report", teachers, options.runs / "baseline", options.runs / "distilled", "--store", store, "--out", report))
     print(f"\n{(report / 'report.md').read_text()}")
     print(f"{(time.time() - start) / 60:.1f} minutes. The report with its figures: {report / 'report.html'}")
 

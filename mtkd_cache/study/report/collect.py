@@ -131,26 +131,21 @@ def read_result(folder: Path) -> Result:
     trainings = read_training_records(folder)
     if not trainings:
         raise MtkdError(f"{folder} holds neither run.json nor ANATOMY/teacher.json. Name run folders and teachers folders.")
-    first = trainings[0]
-    if isinstance(first, RunRecord):
-        weights = {anatomy: teacher.get("weights_sha256") for anatomy, teacher in (first.teachers or {}).items()}
-        return Result(folder, first.layout, first.kd, first, _evaluation(folder, trainings, "--run"), first.params_m, weights)
-    teachers = [record for record in trainings if isinstance(record, TeacherRecord)]
-    archs = sorted({teacher.arch for teacher in teachers})
+    archs = sorted({training.arch for training in trainings})
     if len(archs) > 1:
         raise MtkdError(f"{folder} holds teachers of several architectures ({', '.join(archs)}). A row of the table has one.")
-    evaluation = _evaluation(folder, trainings, "--teachers")
-    sizes = [teacher.params_m for teacher in teachers if teacher.params_m is not None]
-    params_m = sum(sizes) if len(sizes) == len(teachers) == len(first.anatomies) else None
-    return Result(folder, "separate", False, first, evaluation, params_m, {t.anatomy: t.weights_sha256 for t in teachers})
-
-
-def _evaluation(folder: Path, trainings: Sequence[Training], option: str) -> Evaluation:
-    evaluation = read_evaluation(folder, "test")
+    first, evaluation = trainings[0], read_evaluation(folder, "test")
     if evaluation is None or not evaluation.is_of(trainings):
         reason = "is not evaluated" if evaluation is None else "was trained again since it was evaluated"
+        option = "--run" if isinstance(first, RunRecord) else "--teachers"
         raise MtkdError(f"{folder} {reason}. Run mtkd-cache evaluate {option} {folder} --split test first.")
-    return evaluation
+    if isinstance(first, RunRecord):
+        weights = {anatomy: teacher.get("weights_sha256") for anatomy, teacher in (first.teachers or {}).items()}
+        return Result(folder, first.layout, first.kd, first, evaluation, first.params_m, weights)
+    sizes = [training.params_m for training in trainings if training.params_m is not None]
+    params_m = sum(sizes) if len(sizes) == len(trainings) == len(first.anatomies) else None
+    weights = {teacher.anatomy: teacher.weights_sha256 for teacher in trainings if isinstance(teacher, TeacherRecord)}
+    return Result(folder, "separate", False, first, evaluation, params_m, weights)
 
 
 def collect(folders: Sequence[Path]) -> list[Row]:
@@ -165,22 +160,21 @@ def collect(folders: Sequence[Path]) -> list[Row]:
     if len(stores) > 1:
         first, second = list(stores.values())[:2]
         raise MtkdError(f"{first} and {second} were evaluated on different sample stores. Report each by itself.")
-    rows = []
-    for (arch, layout, kd), group in groupby(sorted(results, key=lambda r: (*r.key, r.seed, str(r.path))), key=lambda r: r.key):
-        members = tuple(group)
-        for left, right in pairwise(members):
-            if left.seed == right.seed:
-                raise MtkdError(
-                    f"{left.path} and {right.path} are both {arch} {layout}, kd {kd}, seed {left.seed}. Name only one of them."
-                )
-        rows.append(Row(arch, layout, kd, members))
+    results.sort(key=lambda result: (*result.key, result.seed, str(result.path)))
+    for left, right in pairwise(results):
+        if (left.key, left.seed) == (right.key, right.seed):
+            same = f"{left.training.arch} {left.layout}, kd {left.kd}, seed {left.seed}"
+            raise MtkdError(f"{left.path} and {right.path} are both {same}. Name only one of them.")
+    groups = groupby(results, key=lambda result: result.key)
+    rows = [Row(arch, layout, kd, tuple(group)) for (arch, layout, kd), group in groups]
     ranks = {key: rank for rank, key in enumerate(published())}
-    return sorted(rows, key=lambda row: _order(row, ranks.get(row.key, len(ranks))))
+    rows.sort(key=lambda row: (ranks.get(row.key, len(ranks)), row.params_m or 0.0, row.arch))
+    return sorted(rows, key=lambda row: (LAYOUTS.index(row.layout), row.kd))
 
 
-def _order(row: Row, rank: int) -> tuple[int, bool, int, float, str]:
-    """Sorts the rows of the tables: by layout and arm, the paper's rows in its order, others after them."""
-    return LAYOUTS.index(row.layout), row.kd, rank, row.params_m or 0.0, row.arch
+def results_of(rows: Sequence[Row]) -> list[Result]:
+    """The results of all rows, in their order."""
+    return [result for row in rows for result in row.results]
 
 
 def teachers_of(rows: Sequence[Row], student: Result) -> Result | None:
@@ -188,7 +182,7 @@ def teachers_of(rows: Sequence[Row], student: Result) -> Result | None:
 
     Where its run does not record them, the one folder of teachers there is.
     """
-    folders = [result for row in rows if row.layout == "separate" for result in row.results]
+    folders = [result for result in results_of(rows) if result.layout == "separate"]
     if student.teachers:
         return next((result for result in folders if result.teachers == student.teachers), None)
     return folders[0] if len(folders) == 1 else None

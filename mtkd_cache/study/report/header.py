@@ -8,7 +8,7 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.records import RunRecord
 from mtkd_cache.study.published import published
-from mtkd_cache.study.report.collect import Result, Row, teachers_of
+from mtkd_cache.study.report.collect import Result, Row, results_of, teachers_of
 from mtkd_cache.study.report.formats import TIMES, full_name, percent, spoken
 
 DRESDEN_SAMPLES = 13_195
@@ -39,7 +39,7 @@ class Data:
 
 def describe_data(rows: Sequence[Row], store: SampleStore | None) -> Data:
     """The data of the rows. Raises MtkdError where the store is not the one they were evaluated on."""
-    results = [result for row in rows for result in row.results]
+    results = results_of(rows)
     first = results[0]
     if store is None:
         return Data(first.evaluation.dataset, first.training.anatomies, first.training.size, first.store_fingerprint)
@@ -51,12 +51,14 @@ def describe_data(rows: Sequence[Row], store: SampleStore | None) -> Data:
 
 def facts(data: Data, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(term, description) pairs of the header."""
-    results = [result for row in rows for result in row.results]
+    results = results_of(rows)
     images = sorted({result.evaluation.images for result in results})
-    pairs = [("Data", _data(data))]
-    pairs.append(("Test split", f"{_numbers(images)} images, split by surgery; Dice is the mean over an anatomy's images"))
-    pairs.append((f"{len(data.anatomies)} anatomies", ", ".join(map(spoken, data.anatomies))))
-    pairs.append(("Seeds", _numbers(sorted({result.seed for result in results}))))
+    pairs = [
+        ("Data", _data(data)),
+        ("Test split", f"{_numbers(images)} images, split by surgery; Dice is the mean over an anatomy's images"),
+        (f"{len(data.anatomies)} anatomies", ", ".join(map(spoken, data.anatomies))),
+        ("Seeds", _numbers(sorted({result.seed for result in results}))),
+    ]
     distilled = [(result, teachers_of(rows, result)) for result in results if result.kd]
     if teachers := dict.fromkeys(_teachers(folder) for result, folder in distilled if folder or result.teachers):
         pairs.append(("Teachers", "; ".join(teachers)))
@@ -67,7 +69,7 @@ def facts(data: Data, rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def cache_fingerprints(rows: Sequence[Row]) -> list[str]:
     """The fingerprints of the logit caches that distilled runs were trained from, sorted."""
-    runs = [result.training for row in rows for result in row.results]
+    runs = [result.training for result in results_of(rows)]
     return sorted({run.cache_fingerprint for run in runs if isinstance(run, RunRecord) and run.cache_fingerprint})
 
 
@@ -110,23 +112,19 @@ def remarks(data: Data, rows: Sequence[Row]) -> list[str]:
         also = "" if data.same_anatomies else f", and its parameters are those of {len(ANATOMIES)} anatomies"
         shown = "the paper's Dice, and a difference from it, stand" if whole_study(data, rows) else "the paper's Dice stands"
         notes.append(f"{statement}: {shown} here for orientation only{also}.")
-    for row in rows:
-        for result in row.results:
-            missing = [anatomy for anatomy in data.anatomies if result.evaluation.dice.get(anatomy) is None]
-            if missing:
-                notes.append(f"{_named(result)} has no Dice for {', '.join(map(spoken, missing))}; its mean is over the others.")
+    for result in results_of(rows):
+        missing = [spoken(anatomy) for anatomy in data.anatomies if result.evaluation.dice.get(anatomy) is None]
+        if missing:
+            name = f"{full_name(result.training.arch)} {result.layout}{' with KD' if result.kd else ''} (seed {result.seed})"
+            notes.append(f"{name} has no Dice for {', '.join(missing)}; its mean is over the others.")
     return notes + unequal_settings(rows)
-
-
-def _named(result: Result) -> str:
-    return f"{full_name(result.training.arch)} {result.layout}{' with KD' if result.kd else ''} (seed {result.seed})"
 
 
 def unequal_settings(rows: Sequence[Row]) -> list[str]:
     """One sentence for each architecture whose runs were trained with different settings, by their recipes."""
     groups: dict[tuple[str, str], list[Result]] = {}
-    for row in rows:
-        groups.setdefault((row.arch, row.layout), []).extend(row.results)
+    for result in results_of(rows):
+        groups.setdefault(result.key[:2], []).append(result)
     notes = []
     for (arch, layout), results in groups.items():
         if unequal := _unequal(results, SECTIONS[layout]) + _unequal([r for r in results if r.kd], ("distillation", "cache")):

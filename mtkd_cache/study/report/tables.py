@@ -1,10 +1,10 @@
 """The report's tables as pure functions of rows: Tables 1 and 2 as the paper has them, and what distillation gains."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtkd_cache.study.published import Key, Paper, Published
-from mtkd_cache.study.report.collect import LAYOUTS, Row, Timing, Timings, mean, spread
+from mtkd_cache.study.report.collect import LAYOUTS, Row, Timings, mean, spread
 from mtkd_cache.study.report.formats import MINUS, TIMES, display_name, fixed, full_name, percent, signed, spoken
 from mtkd_cache.study.report.markup import Cell, Column, Table
 
@@ -45,29 +45,31 @@ def table1(rows: Sequence[Row], paper: Paper, timings: Timings, *, comparable: b
 
     comparable: our Dice is compared with the paper's: its rows without a run are listed too, and differences shown.
     """
-    ours = {row.key: row for row in rows}
-    keys = [*paper, *(key for key in ours if key not in paper)] if comparable else list(ours)
-    several = any(row.spread is not None for row in rows)
-    devices = sorted({device for times in timings.values() for device in times})
+    keys = list(dict.fromkeys([*(paper if comparable else ()), *(row.key for row in rows)]))
+    dices, spreads = {row.key: row.mean_dice for row in rows}, {row.key: row.spread for row in rows if row.spread is not None}
+    gaps = {key: 100 * score - paper[key].dice for key, score in dices.items() if score and key in paper}
+    times = _time_columns(keys, timings, paper)
     parameters, dice = "Parameters, M", "Mean Dice, %"
     columns = {
         Column("Architecture"): lambda key: _text(display_name(key[0])[0]),
         Column("Encoder"): _encoder,
         Column("Layout"): lambda key: Cell(MARKS[key[1]], key[1], kind="kd" if key[2] else ""),
         Column("KD"): lambda key: Cell("yes", 1, kind="kd") if key[2] else Cell("no", 0),
-        Column("ours", parameters, True): _measured(ours, _size),
+        Column("ours", parameters, True): _numbers(
+            {row.key: row.params_m for row in rows}, lambda size: fixed(size, 2 if size < 100 else 1)
+        ),
         Column("paper", parameters, True): _published(paper, lambda row: row.params_m, 1),
-        Column("ours", dice, True): _measured(ours, lambda row: Cell(percent(row.mean_dice), row.mean_dice)),
-        **({Column("± sd", dice, True): _measured(ours, lambda row: Cell(percent(row.spread), row.spread))} if several else {}),
-        Column("seeds", dice, True): _measured(ours, lambda row: Cell(str(len(row.seeds)), len(row.seeds))),
+        Column("ours", dice, True): _numbers(dices, percent),
+        **({Column("± sd", dice, True): _numbers(spreads, percent)} if spreads else {}),
+        Column("seeds", dice, True): _numbers({row.key: len(row.seeds) for row in rows}, str),
         Column("paper", dice, True): _published(paper, lambda row: row.dice, 1),
-        **({Column("difference", dice, True): lambda key: _gap(ours.get(key), paper.get(key))} if comparable else {}),
-        **_time_columns(devices, timings, paper),
+        **({Column("difference", dice, True): lambda key: _difference(gaps.get(key))} if comparable else {}),
+        **times,
     }
-    notes = [MARKS_NOTE + (f" {SPREAD_NOTE}" if several else ""), *([TIME_NOTE] if devices else [])]
+    notes = [MARKS_NOTE + (f" {SPREAD_NOTE}" if spreads else ""), *([TIME_NOTE] if times else [])]
     if any(key[:2] == MININET for key in keys):
         notes.append(MININET_NOTE)
-    title = f"Table 1. Parameters{', mean Dice and time' if devices else ' and mean Dice'}"
+    title = f"Table 1. Parameters{', mean Dice and time' if times else ' and mean Dice'}"
     return Table("table1", title, tuple(columns), _parts(keys, columns.values()), notes)
 
 
@@ -76,6 +78,16 @@ def _parts(keys: Iterable[Key], cells: Iterable[CellOf]) -> list[list[list[Cell]
     arms = [(layout, kd) for layout in LAYOUTS for kd in (False, True)]
     parts = [[[cell(key) for cell in cells] for key in keys if key[1:] == arm] for arm in arms]
     return [part for part in parts if part]
+
+
+def _numbers(values: Mapping[Key, float | None], shown: Callable[[float], str], kind: str = "") -> CellOf:
+    """A column of numbers; a row that has none is empty."""
+
+    def cell(key: Key) -> Cell:
+        value = values.get(key)
+        return EMPTY if value is None else Cell(shown(value), value, kind=kind)
+
+    return cell
 
 
 def _text(text: str) -> Cell:
@@ -87,23 +99,9 @@ def _encoder(key: Key) -> Cell:
     return Cell(f"{encoder} {DAGGER}", encoder) if key[:2] == MININET else _text(encoder)
 
 
-def _size(row: Row) -> Cell:
-    return Cell(fixed(row.params_m, 2 if row.params_m and row.params_m < 100 else 1), row.params_m)
-
-
-def _measured(ours: dict[Key, Row], cell: Callable[[Row], Cell]) -> CellOf:
-    """A column of our rows."""
-    return lambda key: cell(ours[key]) if key in ours else EMPTY
-
-
-def _published(paper: Paper, value: Callable[[Published], float], digits: int) -> CellOf:
+def _published(paper: Paper, figure: Callable[[Published], float], digits: int) -> CellOf:
     """A column of the paper's figures."""
-    return lambda key: Cell(fixed(value(paper[key]), digits), value(paper[key]), kind="paper") if key in paper else EMPTY
-
-
-def _gap(row: Row | None, published: Published | None) -> Cell:
-    """Our mean Dice less the paper's."""
-    return _difference(100 * row.mean_dice - published.dice) if row and row.mean_dice and published else EMPTY
+    return _numbers({key: figure(row) for key, row in paper.items()}, lambda value: fixed(value, digits), "paper")
 
 
 def _difference(points: float | None, sd: float | None = None) -> Cell:
@@ -112,20 +110,15 @@ def _difference(points: float | None, sd: float | None = None) -> Cell:
     return Cell(text, points, kind="up" if text.startswith("+") else "down" if text.startswith(MINUS) else "")
 
 
-def _time_columns(devices: Sequence[str], timings: Timings, paper: Paper) -> dict[Column, CellOf]:
+def _time_columns(keys: Sequence[Key], timings: Timings, paper: Paper) -> dict[Column, CellOf]:
     """Milliseconds and frames a second on each of our devices, then the paper's; none without a device."""
-
-    def column(device: str, cell: Callable[[Timing], Cell]) -> CellOf:
-        return lambda key: cell(timings[key[:2]][device]) if device in timings.get(key[:2], {}) else EMPTY
-
     columns: dict[Column, CellOf] = {}
-    for device in devices:
-        group = f"ours: {device}"
-        columns[Column("ms", group, True)] = column(device, lambda time: Cell(fixed(time.ms, 1), time.ms))
-        columns[Column("FPS", group, True)] = column(
-            device, lambda time: Cell(fixed(time.fps, 0 if time.fps >= 10 else 1), time.fps)
-        )
-    if devices:
+    for device in sorted({device for times in timings.values() for device in times}):
+        times = {key: timings[key[:2]][device] for key in keys if device in timings.get(key[:2], {})}
+        milliseconds, rates = {key: time.ms for key, time in times.items()}, {key: time.fps for key, time in times.items()}
+        columns[Column("ms", f"ours: {device}", True)] = _numbers(milliseconds, lambda ms: fixed(ms, 1))
+        columns[Column("FPS", f"ours: {device}", True)] = _numbers(rates, lambda fps: fixed(fps, 0 if fps >= 10 else 1))
+    if columns:
         columns[Column("ms", PAPER_DEVICE, True)] = _published(paper, lambda row: row.ms, 0)
         columns[Column("FPS", PAPER_DEVICE, True)] = _published(paper, lambda row: row.fps, 0)
     return columns
@@ -160,14 +153,15 @@ def table2(rows: Sequence[Row], anatomies: Sequence[str], paper: Paper) -> Table
 
 def gains(rows: Sequence[Row]) -> list[Gain]:
     """One gain for each architecture that was trained with and without distillation, over the seeds both arms have."""
-    arms = {(row.arch, row.kd): {r.seed: r.mean_dice for r in row.results} for row in rows if row.layout == "shared"}
-    pairs = [(arch, arms[arch, False], arm) for (arch, kd), arm in arms.items() if kd and (arch, False) in arms]
-    return [Gain(arch, _common(baseline, distilled)) for arch, baseline, distilled in pairs]
-
-
-def _common(baseline: dict[int, float | None], distilled: dict[int, float | None]) -> dict[int, tuple[float, float]]:
-    pairs = {seed: (dice, distilled.get(seed)) for seed, dice in baseline.items()}
-    return {seed: (old, new) for seed, (old, new) in pairs.items() if old is not None and new is not None}
+    arms: dict[tuple[str, bool], dict[int, float]] = {}
+    for row in rows:
+        if row.layout == "shared":
+            arms[row.arch, row.kd] = {r.seed: r.mean_dice for r in row.results if r.mean_dice is not None}
+    return [
+        Gain(arch, {seed: (old, distilled[seed]) for seed, old in arms[arch, False].items() if seed in distilled})
+        for (arch, kd), distilled in arms.items()
+        if kd and (arch, False) in arms
+    ]
 
 
 def gain_table(rows: Sequence[Gain], paper: Paper) -> Table:
