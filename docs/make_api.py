@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
-import mtkd_cache
-
 ROOT = Path(__file__).parent.parent
 PROMISE = """# Python API
 
@@ -30,8 +28,11 @@ that a user can do something about is an `MtkdError`, which says what is wrong, 
 def page() -> Iterator[str]:
     """The page, a paragraph at a time."""
     yield PROMISE
-    for name in mtkd_cache.__all__:
-        source = Path(*getattr(mtkd_cache, name).__module__.split(".")).with_suffix(".py")
+    stub = ast.parse((ROOT / "mtkd_cache/__init__.pyi").read_text())
+    imports = (line for line in stub.body if isinstance(line, ast.ImportFrom))
+    modules = {alias.name: line.module for line in imports for alias in line.names}
+    for name, module in sorted(modules.items()):
+        source = Path("mtkd_cache", *module.split(".")).with_suffix(".py")
         [node] = [node for node in ast.parse((ROOT / source).read_text()).body if getattr(node, "name", None) == name]
         yield f"## {name}\n\n[{source}](../{source})"
         yield from entry(node, "")
