@@ -1,8 +1,8 @@
 """Time to read a random batch (images, masks, all maps) against its lower limits, and against common ways to store logits."""
 
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.models.network import Network, create_network, upsample
 from mtkd_cache.recipe import Recipe
-from mtkd_cache.runtime.timing import CPU, interleaved, medians, ratio, seconds, spreads
+from mtkd_cache.runtime.timing import interleaved, medians, ratio, spreads
 from mtkd_cache.storage.shard_reader import ShardReader, readers
 
 DRAWS = 1000  # random batches, drawn before they are timed
@@ -53,7 +53,7 @@ def bench_cache(recipe: Recipe, accelerator: Accelerator, size: Size, batch: int
         }
         times = interleaved(actions, 10 * rounds, device)
         maps = cache.read(store.hashes[rows])
-        write_over_forward = _write_seconds(folder, cache, maps) / _forward_seconds(teacher, maps, size, rounds, device)
+        write_over_forward = _write_over_forward(folder, cache, maps, teacher, size, rounds)
         ways = _ways(folder, cache, store.hashes[rows], maps, draws, size, rounds)
     return {
         **medians(times, 1e3),
@@ -91,19 +91,17 @@ def _copying(bytes_per_sample: int, batch: int, samples: int, device: torch.devi
     return lambda: everything.narrow(0, int(random.integers(len(everything) - length)), length).clone()
 
 
-def _write_seconds(folder: Path, cache: LogitCache, maps: np.ndarray) -> float:
-    """Time to encode and write one shard file."""
+def _write_over_forward(folder: Path, cache: LogitCache, maps: np.ndarray, teacher: Network, size: Size, rounds: int) -> float:
+    """Time to encode and write one shard file, over that of the teachers' forward passes for it, at batch 1."""
     spec = logits_spec(1, len(cache.anatomies), cache.spec.grid, cache.step)
-    return seconds(lambda: (folder / "shard").write_bytes(spec.encode_shard(maps[:BLOCK, None])), CPU)
-
-
-def _forward_seconds(teacher: Network, maps: np.ndarray, size: Size, rounds: int, device: torch.device) -> float:
-    """Time of the teachers' forward passes, at batch 1, for the maps of one shard file."""
-    image = torch.rand(1, 3, size[1], size[0], device=device)
-    with torch.inference_mode():
-        teacher.native(image)
-        forward = statistics.median(seconds(lambda: teacher.native(image), device) for _ in range(rounds))
-    return forward * maps[:BLOCK, :, 0, 0].size
+    device = next(teacher.parameters()).device
+    forward = torch.inference_mode()(partial(teacher.native, torch.rand(1, 3, size[1], size[0], device=device)))
+    times = interleaved(
+        {"write": lambda: (folder / "shard").write_bytes(spec.encode_shard(maps[:BLOCK, None])), "forward": forward},
+        rounds,
+        device,
+    )
+    return ratio(times, "write", "forward") / maps[:BLOCK, :, 0, 0].size
 
 
 def _ways(

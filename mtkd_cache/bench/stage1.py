@@ -2,13 +2,13 @@
 
 import statistics
 import tempfile
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from mtkd_cache.bench.machine import Result, Size, conditions
-from mtkd_cache.bench.stage2 import Trainee
+from mtkd_cache.bench.stage2 import WARM_UP_STEPS, training_steps
 from mtkd_cache.bench.synthetic import SPLIT, make_store, write_dataset
 from mtkd_cache.data.dresden import ANATOMIES, find_samples, read_image, read_mask
 from mtkd_cache.data.ingest import ingest
@@ -45,19 +45,17 @@ def bench_ingest(accelerator: Accelerator, size: Size, source: Size, samples: in
     }
 
 
-def bench_stage1(recipe: Recipe, accelerator: Accelerator, size: Size, rounds: int, resident: str = "off") -> Result:
+def bench_stage1(recipe: Recipe, accelerator: Accelerator, size: Size, rounds: int, resident: str) -> Result:
     """The median of a teacher's step in seconds, and the share of it spent waiting for data."""
     teacher = recipe.teacher
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), size, 2 * teacher.batch * len(ANATOMIES))
-        trainee = Trainee(teacher_task(store, store.anatomies[0], recipe, accelerator, resident), accelerator)
-        trainee.warm_up()
-        for _ in range(rounds):
-            trainee.timed_step()
-        trainee.batches.close()
+        steps = training_steps(teacher_task(store, store.anatomies[0], recipe, accelerator, resident), accelerator)
+        times, waited = zip(*islice(steps, WARM_UP_STEPS, WARM_UP_STEPS + rounds), strict=True)
+        steps.close()
     return {
-        "step_s": statistics.median(trainee.times),
-        "spread_s": [min(trainee.times), max(trainee.times)],
-        "loader_share": sum(trainee.waited) / sum(trainee.times),
+        "step_s": statistics.median(times),
+        "spread_s": [min(times), max(times)],
+        "loader_share": sum(waited) / sum(times),
         **conditions(accelerator, size, arch=teacher.arch, batch=teacher.batch, resident=resident, rounds=rounds),
     }

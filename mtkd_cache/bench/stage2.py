@@ -2,9 +2,9 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -48,52 +48,38 @@ class LiveTeachers:
         return upsample(torch.stack(native, dim=1), (images.shape[2], images.shape[3]))
 
 
-class Trainee:
-    """A network in training, whose steps are timed."""
+Steps = Generator[tuple[float, float], None, None]  # of each, its seconds and those spent waiting for data
 
-    def __init__(self, task: Task, accelerator: Accelerator):
-        self.task, self.accelerator, self.device = task, accelerator, accelerator.device
-        self.network, self.optimizer = task.start(self.device)
-        self.network.train()
-        self.batches = ((epoch, batch) for epoch in count() for batch in task.batches(epoch))
-        self.times: list[float] = []
-        self.waited: list[float] = []
 
-    def warm_up(self, steps: int = WARM_UP_STEPS) -> float:
-        """Take steps that do not count, in which memory is allocated; returns the seconds of the first."""
-        first, *_ = [self._step()[0] for _ in range(steps)]
-        return first
-
-    def timed_step(self) -> None:
-        seconds, waited = self._step()
-        self.times.append(seconds)
-        self.waited.append(waited)
-
-    def peak(self) -> float:
-        """Peak memory in MB during one more step."""
-        start_peak(self.device)
-        self._step()
-        return peak_mb(self.device)
-
-    def _step(self) -> tuple[float, float]:
-        """Train on one batch, as `mtkd_cache.training.loop.fit` does; returns its seconds and those spent waiting for data."""
-        wait(self.device)
+def training_steps(task: Task, accelerator: Accelerator) -> Steps:
+    """Train as `mtkd_cache.training.loop.fit` does; the first step includes the memory's allocation and compilation."""
+    device = accelerator.device
+    network, optimizer = task.start(device)
+    network.train()
+    batches = ((epoch, batch) for epoch in count() for batch in task.batches(epoch))
+    while True:
+        wait(device)
         start = time.perf_counter()
-        epoch, batch = next(self.batches)
+        epoch, batch = next(batches)
         waited = time.perf_counter() - start
-        batch = batch.to(self.device)
-        with self.accelerator.autocast():
-            loss = self.task.losses(self.network, batch, epoch)["loss"]
-        self.optimizer.zero_grad(set_to_none=True)
+        batch = batch.to(device)
+        with accelerator.autocast():
+            loss = task.losses(network, batch, epoch)["loss"]
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
-        wait(self.device)
-        return time.perf_counter() - start, waited
+        optimizer.step()
+        wait(device)
+        yield time.perf_counter() - start, waited
 
 
-def bench_stage2(
-    recipe: Recipe, accelerator: Accelerator, size: Size, rounds: int, resident: str = "off", compiled: bool = False
-) -> Result:
+def _peak(steps: Steps, device: torch.device) -> float:
+    """Peak memory in MB during one more step."""
+    start_peak(device)
+    next(steps)
+    return peak_mb(device)
+
+
+def bench_stage2(recipe: Recipe, accelerator: Accelerator, size: Size, rounds: int, resident: str, compiled: bool) -> Result:
     """Time the steps of three students that differ in their teachers' signal alone. Weights and samples are synthetic.
 
     Args:
@@ -111,23 +97,27 @@ def bench_stage2(
         store = make_store(Path(folder), size, 2 * recipe.student.batch)
         cache = make_cache(Path(folder), store, recipe, networks[0].stride, accelerator)
         students = {
-            name: Trainee(student_task(store, recipe, accelerator, signal, resident, compiled), accelerator)
+            name: training_steps(student_task(store, recipe, accelerator, signal, resident, compiled), accelerator)
             for name, signal in _signals(recipe, accelerator, store, cache, networks).items()
         }
-        warm_up = {name: student.warm_up(1 if "online" in name else WARM_UP_STEPS) for name, student in students.items()}
+        online = {name for name in students if "online" in name}
+        warm_up = {name: next(steps)[0] for name, steps in students.items()}
+        for name in students.keys() - online:
+            list(islice(students[name], WARM_UP_STEPS - 1))
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in students}
         for number in range(rounds):
-            for name, student in students.items():
-                if "online" not in name or number < ONLINE_ROUNDS:
-                    student.timed_step()
-        peaks = {name: student.peak() for name, student in students.items()}
-        for student in students.values():
-            student.batches.close()
-    times = {name: student.times for name, student in students.items()}
+            for name, steps in students.items():
+                if name not in online or number < ONLINE_ROUNDS:
+                    taken[name].append(next(steps))
+        peaks = {name: _peak(steps, accelerator.device) for name, steps in students.items()}
+        for steps in students.values():
+            steps.close()
+    times = {name: [step for step, _ in steps] for name, steps in taken.items()}
     return {
         **{f"{name}_s": median for name, median in medians(times).items()},
         "kd_overhead": ratio(times, "cached", "none"),
-        **{f"{name}_over_cached": ratio(times, name, "cached") for name in times if "online" in name},
-        "loader_share": sum(students["cached"].waited) / sum(times["cached"]),
+        **{f"{name}_over_cached": ratio(times, name, "cached") for name in times if name in online},
+        "loader_share": sum(waited for _, waited in taken["cached"]) / sum(times["cached"]),
         "spread_s": spreads(times),
         "peak_mb": peaks,
         "warm_up_s": warm_up,
