@@ -7,7 +7,7 @@ again, a dataset that grew and a repair are one mechanism, and no map is compute
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -34,7 +34,7 @@ from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.runtime.accelerator import run_on_all_ranks
-from mtkd_cache.storage.checked_json import FileEntry, dump_checked_json, file_entry, finalize, mark_incomplete, read_record
+from mtkd_cache.storage.checked_json import dump_checked_json, file_entry, finalize, mark_incomplete, read_record
 from mtkd_cache.storage.columns import encode_column, encode_hashes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
@@ -143,22 +143,19 @@ def write_plan(folder: Folder, wanted: CachePlan) -> None:
     if plan is None and any(True for _ in folder.keys()):
         raise MtkdError(f"{folder} is not empty and is not a logit cache. Name another --cache.")
     folder.delete_temporaries()
-    if plan is None:
-        mark_incomplete(folder)
-        folder.write(PLAN, dump_checked_json(wanted.to_json()))
-        return
-    old, new = plan.settings.to_json(), wanted.settings.to_json()
+    current = plan or replace(wanted, samples=())
+    old, new = current.settings.to_json(), wanted.settings.to_json()
     if differing := [f"{key} {old.get(key)} (now {value})" for key, value in new.items() if old.get(key) != value]:
         raise MtkdError(f"{folder} was started with {', '.join(differing)}. Name another --cache, or delete that one.")
-    if gone := set(plan.samples) - set(wanted.samples):
+    if gone := set(current.samples) - set(wanted.samples):
         raise MtkdError(
             f"{folder} holds {len(gone)} samples that are no longer selected (changed, removed, or of another split). "
             "Name another --cache, or delete that one."
         )
-    samples = tuple(dict.fromkeys([*plan.samples, *wanted.samples]))
-    if samples != plan.samples:
+    new_plan = replace(current, samples=tuple(dict.fromkeys([*current.samples, *wanted.samples])))
+    if new_plan != plan:
         mark_incomplete(folder)
-        folder.write(PLAN, dump_checked_json(replace(plan, samples=samples).to_json()))
+        folder.write(PLAN, dump_checked_json(new_plan.to_json()))
 
 
 def finalize_cache(folder: Folder, plan: CachePlan, teachers: dict[str, TeacherInfo]) -> None:
@@ -170,34 +167,34 @@ def finalize_cache(folder: Folder, plan: CachePlan, teachers: dict[str, TeacherI
         if record is None or not task.owns(record, spec):
             raise MtkdError(f"{folder} is not finished: a process did not write its share. Run the same command again.")
         records.append(record)
-    figures = {key: np.zeros((len(plan.samples), spec.n_views, len(spec.anatomies))) for key in FIGURES}
+    figures = np.zeros((len(plan.samples), spec.n_views, len(spec.anatomies)), list(FIGURES.items()))
     for task, record in zip(tasks, records, strict=True):
         for key in FIGURES:
             figures[key][task.rows, task.view] = [row[key] for row in record.rows]
-    files: dict[str, FileEntry] = {record.key: {"bytes": record.bytes, "sha256": record.sha256} for record in records}
+    files = {record.key: record.entry for record in records}
     files |= {key: file_entry(folder.read(key)) for key in (PLAN, *(task.record_key for task in tasks))}
     manifest = CacheManifest(
         settings=spec,
         teachers=teachers,
         temperature=plan.temperature,
-        errors={anatomy: _errors(figures, index, spec) for index, anatomy in enumerate(spec.anatomies)},
+        errors={anatomy: _errors(figures[..., index], spec) for index, anatomy in enumerate(spec.anatomies)},
         fingerprint=fingerprint(spec, teachers, plan.samples),
         files=files,
     )
     arrays = {
         **encode_hashes(plan.samples),
-        **encode_column("crc32c", figures["crc32c"].astype(np.uint32), "view", "anatomy"),
+        **encode_column("crc32c", figures["crc32c"], "view", "anatomy"),
         **logits_spec(spec.n_views, len(spec.anatomies), spec.grid, spec.step).metadata(len(plan.samples)),
     }
     finalize(folder, manifest, arrays)
 
 
-def _errors(figures: Mapping[Any, np.ndarray], index: int, spec: CacheSpec) -> dict[str, float]:
+def _errors(figures: np.ndarray, spec: CacheSpec) -> dict[str, float]:
     """The figures of an anatomy's maps, over all samples and views."""
     return {
-        "max_abs_error": float(figures["max_error"][..., index].max()),
-        "mean_kl_nats": float(figures["kl"][..., index].mean()),
-        "bits_per_logit": float(figures["bits"][..., index].mean()) / math.prod(spec.grid),
+        "max_abs_error": float(figures["max_error"].max()),
+        "mean_kl_nats": float(figures["kl"].mean()),
+        "bits_per_logit": float(figures["bits"].mean()) / math.prod(spec.grid),
     }
 
 

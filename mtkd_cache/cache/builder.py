@@ -13,7 +13,7 @@ from numcodecs import Blosc
 from torch import Tensor
 from tqdm import tqdm
 
-from mtkd_cache.cache.layout import FIGURES, CachePlan, MapFigures, ShardRecord, ShardTask, logits_spec
+from mtkd_cache.cache.layout import FIGURES, CachePlan, ShardRecord, ShardTask, logits_spec
 from mtkd_cache.cache.loader import Batch, BatchReader, prefetch
 from mtkd_cache.cache.quantize import dequantize, quantize
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
@@ -44,14 +44,14 @@ def one_core(name: str) -> Iterator[ThreadPoolExecutor]:
 class PendingShard:
     """A shard file while its maps are computed.
 
-    missing: bool (samples, anatomies). values: int16 (samples, 1, A, h, w). rows: the figures of each sample. parts: the indices
-    of the samples in each of the batches, which hold the images for what is missing.
+    missing: bool (samples, anatomies). values: int16 (samples, 1, A, h, w). figures: (samples, anatomies), of each map. parts:
+    the indices of the samples in each of the batches, which hold the images for what is missing.
     """
 
     task: ShardTask
     missing: np.ndarray
     values: np.ndarray
-    rows: list[MapFigures]
+    figures: np.ndarray
     parts: list[np.ndarray]
     batches: list[Batch]
 
@@ -93,34 +93,26 @@ class Builder:
         )
         if todo:
             mark_incomplete(self.folder)
-        with one_core("figures") as figures, ThreadPoolExecutor(1, "write") as writer:
-            writing: Future[None] | None = None
-            for pending in prefetch(todo, self._prepare, depth=1):
-                recorded = self._run_teachers(pending, figures, progress)
-                if writing:
-                    writing.result()
-                writing = writer.submit(self._write, pending, recorded)
-            if writing:
-                writing.result()
+        with one_core("figures") as figures:
+            shards = prefetch(todo, self._prepare, depth=1)
+            computed = ((pending, self._run_teachers(pending, figures, progress)) for pending in shards)
+            for _ in prefetch(computed, self._write, depth=1):
+                pass
         progress.close()
 
     def _todo(self, tasks: Sequence[ShardTask]) -> list[tuple[ShardTask, ShardRecord | None, np.ndarray]]:
-        """The shards that lack maps, each with the record of its present file and which maps are missing."""
+        """The shards that lack maps, each with the record of its present file, if that is the cache's, and which are missing."""
         present = set(self.folder.keys())
         todo = []
         for task in tasks:
-            record = self._usable_record(task, present)
+            whole = {task.record_key, task.shard_key} <= present
+            record = if_intact(read_record, self.folder, task.record_key, ShardRecord) if whole else None
+            if record and not task.owns(record, self.spec):
+                record = None
             missing = self._missing(task, record)
             if missing.any():
                 todo.append((task, record, missing))
         return todo
-
-    def _usable_record(self, task: ShardTask, present: set[str]) -> ShardRecord | None:
-        """The record of a shard's present file; None where all of its maps have to be computed."""
-        if not {task.record_key, task.shard_key} <= present:
-            return None
-        record = if_intact(read_record, self.folder, task.record_key, ShardRecord)
-        return record if record and task.owns(record, self.spec) else None
 
     def _missing(self, task: ShardTask, record: ShardRecord | None) -> np.ndarray:
         """Which maps have to be computed: bool (samples, anatomies)."""
@@ -135,14 +127,14 @@ class Builder:
     def _prepare(self, task: ShardTask, record: ShardRecord | None, missing: np.ndarray) -> PendingShard:
         """Keep the maps of a shard that are present, and read the images for the rest."""
         values = np.empty((len(task.hashes), 1, missing.shape[1], *self.spec.grid), np.int16)
-        rows = [_no_figures(sha256, missing.shape[1]) for sha256 in task.hashes]
+        figures = np.zeros(missing.shape, list(FIGURES.items()))
         if record and not missing.all():
-            self._reuse_maps(record, missing, values, rows)
+            self._reuse_maps(record, missing, values, figures)
         needed = np.flatnonzero(missing.any(1))
         parts = [needed[start : start + self.batch] for start in range(0, len(needed), self.batch)]
         store_rows = [np.array([self.row_of[task.hashes[index]] for index in part]) for part in parts]
         batches = [self.reader.read(part).pinned(self.accelerator.device) for part in store_rows]
-        return PendingShard(task, missing, values, rows, parts, batches)
+        return PendingShard(task, missing, values, figures, parts, batches)
 
     def _run_teachers(self, pending: PendingShard, figures: ThreadPoolExecutor, progress: "tqdm[None]") -> list[Future[None]]:
         """Run one teacher after the other over a shard's images. The futures are done when all maps are recorded."""
@@ -175,13 +167,11 @@ class Builder:
         kls = map_kl(stored[:, None], logits[:, None], self.temperature)[:, 0].tolist()
         for index, values, max_error, kl in zip(indices, integers.cpu().numpy(), errors, kls, strict=True):
             pending.values[index, 0, anatomy] = values
-            figures = (row_checksum(values), max_error, max(kl, 0.0), 8 * len(MAP_CODEC.encode(values)))
-            for key, figure in zip(FIGURES, figures, strict=True):
-                pending.rows[index][key][anatomy] = figure
+            pending.figures[index, anatomy] = row_checksum(values), max_error, max(kl, 0.0), 8 * len(MAP_CODEC.encode(values))
         self.maps += len(indices)
         progress.update(len(indices))
 
-    def _reuse_maps(self, record: ShardRecord, missing: np.ndarray, values: np.ndarray, rows: list[MapFigures]) -> None:
+    def _reuse_maps(self, record: ShardRecord, missing: np.ndarray, values: np.ndarray, figures: np.ndarray) -> None:
         """Copy the maps that are present; those that turn out damaged are marked missing."""
         array = self.array.decode_shard(self.folder.read(record.key))
         for index in map(int, np.flatnonzero(~missing.all(1))):
@@ -195,8 +185,7 @@ class Builder:
                     missing[index, anatomy] = True
                     continue
                 values[index, 0, anatomy] = maps[anatomy]
-                for key in FIGURES:
-                    rows[index][key][anatomy] = record.rows[index][key][anatomy]
+                figures[index, anatomy] = tuple(record.rows[index][key][anatomy] for key in FIGURES)
 
     def images(self, view: int, batch: Batch) -> Tensor:
         """The images of a batch in a recorded view, as the teachers see them: float (B, 3, H, W)."""
@@ -219,11 +208,9 @@ class Builder:
             **file_entry(data),
             settings=digest(self.spec.to_json()),
             teachers=self.teachers.info,
-            rows=tuple(pending.rows),
+            rows=tuple(
+                {"sha256": sha256, **{key: figures[key].tolist() for key in FIGURES}}
+                for sha256, figures in zip(task.hashes, pending.figures, strict=True)
+            ),
         )
         self.folder.write(task.record_key, dump_checked_json(record.to_json()))
-
-
-def _no_figures(sha256: str, anatomies: int) -> MapFigures:
-    zeros = [0] * anatomies
-    return {"sha256": sha256, "crc32c": [*zeros], "max_error": [*zeros], "kl": [*zeros], "bits": [*zeros]}

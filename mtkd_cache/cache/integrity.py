@@ -73,7 +73,7 @@ def check_integrity(folder: Folder) -> IntegrityReport:
         _report_unfinished(folder, report, present)
         for key in set(keys) - records.keys():
             report.damage("changed", key)
-        expected = {record.key: _entry(record) for key, record in records.items() if key not in report.broken}
+        expected = {record.key: record.entry for key, record in records.items() if key not in report.broken}
     _compare(folder, expected, report)
     known = {key for task in report.shard_tasks for key in (task.record_key, task.shard_key)}
     for key in sorted(present - known - {*expected, *METADATA, MANIFEST, PLAN}) if manifest or report.plan else ():
@@ -91,10 +91,6 @@ def _report_unfinished(folder: Folder, report: IntegrityReport, present: set[str
         report.add("unfinished", str(folder), text)
     if not report.plan:
         report.damage("changed" if PLAN in present else "missing", PLAN)
-
-
-def _entry(record: ShardRecord) -> FileEntry:
-    return {"bytes": record.bytes, "sha256": record.sha256}
 
 
 def _compare(folder: Folder, expected: Mapping[str, FileEntry], report: IntegrityReport) -> None:

@@ -8,8 +8,9 @@ manifest.json           CacheManifest  written last: settings, teachers, errors,
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, TypedDict
 
+import numpy as np
 from zarr.codecs import BloscCodec
 
 from mtkd_cache.cache.quantize import FILL
@@ -17,7 +18,7 @@ from mtkd_cache.data.augment import Views, draw_views, identity_views
 from mtkd_cache.data.sample_store import PREPROCESSING, SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.recipe import Recipe, augmentation_from, seed_for
-from mtkd_cache.storage.checked_json import Manifest, digest
+from mtkd_cache.storage.checked_json import FileEntry, Manifest, digest
 from mtkd_cache.storage.record import JsonRecord
 from mtkd_cache.storage.shard_writer import ArraySpec, shard_key
 
@@ -35,20 +36,8 @@ class TeacherInfo(TypedDict):
     weights_sha256: str
 
 
-class MapFigures(TypedDict):
-    """A sample's entry in a shard's record; each list has a number for each anatomy.
-
-    max_error: the largest error of a stored logit. kl: of the stored from the exact map, in nats. bits: of the compressed map.
-    """
-
-    sha256: str
-    crc32c: list[float]
-    max_error: list[float]
-    kl: list[float]
-    bits: list[float]
-
-
-FIGURES: tuple[Literal["crc32c", "max_error", "kl", "bits"], ...] = ("crc32c", "max_error", "kl", "bits")
+# Of a map: checksum, largest error of a stored logit, KL of the stored from the exact map in nats, bits when compressed
+FIGURES = {"crc32c": np.uint32, "max_error": np.float64, "kl": np.float64, "bits": np.int64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +84,7 @@ class CacheSpec(JsonRecord):
             precision: in which the teachers run, `Accelerator.mixed_precision`.
         """
         width, height = store.size
-        views = RecordedViews(count=recipe.cache.views)
-        if recipe.cache.views > 1:
-            augmentation = recipe.as_dict()["augmentation"]
-            views = RecordedViews(count=recipe.cache.views, seed=seed_for(recipe.seed, "views"), augmentation=augmentation)
+        drawn = {"seed": seed_for(recipe.seed, "views"), "augmentation": recipe.as_dict()["augmentation"]}
         return cls(
             anatomies=store.anatomies,
             size=store.size,
@@ -108,7 +94,7 @@ class CacheSpec(JsonRecord):
             upsampling=UPSAMPLING,
             step=recipe.cache.step,
             codec=CODEC_NAME,
-            views=views,
+            views=RecordedViews(count=recipe.cache.views, **(drawn if recipe.cache.views > 1 else {})),
             precision=precision,
         )
 
@@ -143,14 +129,22 @@ def logits_spec(views: int, anatomies: int, grid: tuple[int, int], step: float) 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord(JsonRecord):
-    """What is in one shard file. settings: digest of the cache's; the first versions did not write it."""
+    """What is in one shard file. settings: digest of the cache's; the first versions did not write it.
+
+    rows: for each sample its sha256, and under the names of `FIGURES` a list with a number for each anatomy.
+    """
 
     key: str
     bytes: int
     sha256: str
     settings: str | None = None
     teachers: dict[str, TeacherInfo]
-    rows: tuple[MapFigures, ...]
+    rows: tuple[dict[str, Any], ...]
+
+    @property
+    def entry(self) -> FileEntry:
+        """Of the shard file in a manifest."""
+        return {"bytes": self.bytes, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
