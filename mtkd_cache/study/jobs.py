@@ -92,14 +92,12 @@ def _separate(arch: str, anatomies: Sequence[str], seed: int) -> list[Job]:
 
 def command_of(job: Job, out: Path, store: str, recipe: Sequence[str] = (), compute: Sequence[str] = ()) -> list[str]:
     """The command that does a job by hand. recipe, compute: options of the study that it shares, as ["--recipe", "paper"]."""
-    folder, rest = str(out / job.folder), ["--store", store, *compute]
-    if job.kind == "teacher":
-        chosen = ["--arch", job.arch, "--anatomy", job.anatomy, "--teachers", str(out / f"teachers-{job.arch}")]
-        return ["mtkd-cache", "train-teachers", *recipe, *chosen, *rest]
-    if job.kind == "cache":
-        return ["mtkd-cache", "build", *recipe, "--teachers", str(out / f"teachers-{job.arch}"), "--cache", folder, *rest]
-    if job.kind == "student":
-        arm = ["--cache", str(out / CACHE)] if job.arm == KD else ["--no-kd"]
-        chosen = ["--arch", job.arch, "--seed", str(job.seed), *arm, "--run", folder]
-        return ["mtkd-cache", "train-student", *recipe, *chosen, *rest]
-    return ["mtkd-cache", "evaluate", "--teachers" if job.arm == SEPARATE else "--run", folder, *rest]
+    folder, teachers = str(out / job.folder), str(out / f"teachers-{job.arch}")
+    arm = ["--cache", str(out / CACHE)] if job.arm == KD else ["--no-kd"]
+    words = {
+        "teacher": ["train-teachers", *recipe, "--arch", job.arch, "--anatomy", job.anatomy, "--teachers", teachers],
+        "cache": ["build", *recipe, "--teachers", teachers, "--cache", folder],
+        "student": ["train-student", *recipe, "--arch", job.arch, "--seed", str(job.seed), *arm, "--run", folder],
+        "evaluation": ["evaluate", "--teachers" if job.arm == SEPARATE else "--run", folder],
+    }[job.kind]
+    return ["mtkd-cache", *words, "--store", store, *compute]

@@ -75,10 +75,9 @@ class Study:
         except MtkdError:
             return False
         teachers = self.out / f"teachers-{self.recipe.teacher.arch}"
-        records = {anatomy: read_teacher(teachers / anatomy) for anatomy in cache.manifest.teachers}
         return all(
-            record is not None and record.weights_sha256 == cache.manifest.teachers[anatomy]["weights_sha256"]
-            for anatomy, record in records.items()
+            (record := read_teacher(teachers / anatomy)) and record.weights_sha256 == used["weights_sha256"]
+            for anatomy, used in cache.manifest.teachers.items()
         )
 
     def lock(self, job: Job) -> Folder:
@@ -116,19 +115,12 @@ class Study:
         evaluated = sorted(path.parent for path in self.out.glob(f"*/{EVALUATED}"))
         if not evaluated:
             return None
-        with ExitStack() as held:
-            while not _enter(held, Folder(self.out / "report")):
+        while True:
+            try:
+                with locked(Folder(self.out / "report")):
+                    return write_report(evaluated, self.out / "report", store=self.store.url)
+            except LockedError:
                 pause()
-            return write_report(evaluated, self.out / "report", store=self.store.url)
-
-
-def _enter(held: ExitStack, folder: Folder) -> bool:
-    """Lock a folder until `held` ends; False where another process has it."""
-    try:
-        held.enter_context(locked(folder))
-    except LockedError:
-        return False
-    return True
 
 
 @dataclass
@@ -176,14 +168,14 @@ class Progress:
                 if self._is_done(job):
                     continue
                 with ExitStack() as attempt:
-                    if not _enter(attempt, self.study.lock(job)):
-                        waiting = True
-                        continue
+                    attempt.enter_context(locked(self.study.lock(job)))
                     if job.kind in TRAINED:
                         attempt.close()
                     if not self._is_done(job):
                         held.push(attempt.pop_all())
                         return number
+            except LockedError:
+                waiting = True
             except MtkdError as error:
                 self._fail(job, error)
         return WAIT if waiting else END
