@@ -9,7 +9,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from mtkd_cache.study.report.formats import percent, spoken
@@ -20,7 +19,7 @@ FILL = "#00e0d0"
 TRUTH = "#ffffff"
 STRENGTH = 0.42
 WIDEST = 320
-PANEL, GAP, LEFT, TOP = 1.49, 0.05, 0.4, 0.25  # inches
+PANEL, LEFT, TOP = 1.49, 0.4, 0.25  # inches
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,7 @@ def qualitative_figure(rows: Sequence[Panel]) -> Figure:
     height, width = rows[0].truth.shape
     titles = ["Image", "Truth", *rows[0].predictions]
     size = (LEFT + len(titles) * PANEL, TOP + len(rows) * PANEL * height / width)
-    figure = Figure(
-        figsize=size, facecolor="white", layout=ConstrainedLayoutEngine(w_pad=GAP / 2, h_pad=GAP / 2, wspace=0, hspace=0)
-    )
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for line, row in zip(grid, rows, strict=True):
         for column, (axes, mask) in enumerate(zip(line, [None, row.truth, *row.predictions.values()], strict=True)):

@@ -53,7 +53,7 @@ def scatter_figure(points: Sequence[Point], behind: Sequence[Point] = ()) -> Fig
 
     behind: the paper's points, drawn in light gray without labels.
     """
-    figure = Figure(figsize=(8.0, 5.7), facecolor="white")
+    figure = Figure(figsize=(8.0, 5.7))
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.075, 0.09, 0.91, 0.79))
     _frame(axes, [*points, *behind])
@@ -90,18 +90,12 @@ def _color(point: Point, colors: dict[str, str]) -> str:
 def _frame(axes: Axes, points: Sequence[Point]) -> None:
     params = [point.params_m for point in points]
     dice = [point.dice + sign * (point.sd or 0) for point in points for sign in (-1, 1)]
-    axes.set_xscale("log")
-    axes.set_xlim(min(params) / 1.45, max(params) * 1.6)
     room = max(2.5, 0.07 * (max(dice) - min(dice)))
-    axes.set_ylim(min(dice) - room, max(dice) + room)
-    axes.set_xlabel("Parameters, millions (logarithmic)")
-    axes.set_ylabel("Mean Dice, %")
+    axes.set(xlabel="Parameters, millions (logarithmic)", xscale="log", xlim=(min(params) / 1.45, max(params) * 1.6))
+    axes.set(ylabel="Mean Dice, %", ylim=(min(dice) - room, max(dice) + room))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.grid(color="#ececec", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _marker(axes: Axes, point: Point, color: str, order: int) -> None:
@@ -171,8 +165,4 @@ def _legend(figure: Figure, points: Sequence[Point], with_paper: bool, colors: d
     if with_paper:
         shapes.append(mark("o", 6, PALE, "the paper"))
     for handles, height in ((families, 0.985), (shapes, 0.94)):
-        legend = figure.legend(
-            handles=handles, loc="upper left", bbox_to_anchor=(0.07, height), ncols=len(handles), frameon=False,
-            handletextpad=0.2, columnspacing=1.6, borderaxespad=0,
-        )  # fmt: skip
-        figure.add_artist(legend)
+        figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.07, height), ncols=len(handles))

@@ -8,7 +8,7 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import WEIGHTS
 from mtkd_cache.study.published import Paper, published
-from mtkd_cache.study.report.collect import BENCH, TIMINGS, Result, Row, collect, find_timings, teachers_of
+from mtkd_cache.study.report.collect import BENCH, TIMINGS, Result, Row, collect, find_timings, results_of, teachers_of
 from mtkd_cache.study.report.formats import full_name
 from mtkd_cache.study.report.header import cache_fingerprints, describe_data, facts, remarks, whole_study
 from mtkd_cache.study.report.markup import Table
@@ -59,7 +59,9 @@ def write_report(runs: Sequence[Path], out: Path, *, store: str | None = None) -
         figure3, notes = _figure3(rows, opened, out)
         pictures += figure3
         notes = remarks(data, rows) + notes + ([] if timings else [NO_TIMES])
-        header, blocks = facts(data, rows), _in_order(tables, pictures)
+        header = facts(data, rows)
+        # tables and pictures alternate, the widest table (by anatomy) stands last
+        blocks: list[Table | Picture] = [*tables[:-2], *pictures[:1], tables[-2], *pictures[1:], tables[-1]]
         texts = [out / "report.md", out / "report.html"]
         for path in texts:
             path.write_text(render(path.name, TITLE, header, notes, blocks), encoding="utf-8")
@@ -105,11 +107,10 @@ def _figure3(rows: Sequence[Row], store: SampleStore | None, out: Path) -> tuple
 
 def students_shown(rows: Sequence[Row]) -> tuple[Result, Result] | None:
     """Baseline and distilled run, with weights, of the smallest architecture that has both, at their lowest seed."""
-    arms: dict[bool, dict[tuple[str, int], Result]] = {False: {}, True: {}}
-    for result in (result for row in rows if row.layout == "shared" for result in row.results):
-        if (result.path / WEIGHTS).exists():
-            arms[result.kd][result.training.arch, result.seed] = result
-    pairs = [(baseline, arms[True][key]) for key, baseline in arms[False].items() if key in arms[True]]
+    students = [result for result in results_of(rows) if result.layout == "shared" and (result.path / WEIGHTS).exists()]
+    distilled = {(result.training.arch, result.seed): result for result in students if result.kd}
+    baselines = {(result.training.arch, result.seed): result for result in students if not result.kd}
+    pairs = [(baseline, distilled[key]) for key, baseline in baselines.items() if key in distilled]
     return min(pairs, key=lambda pair: (pair[1].params_m or float("inf"), pair[1].key, pair[1].seed), default=None)
 
 
@@ -119,11 +120,6 @@ def teachers_shown(rows: Sequence[Row], student: Result) -> Result | None:
     if teachers and all((teachers.path / anatomy / WEIGHTS).exists() for anatomy in teachers.training.anatomies):
         return teachers
     return None
-
-
-def _in_order(tables: list[Table], pictures: list[Picture]) -> list[Table | Picture]:
-    """Tables and pictures alternate, the last of the tables (by anatomy, the widest) at the end."""
-    return [*tables[:-2], *pictures[:1], tables[-2], *pictures[1:], tables[-1]]
 
 
 def _row(row: Row, paper: Paper) -> dict[str, Any]:
