@@ -48,14 +48,10 @@ class Folder:
         return self.url
 
     def exists(self, key: str = "") -> bool:
-        if self.local:
-            return Path(self.path, key).exists()
-        return bool(self.fs.exists(f"{self.path}/{key}" if key else self.path))
+        return bool(self.fs.exists(f"{self.path}/{key}".rstrip("/")))
 
     def read(self, key: str) -> bytes:
         """The bytes of one file. Raises FileNotFoundError."""
-        if self.local:
-            return Path(self.path, key).read_bytes()
         return bytes(self.fs.cat_file(f"{self.path}/{key}"))
 
     def write(self, key: str, data: bytes) -> None:

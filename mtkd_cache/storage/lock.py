@@ -7,7 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ HEARTBEAT = 20.0  # seconds between two renewals of a lock behind a URL
 EXPIRY = 90.0  # seconds without a renewal after which another writer may take such a lock over
 
 
-@contextmanager
-def locked(folder: Folder) -> Iterator[None]:
+def locked(folder: Folder) -> AbstractContextManager[None]:
     """Lock a folder for writing.
 
     Raises:
@@ -32,8 +31,7 @@ def locked(folder: Folder) -> Iterator[None]:
         MtkdError: the folder cannot be locked; or, at the end, the lock behind a URL was not renewed for `EXPIRY` seconds and
             another writer took it over.
     """
-    with locked_file(Path(folder.path, LOCK), folder.url) if folder.local else _locked_object(folder):
-        yield
+    return locked_file(Path(folder.path, LOCK), folder.url) if folder.local else _locked_object(folder)
 
 
 @contextmanager

@@ -35,10 +35,12 @@ class ArraySpec:
     codec: BloscCodec | None = None
     attributes: tuple[tuple[str, Any], ...] = ()
 
-    def _create(self, files: dict[str, Buffer], samples: int, item: tuple[int, ...]) -> zarr.Array[Any]:
+    def _create(self, samples: int, item: tuple[int, ...]) -> tuple[dict[str, Buffer], zarr.Array[Any]]:
+        """An array in memory, with its files by key."""
+        files: dict[str, Buffer] = {}
         codec = self.codec or BloscCodec(cname="zstd", clevel=5, shuffle="shuffle")
         chunk_item = self.chunk_item or self.item
-        return zarr.create_array(
+        array = zarr.create_array(
             MemoryStore(files),
             name=self.name,
             shape=(samples, *item),
@@ -52,18 +54,18 @@ class ArraySpec:
             config={"write_empty_chunks": True},
             zarr_format=3,
         )
+        return files, array
 
     def metadata(self, samples: int) -> dict[str, bytes]:
         """The array's zarr.json, by key."""
-        files: dict[str, Buffer] = {}
-        self._create(files, samples, self.item)
-        return _as_bytes(files, self.name)
+        files, _ = self._create(samples, self.item)
+        return self._as_bytes(files)
 
     def whole(self, values: np.ndarray) -> dict[str, bytes]:
         """Metadata and the single chunk of an array without shards, by key."""
-        files: dict[str, Buffer] = {}
-        self._create(files, len(values), self.item)[...] = values
-        return _as_bytes(files, self.name)
+        files, array = self._create(len(values), self.item)
+        array[...] = values
+        return self._as_bytes(files)
 
     def shard_key(self, first: int, second: int = 0) -> str:
         """The key of a shard, see `shard_key`."""
@@ -71,26 +73,23 @@ class ArraySpec:
 
     def encode_shard(self, values: np.ndarray) -> bytes:
         """The bytes of one shard file. values: (n, *chunk_item), n <= `shard` (fewer in the last shard)."""
-        files: dict[str, Buffer] = {}
-        item = self.chunk_item or self.item
-        self._create(files, self.shard, item)[: len(values)] = values
-        return _as_bytes(files, self.name)[self.shard_key(0)]
+        files, array = self._create(self.shard, self.chunk_item or self.item)
+        array[: len(values)] = values
+        return files[self.shard_key(0)].to_bytes()
 
     def decode_shard(self, data: bytes) -> zarr.Array[Any]:
         """The array (shard, *chunk_item) in a shard file's bytes. Reading a damaged sample of it raises one of `UNREADABLE`."""
-        files: dict[str, Buffer] = {}
-        array = self._create(files, self.shard, self.chunk_item or self.item)
+        files, array = self._create(self.shard, self.chunk_item or self.item)
         files[self.shard_key(0)] = default_buffer_prototype().buffer.from_bytes(data)
         return array
+
+    def _as_bytes(self, files: dict[str, Buffer]) -> dict[str, bytes]:
+        return {key: value.to_bytes() for key, value in files.items() if key.startswith(f"{self.name}/")}
 
 
 def shard_key(array: str, axes: int, first: int, second: int) -> str:
     """The key of an array's shard with these indexes along its first and second axis, all others being 0."""
     return "/".join([array, "c", str(first), str(second), *["0"] * (axes - 2)])
-
-
-def _as_bytes(files: dict[str, Buffer], name: str) -> dict[str, bytes]:
-    return {key: value.to_bytes() for key, value in files.items() if key.startswith(f"{name}/")}
 
 
 def group_metadata(attributes: dict[str, Any], array_metadata: dict[str, bytes]) -> bytes:

@@ -6,7 +6,6 @@ import runpy
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from mtkd_cache.storage import lock
 from mtkd_cache.storage.folder import LOCK, Folder
 from mtkd_cache.storage.lock import locked
 from mtkd_cache.storage.shard_writer import ArraySpec
-from mtkd_cache.study.run import _enter
 
 KILLED_AT_THE_FLUSH = """
 import os, signal, sys
@@ -27,6 +25,11 @@ os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
 write_durably(Path(sys.argv[1]), b"new" * 100_000)
 """
 SUCCESSOR = json.dumps({"owner": "another machine", "token": "another", "time": 0.0}).encode()
+
+
+def enter(path: Path) -> None:
+    with locked(Folder(path)):
+        pass
 
 
 def test_a_writer_killed_while_it_flushes_leaves_the_old_bytes(tmp_path):
@@ -81,20 +84,19 @@ def test_a_web_server_is_refused_in_words(scheme):
 
 
 def test_a_locked_folder_is_distinguished_from_one_that_cannot_be_locked(tmp_path, monkeypatch):
-    with locked(Folder(tmp_path / "a")), ExitStack() as held:
-        assert not _enter(held, Folder(tmp_path / "a"))
-        assert _enter(held, Folder(tmp_path / "b"))
+    with locked(Folder(tmp_path / "a")), locked(Folder(tmp_path / "b")), pytest.raises(LockedError):
+        enter(tmp_path / "a")
     (tmp_path / "file").touch()
-    with ExitStack() as held, pytest.raises(MtkdError, match="Not a directory"):
-        _enter(held, Folder(tmp_path / "file" / "below"))
+    with pytest.raises(MtkdError, match="Not a directory"):
+        enter(tmp_path / "file" / "below")
 
     def no_locks(file: int, operation: int) -> None:
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     open_files = len(list(Path("/proc/self/fd").iterdir()))
-    with ExitStack() as held, pytest.raises(MtkdError, match="cannot be locked") as caught:
-        _enter(held, Folder(tmp_path / "a"))
+    with pytest.raises(MtkdError, match="cannot be locked") as caught:
+        enter(tmp_path / "a")
     assert not isinstance(caught.value, LockedError) and "No locks available" in str(caught.value)
     assert len(list(Path("/proc/self/fd").iterdir())) == open_files
 
@@ -102,14 +104,15 @@ def test_a_locked_folder_is_distinguished_from_one_that_cannot_be_locked(tmp_pat
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
 def test_no_permission_is_not_reported_as_busy(tmp_path):
     tmp_path.chmod(0o500)
-    with ExitStack() as held, pytest.raises(MtkdError, match="Permission denied"):
-        _enter(held, Folder(tmp_path))
+    with pytest.raises(MtkdError, match="Permission denied") as caught:
+        enter(tmp_path)
+    assert not isinstance(caught.value, LockedError)
 
 
 def test_a_lock_file_that_cannot_be_opened_is_reported(tmp_path):
     (tmp_path / LOCK).mkdir()
-    with ExitStack() as held, pytest.raises(MtkdError, match="Is a directory"):
-        _enter(held, Folder(tmp_path))
+    with pytest.raises(MtkdError, match="Is a directory"):
+        enter(tmp_path)
 
 
 @pytest.mark.parametrize("left", [SUCCESSOR, None])
