@@ -9,8 +9,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from PIL import Image
 from mtkd_cache.data.dresden import ANATOMIES, MULTILABEL, REFERENCE_SURGERIES, REFERENCE_TEST, REFERENCE_VALIDATION
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.phantom.scene import render, rng_for
+from mtkd_cache.phantom.shapes import Array
 from mtkd_cache.runtime.processes import run_in_processes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
@@ -64,43 +65,28 @@ def write_phantom(
     """
     _check(size, images_per_surgery, seed, surgeries, workers)
     chosen = None if surgeries is None else sorted(set(surgeries))
-    folders = []
-    for anatomy in ANATOMIES:
-        numbers = _surgeries_of(seed, anatomy) if chosen is None else chosen
-        folders += [_SurgeryFolder(out, anatomy, n, images_per_surgery, seed, size, n == numbers[0]) for n in numbers]
+    numbers = {anatomy: chosen or _surgeries_of(seed, anatomy) for anatomy in ANATOMIES}
+    folders = [(anatomy, surgery, surgery == numbers[anatomy][0]) for anatomy in ANATOMIES for surgery in numbers[anatomy]]
     settings = {"size": list(size), "images_per_surgery": images_per_surgery, "seed": seed, "surgeries": chosen}
     _check_folder(out, settings)
     try:
         with locked(Folder(out)):
             Folder(out).write(SETTINGS, json.dumps(settings).encode())
-            written = list(run_in_processes(_write_folder, folders, workers))
+            written = list(run_in_processes(partial(_write_folder, out, images_per_surgery, seed, size), folders, workers))
             shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     except OSError as error:
         raise MtkdError(f"{out} cannot be written ({error}). Free some space and run the same command again.") from error
     by_anatomy: Counter[str] = Counter()
-    for folder, (images, _) in zip(folders, written, strict=True):
-        by_anatomy[folder.anatomy] += images
+    for (anatomy, *_), (images, _) in zip(folders, written, strict=True):
+        by_anatomy[anatomy] += images
     return {
         "images": by_anatomy.total(),
         "by_anatomy": dict(by_anatomy),
-        "surgeries": sorted({folder.surgery for folder in folders}),
+        "surgeries": sorted(set().union(*numbers.values())),
         "size": list(size),
         "seed": seed,
         "bytes": sum(size_on_disk for _, size_on_disk in written),
     }
-
-
-@dataclass(frozen=True)
-class _SurgeryFolder:
-    """One surgery's folder of one anatomy, for a worker to write; `raters`: with the masks of several raters."""
-
-    out: Path
-    anatomy: str
-    surgery: int
-    images_per_surgery: int
-    seed: int
-    size: tuple[int, int]
-    raters: bool
 
 
 def _check(size: tuple[int, int], images_per_surgery: int, seed: int, surgeries: Sequence[int] | None, workers: int) -> None:
@@ -134,13 +120,21 @@ def _surgeries_of(seed: int, anatomy: str) -> list[int]:
     return sorted(int(number) for part, count in parts for number in rng.choice(part, count, replace=False))
 
 
-def _write_folder(folder: _SurgeryFolder) -> tuple[int, int]:
-    """Write a surgery's folder unless it is complete, with its multilabel copy for the stomach: (images, bytes)."""
-    anatomy, surgery = folder.anatomy, f"{folder.surgery:02d}"
-    target, multilabel = folder.out / anatomy / surgery, folder.out / MULTILABEL / surgery
+def _write_folder(
+    out: Path, images_per_surgery: int, seed: int, size: tuple[int, int], folder: tuple[str, int, bool]
+) -> tuple[int, int]:
+    """Write a surgery's folder of an anatomy unless it is complete, with its multilabel copy for the stomach: (images, bytes).
+
+    folder: the anatomy, the surgery, and whether the masks of several raters are written too.
+    """
+    anatomy, surgery, with_raters = folder
+    target, multilabel = (out / top / f"{surgery:02d}" for top in (anatomy, MULTILABEL))
     if not (target / WEAK_LABELS).exists():
-        unfinished = folder.out / UNFINISHED / f"{anatomy}-{surgery}-{os.getpid()}"
-        _draw_folder(folder, unfinished / anatomy, unfinished / MULTILABEL)
+        unfinished = out / UNFINISHED / f"{anatomy}-{surgery:02d}-{os.getpid()}"
+        spread = rng_for(seed, IMAGES, surgery, ANATOMIES.index(anatomy)).uniform(0.5, 1.5)
+        images = max(1, round(images_per_surgery * FREQUENCY[anatomy] * spread))
+        scenes = (render(seed, surgery, anatomy, index, size) for index in range(images))
+        _draw_folder(scenes, anatomy, with_raters, unfinished / anatomy, unfinished / MULTILABEL)
         if anatomy == "stomach":  # moved first, so that an existing `target` means that both are complete
             shutil.rmtree(multilabel, ignore_errors=True)
             _move(unfinished / MULTILABEL, multilabel)
@@ -154,16 +148,14 @@ def _move(folder: Path, target: Path) -> None:
     folder.rename(target)
 
 
-def _draw_folder(folder: _SurgeryFolder, target: Path, multilabel: Path) -> None:
-    anatomy, surgery = folder.anatomy, folder.surgery
-    spread = rng_for(folder.seed, IMAGES, surgery, ANATOMIES.index(anatomy)).uniform(0.5, 1.5)
-    images = max(1, round(folder.images_per_surgery * FREQUENCY[anatomy] * spread))
-    raters = RATERS if folder.raters else ()
+def _draw_folder(
+    scenes: Iterable[tuple[Array, dict[str, Array]]], anatomy: str, with_raters: bool, target: Path, multilabel: Path
+) -> None:
+    raters = RATERS if with_raters else ()
     for path in (target, multilabel, *(target / rater for rater in raters)):
         path.mkdir(parents=True, exist_ok=True)
     visible = []
-    for index in range(images):
-        image, masks = render(folder.seed, surgery, anatomy, index, folder.size)
+    for index, (image, masks) in enumerate(scenes):
         name, mask = f"image{index:02d}.png", f"mask{index:02d}"
         _save(image, target / name)
         _save(masks[anatomy], target / f"{mask}.png")
