@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from mtkd_cache.training.student import train_student
 from mtkd_cache.training.teachers import train_teachers
 
 EVALUATED = EVALUATION.format("test")
-PAUSE = 10.0  # seconds before jobs that other processes are doing are looked at again
+PAUSE = partial(time.sleep, 10.0)  # before jobs that other processes are doing are looked at again
 END, WAIT = -1, -2
 TRAINED = ("teacher", "student")  # kinds of jobs
 
@@ -194,16 +195,12 @@ class Progress:
         self.say(f"{job.name} failed: {error}")
 
 
-def _sleep() -> None:
-    time.sleep(PAUSE)
-
-
 def run_study(
     study: Study,
     jobs: Sequence[Job],
     accelerator: Accelerator,
     say: Callable[[str], None] = print,
-    pause: Callable[[], None] = _sleep,
+    pause: Callable[[], None] = PAUSE,
 ) -> dict[str, Any]:
     """Do the jobs that are not done, wait for those that other processes are doing, and write the report.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mtkd_cache.study.published import Key, Paper, Published
 from mtkd_cache.study.report.collect import LAYOUTS, Row, Timings, mean, spread
@@ -46,8 +47,8 @@ def table1(rows: Sequence[Row], paper: Paper, timings: Timings, *, comparable: b
     comparable: our Dice is compared with the paper's: its rows without a run are listed too, and differences shown.
     """
     keys = list(dict.fromkeys([*(paper if comparable else ()), *(row.key for row in rows)]))
-    dices, spreads = {row.key: row.mean_dice for row in rows}, {row.key: row.spread for row in rows if row.spread is not None}
-    gaps = {key: 100 * score - paper[key].dice for key, score in dices.items() if score and key in paper}
+    means, spreads = {row.key: row.mean_dice for row in rows}, {row.key: row.spread for row in rows if row.spread is not None}
+    gaps = {key: 100 * score - paper[key].dice for key, score in means.items() if score and key in paper}
     times = _time_columns(keys, timings, paper)
     parameters, dice = "Parameters, M", "Mean Dice, %"
     columns = {
@@ -59,7 +60,7 @@ def table1(rows: Sequence[Row], paper: Paper, timings: Timings, *, comparable: b
             {row.key: row.params_m for row in rows}, lambda size: fixed(size, 2 if size < 100 else 1)
         ),
         Column("paper", parameters, True): _published(paper, lambda row: row.params_m, 1),
-        Column("ours", dice, True): _numbers(dices, percent),
+        Column("ours", dice, True): _numbers(means, percent),
         **({Column("± sd", dice, True): _numbers(spreads, percent)} if spreads else {}),
         Column("seeds", dice, True): _numbers({row.key: len(row.seeds) for row in rows}, str),
         Column("paper", dice, True): _published(paper, lambda row: row.dice, 1),
@@ -82,16 +83,11 @@ def _parts(keys: Iterable[Key], cells: Iterable[CellOf]) -> list[list[list[Cell]
 
 def _numbers(values: Mapping[Key, float | None], shown: Callable[[float], str], kind: str = "") -> CellOf:
     """A column of numbers; a row that has none is empty."""
-
-    def cell(key: Key) -> Cell:
-        value = values.get(key)
-        return EMPTY if value is None else Cell(shown(value), value, kind=kind)
-
-    return cell
+    return lambda key: EMPTY if (value := values.get(key)) is None else Cell(shown(value), value, kind=kind)
 
 
-def _text(text: str) -> Cell:
-    return Cell(text, text)
+def _text(text: str, kind: str = "") -> Cell:
+    return Cell(text, text, kind=kind)
 
 
 def _encoder(key: Key) -> Cell:
@@ -128,23 +124,18 @@ def table2(rows: Sequence[Row], anatomies: Sequence[str], paper: Paper) -> Table
     """Dice of every row by anatomy, the mean over the seeds; below it the paper's and the difference, unless `paper` is empty."""
     ours = {row.key: row for row in rows}
 
-    def beside(anatomy: str) -> CellOf:
-        def cell(key: Key) -> Cell:
-            dice = ours[key].dice(anatomy)
-            published = paper[key].by_anatomy[anatomy] if key in paper else None
-            below = fixed(published, 0) if paper else None
-            if published is not None and dice is not None:
-                below = f"{below} ({signed(100 * dice - published)})"
-            return Cell(percent(dice), dice, below)
-
-        return cell
+    def beside(key: Key, anatomy: str) -> Cell:
+        dice = ours[key].dice(anatomy)
+        published = paper[key].by_anatomy[anatomy] if key in paper else None
+        below = fixed(published, 0) if paper else None
+        if published is not None and dice is not None:
+            below = f"{below} ({signed(100 * dice - published)})"
+        return Cell(percent(dice), dice, below)
 
     columns: dict[Column, CellOf] = {
         Column("Network"): lambda key: _text(full_name(key[0])),
-        Column("Layout"): lambda key: Cell(
-            mark := MARKS[key[1]] + (" + KD" if key[2] else ""), mark, kind="kd" if key[2] else ""
-        ),
-        **{Column(spoken(anatomy), number=True): beside(anatomy) for anatomy in anatomies},
+        Column("Layout"): lambda key: _text(f"{MARKS[key[1]]} + KD", "kd") if key[2] else _text(MARKS[key[1]]),
+        **{Column(spoken(anatomy), number=True): partial(beside, anatomy=anatomy) for anatomy in anatomies},
     }
     note = "Dice in percent, the mean over the seeds"
     note += "; below it the paper's and, in brackets, the difference." if paper else "."
