@@ -121,21 +121,18 @@ def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, A
         MtkdError: an unknown recipe or key, a missing key, a value of another type, or one out of range.
     """
     path = Path(name)
-    if path.suffix != ".toml":
-        if name not in shipped():
-            raise MtkdError(f"recipe {name!r}: there is no such recipe. Name one of {', '.join(shipped())}, or a .toml file.")
-        text = resources.files("mtkd_cache.recipes").joinpath(f"{name}.toml").read_text()
-    elif path.is_file():
-        text = path.read_text(errors="replace")
-    else:
+    if path.suffix != ".toml" and name not in shipped():
+        raise MtkdError(f"recipe {name!r}: there is no such recipe. Name one of {', '.join(shipped())}, or a .toml file.")
+    file = path if path.suffix == ".toml" else resources.files("mtkd_cache.recipes").joinpath(f"{name}.toml")
+    if not file.is_file():
         raise MtkdError(f"recipe {name}: there is no such file.")
     try:
-        table = tomllib.loads(text)
+        table = tomllib.loads(file.read_bytes().decode(errors="replace"))
     except tomllib.TOMLDecodeError as error:
         raise MtkdError(f"recipe {name}: not TOML ({error}).") from error
-    chosen = [(key, value) for key, value in (values or {}).items() if value is not None]
-    for key, value in [*map(_parse, overrides), *chosen]:
-        _set(table, key, value)
+    for key, value in [*map(_parse, overrides), *(values or {}).items()]:
+        if value is not None:
+            _set(table, key, value)
     return recipe_from(table, name)
 
 
@@ -170,13 +167,13 @@ def _read(kind: type[Section], table: Any, where: str) -> Section:
         raise MtkdError(f"{where}: expected a section.")
     table = {OLD_KEYS.get(key, key): value for key, value in table.items()}
     types = get_type_hints(kind)
-    for key in table:
+    for key in [*table, *types]:
         if key not in types:
             raise MtkdError(f"{where}: unknown key {key!r}. Known here: {', '.join(types)}.")
-    values = {}
-    for key, expected in types.items():
         if key not in table:
             raise MtkdError(f"{where}: {key!r} is missing.")
+    values = {}
+    for key, expected in types.items():
         value = table[key]
         if hasattr(expected, "__dataclass_fields__"):
             value = _read(expected, value, f"{where}, [{key}]")

@@ -172,6 +172,4 @@ def _draw_folder(
 
 def _save(pixels: np.ndarray, path: Path) -> None:
     """Write an RGB image, or a mask as 0 and 255."""
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8) * np.uint8(255)
-    Image.fromarray(pixels).save(path, compress_level=1)
+    Image.fromarray(pixels * np.uint8(255) if pixels.dtype == bool else pixels).save(path, compress_level=1)

@@ -142,8 +142,8 @@ def intestinal_veins(s: Scene) -> None:
         length = s.jitter(0.52, 0.13)
         points = [(trunk[0] + length * t * cos(angle), trunk[1] + length * t * sin(angle)) for t in (0, 0.35, 0.7, 1)]
         shape = s.tube(s.path([(trunk[0], trunk[1] + 0.2), *points], 0.03, 14), main, 0.5 * main)
-        look = {"gloss": 0.5, "light": 0.92, "shadow": 0.012, "soft": 1.6}
-        s.paint("intestinal_veins", shape.inside, 0.7 * shape.relief, color, **look)
+        relief = 0.7 * shape.relief
+        s.paint("intestinal_veins", shape.inside, relief, color, gloss=0.5, light=0.92, shadow=0.012, soft=1.6)
 
 
 def inferior_mesenteric_artery(s: Scene) -> None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ParamSpec, Self, TypedDict, TypeVar
+from typing import Any, Self, TypedDict, TypeVar, TypeVarTuple
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.folder import Folder
@@ -17,7 +17,7 @@ from mtkd_cache.storage.shard_writer import group_metadata
 
 MANIFEST = "manifest.json"
 GROUP = "zarr.json"
-Arguments = ParamSpec("Arguments")
+Arguments = TypeVarTuple("Arguments")
 Content = TypeVar("Content")
 Record = TypeVar("Record", bound=JsonRecord)
 
@@ -97,12 +97,10 @@ def read_record(folder: Folder, key: str, kind: type[Record]) -> Record | None:
     return None if content is None else kind.from_json(content, f"{folder}/{key}")
 
 
-def if_intact(
-    read: Callable[Arguments, Content | None], *arguments: Arguments.args, **options: Arguments.kwargs
-) -> Content | None:
+def if_intact(read: Callable[[*Arguments], Content | None], *arguments: *Arguments) -> Content | None:
     """What a read returns; None where the file is damaged or cannot be read."""
     try:
-        return read(*arguments, **options)
+        return read(*arguments)
     except (MtkdError, OSError):
         return None
 

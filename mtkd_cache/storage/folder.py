@@ -7,6 +7,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -92,13 +93,11 @@ class Folder:
 
     def delete(self, key: str) -> None:
         """Delete one file, if it exists. Raises MtkdError where a folder is at its place."""
-        if self.local:
-            path = Path(self.path, key)
-            if path.is_dir():
-                raise MtkdError(f"{path} is a folder, where a file belongs. Move it elsewhere.")
-            path.unlink(missing_ok=True)
-        elif self.exists(key):
-            self.fs.rm_file(f"{self.path}/{key}")
+        path = f"{self.path}/{key}"
+        if self.local and Path(path).is_dir():
+            raise MtkdError(f"{path} is a folder, where a file belongs. Move it elsewhere.")
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(path)
 
     def keys(self, below: str = "") -> Iterator[str]:
         """The keys of the files below a key, sorted, links to folders followed; without temporary files and the lock."""

@@ -79,11 +79,9 @@ class _RemoteLock:
             raise _locked_by(self.folder.url, current["owner"])
         if current:
             self.folder.delete(LOCK)
-        try:
+        with suppress(FileExistsError):
             self.folder.create(LOCK, self._content())
-        except FileExistsError as error:
-            raise _locked_by(self.folder.url, "another process") from error
-        if not self._owned():  # another process took the expired lock over at the same time
+        if not self._owned():  # another process locked the folder, or took the expired lock over, at the same time
             raise _locked_by(self.folder.url, "another process")
 
     def _owned(self) -> bool:
