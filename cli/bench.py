@@ -10,7 +10,6 @@ import mtkd_cache as mc
 from mtkd_cache.recipe import load_recipe
 
 from . import common
-from .common import NUMBERS, SIZE, reports, say
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 FORMS = click.Choice(["folded", "compiled"])
 Action = Callable[..., dict[str, Any]]
 
-size = click.option("--size", type=SIZE, default="640x512", help="Image size, width x height.")
+size = click.option("--size", type=common.SIZE, default="640x512", help="Image size, width x height.")
 batch = click.option("--batch", type=click.IntRange(1), default=8, help="Batch size.")
 rounds = click.option("--rounds", type=click.IntRange(1), default=5, help="Number of measurements of each action.")
 teacher = click.option("--teacher", default="segformer-mit_b3", help="The teachers' architecture.")
@@ -37,7 +36,7 @@ def measures(*options: Callable[[Any], Any]) -> Callable[[Action], None]:
         def run(*, device: str | None = "cpu", precision: str = "no", **values: Any) -> dict[str, Any]:
             return function(accelerator=common.accelerator_of({"device": device, "precision": precision}), **values)
 
-        command.command()(common.stack(*options)(reports(run)))
+        command.command()(common.stack(*options)(common.reports(run)))
 
     return add
 
@@ -47,7 +46,7 @@ def show(result: dict[str, Any]) -> dict[str, Any]:
     from mtkd_cache.bench.table import rows
 
     for measured, figures in rows(result):
-        say(f"{measured}: {figures}")
+        common.say(f"{measured}: {figures}")
     return result
 
 
@@ -57,7 +56,7 @@ def show(result: dict[str, Any]) -> dict[str, Any]:
 )
 def stage2(arch: str, teacher: str, batch: int, **options: Any) -> dict[str, Any]:
     """A student's step without distillation, with the cache, and with eleven live teachers."""
-    from mtkd_cache.bench.stage2 import bench_stage2
+    from mtkd_cache.bench.training import bench_stage2
 
     values = {"student.arch": arch, "teacher.arch": teacher, "student.batch": batch, "student.weights": "none"}
     return show(bench_stage2(load_recipe("paper", values=values), **options))
@@ -73,7 +72,7 @@ def cache(teacher: str, **options: Any) -> dict[str, Any]:
 
 @measures(
     click.option("--arch", "archs", multiple=True, help="Only this architecture (repeatable).  [default: the paper's]"),
-    click.option("--size", type=SIZE, default="1280x720", help="Image size, width x height."),
+    click.option("--size", type=common.SIZE, default="1280x720", help="Image size, width x height."),
     click.option("--heads", type=click.IntRange(1), default=11, help="Number of anatomies."),
     rounds,
     click.option("--form", "forms", multiple=True, type=FORMS, default=FORMS.choices, help="Compare with plain (repeatable)."),
@@ -111,21 +110,21 @@ def build(teacher: str, **options: Any) -> dict[str, Any]:
 )
 def stage1(arch: str, batch: int, **options: Any) -> dict[str, Any]:
     """A teacher's step, and the share of it spent waiting for data."""
-    from mtkd_cache.bench.stage1 import bench_stage1
+    from mtkd_cache.bench.training import bench_stage1
 
     values = {"teacher.arch": arch, "teacher.batch": batch, "teacher.weights": "none"}
     return show(bench_stage1(load_recipe("paper", values=values), **options))
 
 
 @measures(
-    click.option("--source", type=SIZE, default="1920x1080", help="Image size in the dataset, width x height."),
+    click.option("--source", type=common.SIZE, default="1920x1080", help="Image size in the dataset, width x height."),
     size,
     click.option("--samples", type=click.IntRange(1), default=22, help="Number of training samples in the dataset."),
     rounds,
 )
 def ingest(**options: Any) -> dict[str, Any]:
     """Ingest in one process against decoding and resizing alone."""
-    from mtkd_cache.bench.stage1 import bench_ingest
+    from mtkd_cache.bench.build import bench_ingest
 
     return show(bench_ingest(**options))
 
@@ -140,15 +139,15 @@ def codecs(store: str, **options: Any) -> dict[str, Any]:
     from mtkd_cache.bench.codecs import bench_codecs, table
 
     result = bench_codecs(mc.SampleStore.open(store), **options)
-    say("\n".join(table(result["rows"])))
+    common.say("\n".join(table(result["rows"])))
     return result
 
 
 @measures(
     click.option(
-        "--samples", "counts", type=NUMBERS, default="100,1000,13195", help="Numbers of training samples to measure at."
+        "--samples", "counts", type=common.NUMBERS, default="100,1000,13195", help="Numbers of training samples to measure at."
     ),
-    click.option("--size", type=SIZE, default="64x64", help="Image size, width x height."),
+    click.option("--size", type=common.SIZE, default="64x64", help="Image size, width x height."),
     click.option("--stride", type=click.IntRange(1), default=4, help="Pixels for one logit."),
 )
 def scale(**options: Any) -> dict[str, Any]:

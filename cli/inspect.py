@@ -8,29 +8,28 @@ import click
 import mtkd_cache as mc
 
 from . import common
-from .common import FOLDER, file_size, plural, reports, say, table
 
 ERRORS = ("max_abs_error", "mean_kl_nats", "bits_per_logit")
 
 
 @click.command("inspect")
 @common.cache
-@click.option("--sheet", type=FOLDER, help="Write a PNG of samples with every teacher's probability map.")
+@click.option("--sheet", type=common.FOLDER, help="Write a PNG of samples with every teacher's probability map.")
 @click.option("--store", default="data/samples.zarr", help="Sample store with the images for --sheet.")
-@click.option("--teachers", type=FOLDER, help="Sort the sheet by these teachers' validation Dice, not by the maps'.")
+@click.option("--teachers", type=common.FOLDER, help="Sort the sheet by these teachers' validation Dice, not by the maps'.")
 @click.option("--samples", type=click.IntRange(1), default=6, help="Number of samples in the sheet.")
-@reports
+@common.reports
 def command(cache: str, sheet: Path | None, store: str, teachers: Path | None, samples: int) -> dict[str, Any]:
     """Show a cache's contents, sizes, quantization errors and progress; --sheet draws its maps, lowest Dice first."""
     from mtkd_cache.cache.inspect import inspect_cache
     from mtkd_cache.evaluation.contact_sheet import contact_sheet
 
     result = inspect_cache(cache)
-    say(describe(result))
+    common.say(describe(result))
     if sheet:
         order = contact_sheet(mc.LogitCache.open(cache), mc.SampleStore.open(store), sheet, samples, teachers)
         result |= {"sheet": str(sheet), "worst_first": order}
-        say(f"{sheet}: teachers by Dice, lowest first: {', '.join(order)}")
+        common.say(f"{sheet}: teachers by Dice, lowest first: {', '.join(order)}")
     return result
 
 
@@ -38,21 +37,21 @@ def describe(result: dict[str, Any]) -> str:
     """What `inspect_cache` returns, for people."""
     settings, progress, errors = result["settings"], result["progress"], result.get("errors") or {}
     state = "complete" if result["finished"] else "incomplete (the same mtkd-cache build resumes)"
-    step, views, (height, width) = settings["step"], plural(settings["views"]["count"], "view"), settings["grid"]
-    parts = ", ".join(f"{name} {file_size(count)}" for name, count in result["bytes_by"].items())
+    step, views, (height, width) = settings["step"], common.plural(settings["views"]["count"], "view"), settings["grid"]
+    parts = ", ".join(f"{name} {common.file_size(count)}" for name, count in result["bytes_by"].items())
     facts = {
         "cache": f"{result['cache']}, {state}, {progress['done']} of {progress['of']} shards",
         "samples": f"{result['samples']} of {'x'.join(map(str, settings['size']))} pixels, {views} each",
         "logits": f"{len(settings['anatomies'])} maps of {width}x{height}, stride {settings['stride']}, step {step:g}",
-        "size": f"{file_size(result['bytes'])} in {result['files']} files: {parts}",
+        "size": f"{common.file_size(result['bytes'])} in {result['files']} files: {parts}",
     }
     if errors:
         largest = max(error["max_abs_error"] for error in errors.values())
-        facts["per sample"] = file_size(result["bytes_per_sample"])
+        facts["per sample"] = common.file_size(result["bytes_per_sample"])
         facts["error"] = f"largest error {largest:.4g} of {step / 2:g} allowed"
         facts["fingerprint"] = result["fingerprint"]
     rows = [("anatomy", "maps", "largest error", "mean KL (nats)", "bits per logit", "weights (SHA-256)")]
     for anatomy, maps in progress["maps"].items():
         figures = [f"{errors[anatomy][key]:.3g}" if errors else "-" for key in ERRORS]
         rows += [(anatomy, str(count), *figures, sha256[:12]) for sha256, count in maps.items()]
-    return "\n".join(f"{key:13}{value}" for key, value in facts.items()) + "\n\n" + table(rows)
+    return "\n".join(f"{key:13}{value}" for key, value in facts.items()) + "\n\n" + common.table(rows)

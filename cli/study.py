@@ -9,25 +9,22 @@ import click
 import mtkd_cache as mc
 
 from . import common
-from .common import FOLDER, NUMBERS, reports, say
 
 
 @click.command("study")
 @common.store
-@click.option("--out", type=FOLDER, help="The study's folder.  [default: runs/RECIPE]")
+@click.option("--out", type=common.FOLDER, help="The study's folder.  [default: runs/RECIPE]")
 @common.recipe
 @common.overrides
 @click.option(
     "--row", "rows", multiple=True, metavar="PATTERN", help="Only these rows (repeatable): mininetv2, mininetv2/kd, '*/separate'."
 )
-@click.option("--seeds", type=NUMBERS, help="Seeds of the students.  [default: the recipe's]")
+@click.option("--seeds", type=common.NUMBERS, help="Seeds of the students.  [default: the recipe's]")
 @click.option("--dry-run", is_flag=True, help="List the jobs, with the command of each that is not done.")
 @common.compute
 @common.resident
-@reports
-def command(
-    store: str, out: Path | None, rows: tuple[str, ...], seeds: common.Numbers | None, dry_run: bool, **options: Any
-) -> dict[str, Any]:
+@common.reports
+def command(store: str, out: Path | None, dry_run: bool, **options: Any) -> dict[str, Any]:
     """Train and evaluate all rows of Table 1 and write the report. Resumes after an interruption.
 
     A row is ARCH/ARM with the arms separate (one network per anatomy), no-kd and kd. Start the same command on as many GPUs and
@@ -39,21 +36,21 @@ def command(
     recipe = common.recipe_of(options)
     out = out or Path("runs", Path(options["recipe"]).stem)
     study = Study(out, mc.SampleStore.open(store), recipe, options["resident"])
-    jobs = plan(recipe, study.store.anatomies, seeds or (), rows)
+    jobs = plan(recipe, study.store.anatomies, options["seeds"] or (), options["rows"])
     if dry_run:
         settings, compute = _shared(options)
         shown = [(job.name, study.done(job), command_of(job, out, store, settings, compute)) for job in jobs]
         for name, done, words in shown:
             line = f"done   {name}" if done else f"to do  {name}\n         {shlex.join(words)}"
             click.echo(line, err=click.get_current_context().params["as_json"])
-        say(f"{sum(done for _, done, _ in shown)} of {len(jobs)} jobs are done, in {out}")
+        common.say(f"{sum(done for _, done, _ in shown)} of {len(jobs)} jobs are done, in {out}")
         return {"units": [{"name": name, "done": done, "command": words} for name, done, words in shown]}
     accelerator = common.accelerator_of(options)
-    result = run_study(study, jobs, accelerator, say)
+    result = run_study(study, jobs, accelerator, common.say)
     if not accelerator.is_main_process:
         click.get_current_context().exit()
     for path in (result["report"] or {"files": []})["files"]:
-        say(f"written: {path}")
+        common.say(f"written: {path}")
     return result
 
 

@@ -1,4 +1,6 @@
-"""Time of a cache build against the teachers' forward passes alone, and of these against one batched call of all teachers."""
+"""Time of a cache build against the teachers' forward passes alone, and of these against one batched call of all teachers;
+time of ingest against decoding and resizing alone.
+"""
 
 import copy
 import statistics
@@ -14,12 +16,13 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state
 
 from mtkd_cache.bench.machine import Result, Size, conditions
-from mtkd_cache.bench.synthetic import as_teachers, make_store
+from mtkd_cache.bench.synthetic import SPLIT, as_teachers, make_store, write_dataset
 from mtkd_cache.cache.build import build_cache
 from mtkd_cache.cache.layout import CacheSpec
 from mtkd_cache.cache.teacher_runner import TeacherRunner
 from mtkd_cache.data.augment import to_float
-from mtkd_cache.data.dresden import ANATOMIES
+from mtkd_cache.data.dresden import ANATOMIES, find_samples, read_image, read_mask
+from mtkd_cache.data.ingest import ingest
 from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.runtime.timing import interleaved, medians, ratio, spreads
@@ -59,8 +62,7 @@ def bench_build(
 
         actions: dict[str, Callable[[], object]] = {"bare": partial(_run_all, runner, images), "build": build}
         if compiled:
-            plain = TeacherRunner(copy.deepcopy(networks), accelerator)  # a copy is not compiled
-            actions["plain"] = partial(_run_all, plain, images)
+            actions["plain"] = partial(_run_all, TeacherRunner(copy.deepcopy(networks), accelerator), images)  # not compiled
         if stacked:
             actions["stacked"] = as_one_call(networks, images, accelerator)
         times = interleaved(actions, rounds, accelerator.device)
@@ -88,9 +90,8 @@ def spread_out(network: Network, spread: float = 5.0) -> Network:
     convolutions = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
     last = [module for module in network.decoders[0].modules() if isinstance(module, convolutions)][-1]
     assert last.bias is not None
-    with torch.inference_mode():
-        native = network.eval().native(torch.rand(4, 3, 64, 64))
     with torch.no_grad():
+        native = network.eval().native(torch.rand(4, 3, 64, 64))
         scale = spread / float(native.std())
         last.weight *= scale
         last.bias.sub_(float(native.mean())).mul_(scale)
@@ -102,7 +103,7 @@ def as_one_call(networks: Sequence[Network], batches: Sequence[Tensor], accelera
     networks = [copy.deepcopy(network).to(accelerator.device).eval() for network in networks]
     parameters, buffers = stack_module_state(networks)
     skeleton = networks[0]
-    skeleton.__class__ = _Native
+    skeleton.forward = skeleton.native  # type: ignore[method-assign]
     run_all = torch.vmap(partial(functional_call, skeleton), in_dims=(0, None))
 
     def run() -> list[Tensor]:
@@ -112,7 +113,29 @@ def as_one_call(networks: Sequence[Network], batches: Sequence[Tensor], accelera
     return run
 
 
-class _Native(Network):
-    """A network whose forward pass stops at the native logits."""
+def bench_ingest(accelerator: Accelerator, size: Size, source: Size, samples: int, rounds: int) -> Result:
+    """Time ingest in one process, and decoding and resizing of the same images alone, interleaved.
 
-    forward = Network.native
+    source: (width, height) of the dataset's images, size: of the store's. Rates are images, each with its mask, per second.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder, numbers = Path(name), count()
+        write_dataset(folder / "dataset", source, samples)
+        sources, _ = find_samples(folder / "dataset")
+
+        def decode_all() -> None:
+            for sample in sources:
+                read_image(sample.image, size)
+                read_mask(sample.mask, size)
+
+        def ingest_all() -> None:
+            ingest(folder / "dataset", str(folder / f"{next(numbers)}.zarr"), size=size, split=SPLIT)
+
+        times = interleaved({"bare": decode_all, "ingest": ingest_all}, rounds)
+    return {
+        "images_per_second": len(sources) / statistics.median(times["ingest"]),
+        "bare_images_per_second": len(sources) / statistics.median(times["bare"]),
+        "ingest_over_bare": ratio(times, "ingest", "bare"),
+        "images": len(sources),
+        **conditions(accelerator, size, source=list(source), rounds=rounds),
+    }

@@ -47,7 +47,7 @@ def bench_cache(recipe: Recipe, accelerator: Accelerator, size: Size, batch: int
         resident = InMemorySource(reader, rows, device)
         actions: dict[str, Callable[[], object]] = {
             "read_ms": lambda: reader.read(rows[next(draws)]),
-            "decode_limit_ms": _decoding(store, cache, rows, draws, batch),
+            "decode_limit_ms": _decoding(store, cache, rows, draws),
             "resident_ms": lambda: resident.read(rows[next(draws)]),
             "copy_ms": _copying(reader.bytes_per_sample(), batch, len(rows), device),
         }
@@ -66,16 +66,14 @@ def bench_cache(recipe: Recipe, accelerator: Accelerator, size: Size, batch: int
     }
 
 
-def _decoding(
-    store: SampleStore, cache: LogitCache, rows: np.ndarray, draws: Iterator[np.ndarray], batch: int
-) -> Callable[[], object]:
+def _decoding(store: SampleStore, cache: LogitCache, rows: np.ndarray, draws: Iterator[np.ndarray]) -> Callable[[], object]:
     """Decodes the next random batch, whose stored bytes are in memory."""
     arrays: list[ShardReader] = [store.image, store.mask, cache.reader]
     stored = [
         [bytes(array.stored(int(row))) for array, row in zip(arrays, (row, row, cache.row_of[store.hashes[row]]), strict=True)]
         for row in rows
     ]
-    targets = [[np.empty(array.bytes, np.uint8) for array in arrays] for _ in range(batch)]
+    targets = [[np.empty(array.bytes, np.uint8) for array in arrays] for _ in next(draws)]
 
     def decode(index: int, target: list[np.ndarray]) -> None:
         for data, array in zip(stored[index], target, strict=True):
@@ -96,11 +94,11 @@ def _write_over_forward(folder: Path, cache: LogitCache, maps: np.ndarray, teach
     spec = logits_spec(1, len(cache.anatomies), cache.spec.grid, cache.step)
     device = next(teacher.parameters()).device
     forward = torch.inference_mode()(partial(teacher.native, torch.rand(1, 3, size[1], size[0], device=device)))
-    times = interleaved(
-        {"write": lambda: (folder / "shard").write_bytes(spec.encode_shard(maps[:BLOCK, None])), "forward": forward},
-        rounds,
-        device,
-    )
+
+    def write() -> None:
+        (folder / "shard").write_bytes(spec.encode_shard(maps[:BLOCK, None]))
+
+    times = interleaved({"write": write, "forward": forward}, rounds, device)
     return ratio(times, "write", "forward") / maps[:BLOCK, :, 0, 0].size
 
 
@@ -115,24 +113,19 @@ def _ways(
         np.savez_compressed(folder / f"{index}.npz", full.half().numpy())
         memory[index] = full.numpy()
     memory.flush()
-
-    def read_npz(index: int) -> np.ndarray:
-        with np.load(folder / f"{index}.npz") as file:
-            return np.asarray(file["arr_0"])
-
-    def bytes_of(pattern: str) -> float:
-        return sum(path.stat().st_size for path in folder.glob(pattern)) / len(maps)
-
-    others: dict[str, Callable[[], object]] = {
-        ".pt a sample, fp16, full size": lambda: [torch.load(folder / f"{index}.pt") for index in next(draws)],
-        "compressed .npz a sample, fp16, full size": lambda: [read_npz(index) for index in next(draws)],
-        "memory map, float32, full size": lambda: [np.array(memory[index]) for index in next(draws)],
+    ways: dict[str, tuple[str, Callable[[], object]]] = {  # its files, and how a batch is read
+        "this cache": ("logits.zarr/logits/c/*/*/*/*/*", lambda: cache.read(hashes[next(draws)])),
+        ".pt a sample, fp16, full size": ("*.pt", lambda: [torch.load(folder / f"{index}.pt") for index in next(draws)]),
+        "compressed .npz a sample, fp16, full size": (
+            "*.npz",
+            lambda: [np.load(folder / f"{index}.npz")["arr_0"] for index in next(draws)],
+        ),
+        "memory map, float32, full size": ("all.npy", lambda: [np.array(memory[index]) for index in next(draws)]),
     }
-    sizes = [bytes_of("logits.zarr/logits/c/*/*/*/*/*"), *map(bytes_of, ("*.pt", "*.npz", "all.npy"))]
-    ours = interleaved({"this cache": lambda: cache.read(hashes[next(draws)])}, 3 * rounds)
-    times = medians(ours | interleaved(others, rounds), 1e3)
-    ways: list[Result] = [
-        {"way": way, "bytes_per_sample": stored, "read_ms": times[way]} for way, stored in zip(times, sizes, strict=True)
-    ]
-    ways[0]["max_abs_error"] = cache.step / 2
-    return ways
+    times = medians(interleaved({way: read for way, (_, read) in ways.items()}, rounds), 1e3)
+    results: list[Result] = []
+    for way, (pattern, _) in ways.items():
+        stored = sum(path.stat().st_size for path in folder.glob(pattern)) / len(maps)
+        results.append({"way": way, "bytes_per_sample": stored, "read_ms": times[way]})
+    results[0]["max_abs_error"] = cache.step / 2
+    return results

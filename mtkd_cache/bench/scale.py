@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,7 @@ from accelerate import Accelerator
 from mtkd_cache.bench.machine import Result, Size, conditions, peak_mb, start_peak
 from mtkd_cache.bench.synthetic import make_cache, make_store
 from mtkd_cache.cache.loader import BatchReader, epoch_batches, prefetch
-from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.verify import verify_cache
-from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.runtime.timing import CPU
 
@@ -48,16 +47,12 @@ def _measure(recipe: Recipe, accelerator: Accelerator, size: Size, samples: int,
         store = measured("ingest", lambda: make_store(folder, size, samples))
         cache = measured("build", lambda: make_cache(folder, store, recipe, stride, accelerator))
         measured("verify", lambda: verify_cache(cache.url, store=store))
-        measured("epoch", lambda: _read_epoch(store, cache, recipe.student.batch))
+        epoch = ((rows,) for rows in epoch_batches(store.rows("train"), recipe.student.batch, 0, 0))
+        measured("epoch", lambda: deque(prefetch(epoch, BatchReader(store, cache).read), maxlen=0))
         count = len(cache.row_of)
         a_sample = {f"{step}_ms": 1e3 * taken / count for step, taken in seconds.items()}
         a_sample |= {"store_bytes": _bytes(store.url) / count, "cache_bytes": _bytes(cache.url) / count}
     return {"samples": count, "seconds": seconds, "peak_mb": peak, "a_sample": a_sample}
-
-
-def _read_epoch(store: SampleStore, cache: LogitCache, batch: int) -> None:
-    for _ in prefetch(((rows,) for rows in epoch_batches(store.rows("train"), batch, 0, 0)), BatchReader(store, cache).read):
-        pass
 
 
 def _bytes(folder: str) -> int:

@@ -75,11 +75,9 @@ def _build(result: Result) -> tuple[str, str]:
 
 
 def _ingest(result: Result) -> tuple[str, str]:
-    ratio = f"{result['ingest_over_bare']:.2f} x the time of decoding and resizing"
-    return (
-        f"ingest, one process, {_size(result, 'source')} to {_size(result)}",
-        f"{result['images_per_second']:.1f} images a second, {ratio}",
-    )
+    rate, ratio = f"{result['images_per_second']:.1f} images a second", f"{result['ingest_over_bare']:.2f} x"
+    sizes = f"{_size(result, 'source')} to {_size(result)}"
+    return f"ingest, one process, {sizes}", f"{rate}, {ratio} the time of decoding and resizing"
 
 
 def _cache(result: Result) -> tuple[str, str]:

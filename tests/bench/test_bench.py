@@ -10,8 +10,8 @@ import torch
 from click.testing import CliRunner
 
 from mtkd_cache.bench.build import as_one_call, spread_out
-from mtkd_cache.bench.stage2 import LiveTeachers
 from mtkd_cache.bench.table import lines
+from mtkd_cache.bench.training import LiveTeachers
 from mtkd_cache.cache.teacher_runner import TeacherRunner
 from mtkd_cache.cli.bench import command
 from mtkd_cache.data.augment import apply_views, draw_views

@@ -1,5 +1,6 @@
-"""A student's training step without distillation, with cached logits, and with the teachers run in every step, interleaved."""
+"""A student's training step without distillation, with cached logits, with live teachers, interleaved; a teacher's step."""
 
+import statistics
 import tempfile
 import time
 from collections.abc import Generator, Sequence
@@ -26,6 +27,7 @@ from mtkd_cache.runtime.timing import medians, ratio, spreads, wait
 from mtkd_cache.training.loop import Task
 from mtkd_cache.training.signal import CachedTeachers, NoTeachers, TeacherSignal, new_views
 from mtkd_cache.training.student import student_task
+from mtkd_cache.training.teachers import teacher_task
 
 WARM_UP_STEPS = 3
 ONLINE_ROUNDS = 2  # an online step takes minutes on a CPU, and one step warms it up
@@ -140,3 +142,19 @@ def _signals(
         smp = TeacherRunner([reference_smp(network) for network in networks], accelerator)
         signals["online_smp"] = LiveTeachers(smp, recipe, store.size)
     return signals
+
+
+def bench_stage1(recipe: Recipe, accelerator: Accelerator, size: Size, rounds: int, resident: str) -> Result:
+    """The median of a teacher's step in seconds, and the share of it spent waiting for data."""
+    teacher = recipe.teacher
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(Path(folder), size, 2 * teacher.batch * len(ANATOMIES))
+        steps = training_steps(teacher_task(store, store.anatomies[0], recipe, accelerator, resident), accelerator)
+        times, waited = zip(*islice(steps, WARM_UP_STEPS, WARM_UP_STEPS + rounds), strict=True)
+        steps.close()
+    return {
+        "step_s": statistics.median(times),
+        "spread_s": [min(times), max(times)],
+        "loader_share": sum(waited) / sum(times),
+        **conditions(accelerator, size, arch=teacher.arch, batch=teacher.batch, resident=resident, rounds=rounds),
+    }
