@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -76,12 +77,7 @@ def _draw(ranges: Augmentation, seed: int, sha256: str, view: int, size: tuple[i
     chosen = random.random(3) < (ranges.affine_p, ranges.rgb_p, ranges.brightness_contrast_p)
     spread = random.uniform(-1, 1, 9)
     if chosen[0]:
-        row[:6] = affine_row(
-            shift=(ranges.shift * spread[0], ranges.shift * spread[1]),
-            scale=1 + ranges.scale * spread[2],
-            degrees=ranges.rotate * spread[3],
-            size=size,
-        )
+        row[:6] = affine_row(ranges.shift * spread[:2], 1 + ranges.scale * spread[2], ranges.rotate * spread[3], size)
     if chosen[1]:
         row[6:9] = ranges.rgb_shift / 255 * spread[4:7]
     if chosen[2]:
@@ -90,11 +86,11 @@ def _draw(ranges: Augmentation, seed: int, sha256: str, view: int, size: tuple[i
     return row
 
 
-def affine_row(shift: tuple[float, float], scale: float, degrees: float, size: tuple[int, int]) -> np.ndarray:
+def affine_row(shift: npt.ArrayLike, scale: float, degrees: float, size: tuple[int, int]) -> np.ndarray:
     """The affine map from view to sample, (6,) in row-major order, that transforms the content of an image about its center.
 
     Args:
-        shift: fractions of width and height, to the right and down.
+        shift: (2,), fractions of width and height, to the right and down.
         scale: enlargement.
         degrees: rotation, clockwise on the screen.
         size: (width, height) of the image in pixels.

@@ -8,11 +8,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from mtkd_cache.errors import MtkdError
 
@@ -38,7 +38,6 @@ MULTILABEL = "multilabel"
 _IMAGE = re.compile(r"image(\d+)\.png")
 _MASK = re.compile(r"mask(\d+)\.png")
 _SURGERY = re.compile(r"\d+")
-_PNG_DEPTH = 24  # offset of the byte in a PNG file that holds the bits per channel
 _LARGEST = np.iinfo(np.int32).max  # of the numbers that a sample store holds
 FORMATS = ("PNG", "JPEG", "TIFF")
 MAX_PIXELS = 50_000_000  # guards against a small file that decodes to a huge image
@@ -97,10 +96,10 @@ def find_samples(root: Path) -> tuple[list[Source], dict[str, int]]:
             skipped[MULTILABEL] += 1
             continue
         for surgery in sorted(path for path in anatomy.iterdir() if path.is_dir()):
-            if not _SURGERY.fullmatch(surgery.name):
+            if _SURGERY.fullmatch(surgery.name):
+                sources += _surgery_samples(anatomy.name, surgery, skipped)
+            else:
                 skipped["other folders"] += 1
-                continue
-            sources += _surgery_samples(anatomy.name, surgery, skipped)
     if not sources:
         raise MtkdError(
             f"{root} contains no samples. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, as liver/01/image00.png."
@@ -155,11 +154,10 @@ def check_split(sources: list[Source], split: Split) -> None:
             )
     anatomies = sorted({source.anatomy for source in sources})
     filled = {(source.anatomy, split.of(source.surgery)) for source in sources}
-    for anatomy in anatomies:
-        for part in ("train", "validation"):
-            if (anatomy, part) not in filled:
-                raise MtkdError(f"{anatomy} has no surgery of the {part} split. Add some, or set --validation and --test.")
-    if not any(part == "test" for _, part in filled):
+    for anatomy, part in product(anatomies, ("train", "validation")):
+        if (anatomy, part) not in filled:
+            raise MtkdError(f"{anatomy} has no surgery of the {part} split. Add some, or set --validation and --test.")
+    if "test" not in {part for _, part in filled}:
         raise MtkdError("The test split is empty. Add surgeries of it, or set --test.")
 
 
@@ -212,31 +210,28 @@ def read_mask(path: Path, size: tuple[int, int], threshold: int | None = None) -
 
 def _open(path: Path) -> Image.Image:
     """A whole, opaque image of 8 bits per channel; see `read_image` for the errors."""
-    image: Image.Image
     try:
-        with path.open("rb") as file:
-            head = file.read(_PNG_DEPTH + 1)
-        with Image.open(path, formats=FORMATS) as image:
-            _check_header(path, image)
-            image.load()
+        with Image.open(path, formats=FORMATS) as file:
+            _check_header(path, file)
+            file.load()
     except MtkdError:
         raise
     except Exception as error:  # Pillow raises almost any exception for damaged bytes
         raise MtkdError(f"{path} cannot be read as an image ({error}). Restore the file, as PNG, JPEG or TIFF.") from error
-    deep = head.startswith(b"\x89PNG") and head[_PNG_DEPTH] == 16
-    if deep or image.mode[0] in "IF":
-        raise MtkdError(
-            f"{path} has 16 bits per channel or more, which 8 bits cannot represent. Save it with 8 bits per channel."
-        )
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if np.asarray(image.getchannel("A")).min() < 255:
-            raise MtkdError(f"{path} is partly transparent; its background is unknown. Save it without transparency.")
+    if not file.has_transparency_data:
+        return file
+    image = file.convert("RGBA")
+    if np.asarray(image.getchannel("A")).min() < 255:
+        raise MtkdError(f"{path} is partly transparent; its background is unknown. Save it without transparency.")
     return image
 
 
-def _check_header(path: Path, image: Image.Image) -> None:
+def _check_header(path: Path, image: ImageFile.ImageFile) -> None:
     """Raises MtkdError for what can be checked without decoding; see `read_image`."""
+    if image.mode[0] in "IF" or ";16" in str(image.tile):  # how the file's pixels are decoded, as RGB;16B
+        raise MtkdError(
+            f"{path} has 16 bits per channel or more, which 8 bits cannot represent. Save it with 8 bits per channel."
+        )
     if image.width * image.height > MAX_PIXELS:
         raise MtkdError(f"{path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read. Save it smaller.")
     if (frames := getattr(image, "n_frames", 1)) > 1:

@@ -194,11 +194,9 @@ def _finalize(
     manifest = StoreManifest(
         name=name,
         anatomies=tuple(sorted({sample["anatomy"] for sample in samples})),
-        size=settings.size,
-        threshold=settings.threshold,
-        preprocessing=settings.preprocessing,
         fingerprint="",
         files={key: entry for record in records for key, entry in record.files.items()},
+        **settings.to_json(),
     )
     identity = {key: value for key, value in manifest.to_json().items() if key not in ("name", "fingerprint", "files")}
     identity["samples"] = sorted([sample[key] for key in IDENTITY] for sample in samples)
@@ -219,9 +217,7 @@ def _finalize(
 
 def _outdated(folder: Folder, shards: int, size: tuple[int, int]) -> list[str]:
     """The files of shards that the dataset no longer has; files with other names are somebody else's."""
-    outdated = []
-    for key in folder.keys():
-        number = int((re.findall("[0-9]+", key) or [-1])[0])
-        if number >= shards and key in (_record_key(number), *(spec.shard_key(number) for spec in picture_specs(size))):
-            outdated.append(key)
-    return outdated
+    present = set(folder.keys())
+    numbers = {int(digits) for key in present for digits in re.findall("[0-9]+", key) if int(digits) >= shards}
+    keys = {key for n in numbers for key in (_record_key(n), *(spec.shard_key(n) for spec in picture_specs(size)))}
+    return sorted(keys & present)

@@ -33,23 +33,11 @@ REMEDY = "Run mtkd-cache ingest again."
 def picture_specs(size: tuple[int, int]) -> tuple[ArraySpec, ArraySpec]:
     """The arrays `image` and `mask`. size: (width, height)."""
     width, height = size
-    image = ArraySpec(
-        "image",
-        "uint8",
-        (height, width, 3),
-        ("sample", "y", "x", "channel"),
-        shard=SHARD,
-        codec=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=3),
-    )
-    mask = ArraySpec(
-        "mask",
-        "uint8",
-        (height, width),
-        ("sample", "y", "x"),
-        fill=255,
-        shard=SHARD,
-        codec=BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"),
-    )
+    axes = ("sample", "y", "x")
+    image_codec = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=3)
+    mask_codec = BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle")
+    image = ArraySpec("image", "uint8", (height, width, 3), (*axes, "channel"), shard=SHARD, codec=image_codec)
+    mask = ArraySpec("mask", "uint8", (height, width), axes, fill=255, shard=SHARD, codec=mask_codec)
     return image, mask
 
 
@@ -167,9 +155,6 @@ class SampleStore:
     def describe(self, row: int) -> str:
         """A sample's name in the dataset, as ``liver/03/image12``."""
         return f"{self.anatomies[self.anatomy[row]]}/{self.surgery[row]:02d}/image{self.frame[row]:02d}"
-
-    def describe_all(self, rows: np.ndarray) -> str:
-        return ", ".join(self.describe(row) for row in rows)
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read samples and compare their checksums.

@@ -49,7 +49,7 @@ class Folder:
         return self.url
 
     def exists(self, key: str = "") -> bool:
-        return bool(self.fs.exists(f"{self.path}/{key}".rstrip("/")))
+        return Path(self.path, key).exists() if self.local else bool(self.fs.exists(f"{self.path}/{key}".rstrip("/")))
 
     def read(self, key: str) -> bytes:
         """The bytes of one file. Raises FileNotFoundError."""

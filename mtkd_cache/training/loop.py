@@ -223,6 +223,6 @@ class EpochLog:
             if not torch.isfinite(loss):
                 raise MtkdError(
                     f"{self.task.label}: the loss is {float(loss)} at step {step} of epoch {self.epoch}, "
-                    f"samples {self.task.store.describe_all(rows)}. "
+                    f"samples {', '.join(map(self.task.store.describe, rows))}. "
                     "Lower the learning rate or train in full precision; the last completed epoch is kept."
                 )
