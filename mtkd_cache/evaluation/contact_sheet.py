@@ -2,12 +2,12 @@
 
 import io
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -49,7 +49,6 @@ def contact_sheet(cache: LogitCache, store: SampleStore, out: Path, samples: int
     probabilities = torch.sigmoid(_logits(cache, store, rows))[:, [cache.anatomies.index(anatomy) for anatomy in order]].numpy()
     width, height = store.size
     figure = Figure(figsize=(CELL * (len(order) + 1), CELL * height / width * len(rows) + 0.6), dpi=100)
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(order) + 1, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
     for line, row, maps in zip(axes, rows, probabilities, strict=True):
         _draw_sample(line, store, row, maps, order)
@@ -84,8 +83,7 @@ def _draw_sample(axes: Sequence[Axes], store: SampleStore, row: int, maps: np.nd
 
 def _logits(cache: LogitCache, store: SampleStore, rows: np.ndarray) -> Tensor:
     """Cached logits (n, A, H, W) of samples, upsampled to their size."""
-    width, height = store.size
-    return upsample(dequantize(torch.from_numpy(cache.read(store.hashes[rows])), cache.step), (height, width))
+    return upsample(dequantize(torch.from_numpy(cache.read(store.hashes[rows])), cache.step), store.size[::-1])
 
 
 def _own_rows(cache: LogitCache, store: SampleStore, anatomy: str) -> np.ndarray:
@@ -97,10 +95,8 @@ def _own_rows(cache: LogitCache, store: SampleStore, anatomy: str) -> np.ndarray
 
 def _pick(cache: LogitCache, store: SampleStore, order: Sequence[str], samples: int) -> np.ndarray:
     """Rows of samples, one of each anatomy in turn."""
-    own = [list(_own_rows(cache, store, anatomy)) for anatomy in order]
-    picked: list[int] = []
-    while len(picked) < samples and any(own):
-        picked += [rows.pop(0) for rows in own if rows]
+    turns = zip_longest(*(_own_rows(cache, store, anatomy) for anatomy in order))
+    picked = [row for turn in turns for row in turn if row is not None]
     if not picked:
         raise MtkdError(f"{cache.url} holds no sample of {store.url}. Name the store it was built from.")
     return np.array(picked[:samples])
@@ -108,12 +104,13 @@ def _pick(cache: LogitCache, store: SampleStore, order: Sequence[str], samples: 
 
 def _cached_dice(cache: LogitCache, store: SampleStore) -> dict[str, float]:
     """Mean Dice of each teacher's cached maps on samples of its own anatomy; 0 without such a sample."""
-    dice: dict[str, list[float]] = {anatomy: [] for anatomy in cache.anatomies}
-    for index, anatomy in enumerate(cache.anatomies):
-        for row in _own_rows(cache, store, anatomy)[:DICE_SAMPLES, None]:
-            masks = torch.from_numpy(store.read(row)[1])
-            dice[anatomy] += image_dice(_logits(cache, store, row)[:, index] > 0, masks > 0).tolist()
-    return {anatomy: mean or 0.0 for anatomy, mean in summarize(dice.items())["dice"].items()}
+    dice = (
+        (anatomy, image_dice(_logits(cache, store, row)[:, index] > 0, torch.from_numpy(store.read(row)[1]) > 0).tolist())
+        for index, anatomy in enumerate(cache.anatomies)
+        for row in _own_rows(cache, store, anatomy)[:DICE_SAMPLES, None]
+    )
+    means = summarize(dice)["dice"]
+    return {anatomy: means.get(anatomy) or 0.0 for anatomy in cache.anatomies}
 
 
 def _validation_dice(cache: LogitCache, teachers: Path) -> dict[str, float]:

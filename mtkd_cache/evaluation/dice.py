@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.evaluation.model_card import write_card
 from mtkd_cache.evaluation.predictor import Predictor
-from mtkd_cache.models.records import EVALUATION, Evaluation, write_json
+from mtkd_cache.models.records import Evaluation, write_json
 from mtkd_cache.training.metrics import split_dice
 
 Kind = TypeVar("Kind", bound=Evaluation)
@@ -23,20 +23,14 @@ def evaluate(predictor: Predictor, store: SampleStore, split: str, accelerator: 
     predictor: of the store's anatomies, on the accelerator's device.
     """
     figures = {"dataset": store.name, **split_dice(predictor.heads, store, split, accelerator)}
-    return record(Evaluation, EVALUATION, predictor, store, split, accelerator, figures)
+    return record(Evaluation, predictor, store, split, accelerator, figures)
 
 
 def record(
-    kind: type[Kind],
-    name: str,
-    predictor: Predictor,
-    store: SampleStore,
-    split: str,
-    accelerator: Accelerator,
-    figures: dict[str, Any],
+    kind: type[Kind], predictor: Predictor, store: SampleStore, split: str, accelerator: Accelerator, figures: dict[str, Any]
 ) -> Kind:
     """An evaluation with these figures, written with the model card into the folder of the networks."""
-    path = predictor.folder / name.format(split)
+    path = predictor.folder / kind.FILE.format(split)
     conditions = {"split": split, "store_fingerprint": store.fingerprint, "size": list(store.size)}
     evaluation = kind.from_json({**predictor.description(), **conditions, **figures}, path)
     if accelerator.is_main_process:

@@ -9,16 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mtkd_cache.evaluation.markdown import cell, plain
 from mtkd_cache.models.pretrained import paper_source
-from mtkd_cache.models.records import (
-    EVALUATION,
-    MULTILABEL_EVALUATION,
-    Evaluation,
-    MultilabelEvaluation,
-    RunRecord,
-    Training,
-    read_as,
-    read_training_records,
-)
+from mtkd_cache.models.records import Evaluation, MultilabelEvaluation, RunRecord, Training, read_as, read_training_records
 from mtkd_cache.storage.folder import write_durably
 
 CARD = "README.md"
@@ -47,7 +38,7 @@ def card_text(folder: Path) -> str | None:
         return None
     first = trainings[0]
     run = first if isinstance(first, RunRecord) else None
-    evaluations = _current(Evaluation, EVALUATION, folder, trainings)
+    evaluations = _current(Evaluation, folder, trainings)
     environment = Environment(
         loader=PackageLoader("mtkd_cache", "evaluation"),
         finalize=lambda value: plain(str(value)),
@@ -66,15 +57,15 @@ def card_text(folder: Path) -> str | None:
         weights=_weights(first.arch, first.recipe.get("student" if run else "teacher", {}).get("weights")),
         teachers=sorted({teacher["arch"] for teacher in ((run and run.teachers) or {}).values()}),
         evaluations=evaluations,
-        multilabel=_current(MultilabelEvaluation, MULTILABEL_EVALUATION, folder, trainings),
+        multilabel=_current(MultilabelEvaluation, folder, trainings),
         name=folder.name if run else f"{folder.name}/{getattr(first, 'anatomy', '')}",
         unknown="not recorded",
     )
 
 
-def _current(kind: type[Kind], name: str, folder: Path, trainings: Sequence[Training]) -> list[Kind]:
+def _current(kind: type[Kind], folder: Path, trainings: Sequence[Training]) -> list[Kind]:
     """The evaluations in a folder that are of its weights, by split."""
-    evaluations = (read_as(kind, path) for path in sorted(folder.glob(name.format("*"))))
+    evaluations = (read_as(kind, path) for path in sorted(folder.glob(kind.FILE.format("*"))))
     return [evaluation for evaluation in evaluations if evaluation and evaluation.is_of(trainings)]
 
 

@@ -14,7 +14,7 @@ nobody annotated as such, is in neither, so known_precision is 1 for a head that
 """
 
 import re
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +30,21 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.dice import record
 from mtkd_cache.evaluation.predictor import Predictor
-from mtkd_cache.models.records import MULTILABEL_EVALUATION, MultilabelEvaluation
+from mtkd_cache.models.records import MultilabelEvaluation
 from mtkd_cache.training.metrics import image_dice, summarize
 
 _IMAGE = re.compile(r"image(\d+)\.png")
 
 
-@dataclass(frozen=True, order=True)
-class Scene:
-    """One image and the masks that lie beside it, by anatomy."""
+def find_scenes(dataset: Path, surgeries: set[int]) -> dict[Path, dict[str, Path]]:
+    """The multilabel images of some surgeries, each with the masks beside it by anatomy.
 
-    surgery: int
-    image: Path
-    masks: tuple[tuple[str, Path], ...]
-
-
-def find_scenes(dataset: Path, surgeries: set[int]) -> list[Scene]:
-    """The multilabel images of some surgeries. Raises MtkdError where there is none, and for one without mask."""
+    Raises MtkdError where there is none, and for one without mask.
+    """
     root = dataset / MULTILABEL
     if not root.is_dir():
         raise MtkdError(f"{dataset} has no folder {MULTILABEL}. Name the dataset's folder, which holds it beside the anatomies'.")
-    scenes = []
+    scenes = {}
     for folder in sorted(path for path in root.iterdir() if path.name.isdecimal() and int(path.name) in surgeries):
         for image in sorted(folder.iterdir()):
             if match := _IMAGE.fullmatch(image.name):
@@ -59,7 +53,7 @@ def find_scenes(dataset: Path, surgeries: set[int]) -> list[Scene]:
                 if not masks:
                     raise MtkdError(f"{image} has no mask: {start}ANATOMY.png is missing. Restore the masks or remove the image.")
                 check_anatomies(masks, folder)
-                scenes.append(Scene(int(folder.name), image, tuple(sorted(masks.items()))))
+                scenes[image] = dict(sorted(masks.items()))
     if not scenes:
         raise MtkdError(f"{root} holds no image of the surgeries {', '.join(map(str, sorted(surgeries)))}. Choose another split.")
     return scenes
@@ -77,28 +71,26 @@ def evaluate_multilabel(
     Raises MtkdError for an image without mask, and for a mask of another size than its image.
     """
     scenes = find_scenes(Path(dataset), set(store.surgery[store.rows(split)].tolist()))
-    own_scenes = scenes[accelerator.process_index :: accelerator.num_processes]
-    counts = gather_object([_count(predictor, accelerator, *_read(scene, store)) for scene in own_scenes])
+    own_scenes = list(scenes.items())[accelerator.process_index :: accelerator.num_processes]
+    counts = gather_object([_count(predictor, accelerator, store, *scene) for scene in own_scenes])
     figures = {
         "dataset": f"{store.name}/{MULTILABEL}",
         **summarize((anatomy, [dice]) for count in counts for anatomy, dice in count["dice"].items()),
         "images": len(scenes),
-        "claimed": float(np.mean([count["claimed"] for count in counts])),
-        "claimed_twice": float(np.mean([count["claimed_twice"] for count in counts])),
+        **{share: float(np.mean([count[share] for count in counts])) for share in ("claimed", "claimed_twice")},
         "known_precision": known_precision([count["known"] for count in counts]),
     }
-    return record(MultilabelEvaluation, MULTILABEL_EVALUATION, predictor, store, split, accelerator, figures)
+    return record(MultilabelEvaluation, predictor, store, split, accelerator, figures)
 
 
 def known_precision(counts: list[dict[str, tuple[int, int]]]) -> dict[str, float | None]:
     """Right / (right + wrong) by anatomy over all images' {anatomy: (right, wrong)} pixels; None where both are 0."""
-    sums: dict[str, np.ndarray] = {}
+    right, wrong = (Counter[str]() for _ in range(2))
     for count in counts:
-        for anatomy, pixels in count.items():
-            sums[anatomy] = sums.get(anatomy, 0) + np.array(pixels)
-    return {
-        anatomy: float(right / (right + wrong)) if right + wrong else None for anatomy, (right, wrong) in sorted(sums.items())
-    }
+        right.update({anatomy: pixels[0] for anatomy, pixels in count.items()})
+        wrong.update({anatomy: pixels[1] for anatomy, pixels in count.items()})
+    claimed = right + wrong  # without the anatomies of no pixel
+    return {anatomy: right[anatomy] / claimed[anatomy] if anatomy in claimed else None for anatomy in sorted(right)}
 
 
 def count_pixels(claims: dict[str, Tensor], truths: dict[str, Tensor]) -> dict[str, Any]:
@@ -123,20 +115,18 @@ def count_pixels(claims: dict[str, Tensor], truths: dict[str, Tensor]) -> dict[s
     }
 
 
-def _count(predictor: Predictor, accelerator: Accelerator, image: np.ndarray, masks: dict[str, np.ndarray]) -> dict[str, Any]:
+def _count(
+    predictor: Predictor, accelerator: Accelerator, store: SampleStore, path: Path, masks: dict[str, Path]
+) -> dict[str, Any]:
+    """The figures of an image, which is resized with its masks as at ingest."""
+    image, size = read_image(path, store.size)
+    truths: dict[str, Tensor] = {}
+    threshold: Any = store.group.attrs.get("threshold")
+    for anatomy, mask in masks.items():
+        truth, mask_size = read_mask(mask, store.size, threshold)
+        if mask_size != size:
+            raise MtkdError(f"{mask} is {mask_size[0]}x{mask_size[1]}, its image {size[0]}x{size[1]}. Restore that image's mask.")
+        truths[anatomy] = torch.from_numpy(truth > 0)
     with accelerator.autocast():
         claimed = predictor(to_float(torch.from_numpy(image.copy())[None]))[0].cpu() > 0
-    claims = dict(zip(predictor.anatomies, claimed, strict=True))
-    return count_pixels(claims, {anatomy: torch.from_numpy(mask > 0) for anatomy, mask in masks.items()})
-
-
-def _read(scene: Scene, store: SampleStore) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The image uint8 (H, W, 3) and its masks uint8 (H, W) by anatomy, resized as at ingest."""
-    image, size = read_image(scene.image, store.size)
-    masks: dict[str, np.ndarray] = {}
-    threshold: Any = store.group.attrs.get("threshold")
-    for anatomy, path in scene.masks:
-        masks[anatomy], mask_size = read_mask(path, store.size, threshold)
-        if mask_size != size:
-            raise MtkdError(f"{path} is {mask_size[0]}x{mask_size[1]}, its image {size[0]}x{size[1]}. Restore that image's mask.")
-    return image, masks
+    return count_pixels(dict(zip(predictor.anatomies, claimed, strict=True)), truths)

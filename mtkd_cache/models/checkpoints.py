@@ -165,10 +165,10 @@ def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
             f"{path.parent} holds a training interrupted in precision {was}, not {precision}. Resume it with --precision {was}."
         )
     load_weights(network, {key.removeprefix("network."): t for key, t in tensors.items() if key.startswith("network.")}, path)
-    for name, parameter in network.named_parameters():
-        if f"adam.step.{name}" in tensors:
-            moments = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {
-                key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in moments.items()
-            }
+    state = {
+        index: {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        for index, (name, _) in enumerate(network.named_parameters())
+        if f"adam.step.{name}" in tensors
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return metadata

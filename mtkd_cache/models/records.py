@@ -9,14 +9,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.folder import write_durably
 from mtkd_cache.storage.record import JsonRecord
 
 RUN, TEACHER = "run.json", "teacher.json"
-EVALUATION, MULTILABEL_EVALUATION = "evaluation-{}.json", "multilabel-{}.json"  # of a split
+EVALUATION = "evaluation-{}.json"  # of a split
 Record = TypeVar("Record", bound=JsonRecord)
 
 
@@ -71,6 +71,7 @@ class Evaluation(JsonRecord):
     weights_sha256: of the student's weights, or {anatomy: of the teacher's}; earlier versions did not write it.
     """
 
+    FILE: ClassVar[str] = EVALUATION
     kind: str | None = None
     layout: str | None = None
     arch: str | None = None
@@ -100,6 +101,7 @@ class Evaluation(JsonRecord):
 class MultilabelEvaluation(Evaluation):
     """See `mtkd_cache.evaluation.multilabel`."""
 
+    FILE: ClassVar[str] = "multilabel-{}.json"
     claimed: float
     claimed_twice: float
     known_precision: dict[str, float | None]

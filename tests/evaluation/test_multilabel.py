@@ -54,8 +54,8 @@ def test_the_phantoms_scenes_of_a_split(phantom_folder):
     surgeries = set(REFERENCE_TEST)
     scenes = find_scenes(phantom_folder, surgeries)
     images = sorted((phantom_folder / "multilabel" / "02").glob("image*.png"))
-    assert [scene.image for scene in scenes] == images
-    assert all(tuple(anatomy for anatomy, _ in scene.masks) == MULTILABEL_ANATOMIES for scene in scenes)
+    assert list(scenes) == images
+    assert all(tuple(masks) == MULTILABEL_ANATOMIES for masks in scenes.values())
 
 
 def test_what_is_missing_is_named(phantom_folder, copy_of, tmp_path):
