@@ -1,5 +1,6 @@
 """One class for all networks of the paper: an encoder with one decoder (teacher) or a decoder for each anatomy (student)."""
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -23,8 +24,7 @@ PAPER_ARCHITECTURES = (
     "segformer-mit_b3",
     "mininetv2",
 )
-STRIDES = {"deeplabv3": 8, "segformer": 4, "fpn": 4, "mininetv2": mininetv2.STRIDE}
-MULTIPLES = {"deeplabv3": 8, "segformer": 32, "fpn": 32, "mininetv2": mininetv2.MULTIPLE}
+GRIDS = {"deeplabv3": (8, 8), "segformer": (4, 32), "fpn": (4, 32), "mininetv2": (2, 8)}  # stride and multiple, see `Network`
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -66,11 +66,9 @@ class Network(nn.Module):
         self.encoder = encoder
         self.decoders = nn.ModuleList(decoders)
         self.heads = len(self.decoders)
-        self.stride = STRIDES[arch.partition("-")[0]]
-        self.multiple = MULTIPLES[arch.partition("-")[0]]
-        mean, std = statistics
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.stride, self.multiple = GRIDS[arch.partition("-")[0]]
+        for name, values in zip(("mean", "std"), statistics, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     @property
     def params_m(self) -> float:
@@ -100,18 +98,12 @@ class Network(nn.Module):
     def trains_on_one(self, size: tuple[int, int]) -> bool:
         """Whether a batch may be a single image of size = (width, height): not where a batch norm gets one value a channel."""
         values: list[int] = []
-        hooks = [
-            module.register_forward_pre_hook(lambda _, inputs: values.append(inputs[0][0, 0].numel()))
-            for module in self.modules()
-            if isinstance(module, nn.BatchNorm2d)
-        ]
-        training = self.training
-        self.eval()
+        copied = copy.deepcopy(self).eval()
+        for module in copied.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_pre_hook(lambda _, inputs: values.append(inputs[0][0, 0].numel()))
         with torch.no_grad():
-            self(torch.zeros(1, 3, size[1], size[0], device=self.mean.device))
-        self.train(training)
-        for hook in hooks:
-            hook.remove()
+            copied(torch.zeros(1, 3, size[1], size[0], device=self.mean.device))
         return min(values, default=2) > 1
 
     def forward(self, images: Tensor, heads: Sequence[int] | None = None) -> Tensor:
@@ -160,7 +152,7 @@ def create_network(arch: str, heads: int) -> Network:
     if arch == "mininetv2":
         return Network(arch, mininetv2.Encoder(), [mininetv2.Decoder() for _ in range(heads)], IMAGENET)
     decoder_name, _, encoder_name = arch.partition("-")
-    if decoder_name not in STRIDES or decoder_name == "mininetv2" or not encoder_name:
+    if decoder_name not in GRIDS or decoder_name == "mininetv2" or not encoder_name:
         raise MtkdError(
             f"unknown architecture {arch!r}. The paper's are {', '.join(PAPER_ARCHITECTURES)}; "
             "any other is deeplabv3-, segformer- or fpn- and the name of an smp encoder."

@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import timm
@@ -123,9 +124,8 @@ def _load_imagenet(network: Network) -> str:
 def _load_timm(network: Network, name: str, path: Path) -> None:
     """timm renames a classifier's keys while it creates the encoder, so an encoder is created from the file and copied."""
     overlay = {"state_dict": _read(path)}
-    stride = network.encoder.output_stride
     try:
-        encoder = get_encoder(name, weights=True, output_stride=stride, pretrained_cfg_overlay=overlay)
+        encoder = get_encoder(name, weights=True, output_stride=network.encoder.output_stride, pretrained_cfg_overlay=overlay)
     except (RuntimeError, KeyError) as error:
         raise MtkdError(f"{path} does not fit {name}: {_first_line(error)}. Use weights of {name}.") from error
     network.encoder.load_state_dict(encoder.state_dict())
@@ -186,10 +186,8 @@ def _hub_file(repo_id: str, revision: str | None = None) -> Path:
     folder = WEIGHTS / repo_id.partition("/")[2]
     if (folder / "model.safetensors").is_file():
         return folder / "model.safetensors"
-    try:
+    with suppress(LocalEntryNotFoundError):
         return Path(hf_hub_download(repo_id, "model.safetensors", revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
     url = hf_hub_url(repo_id, "model.safetensors", revision=revision)
     try:
         _refuse_offline()
@@ -210,8 +208,7 @@ def _coco_file() -> Path:
         _refuse_offline()
         urllib.request.urlopen(urllib.request.Request(COCO_URL, method="HEAD"), timeout=TIMEOUT_S).close()
         cached.parent.mkdir(parents=True, exist_ok=True)
-        digest = cached.stem.rpartition("-")[2]
-        torch.hub.download_url_to_file(COCO_URL, str(cached), hash_prefix=digest, progress=False)
+        torch.hub.download_url_to_file(COCO_URL, str(cached), hash_prefix=cached.stem.rpartition("-")[2], progress=False)
     except (OSError, RuntimeError) as error:
         raise _unreachable(COCO_URL, WEIGHTS / name, error) from error
     return cached
