@@ -17,17 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mtkd_cache.cache.builder import BATCH, Builder
-from mtkd_cache.cache.layout import (
-    FIGURES,
-    PLAN,
-    CacheManifest,
-    CachePlan,
-    CacheSpec,
-    ShardRecord,
-    TeacherInfo,
-    fingerprint,
-    logits_spec,
-)
+from mtkd_cache.cache.layout import FIGURES, PLAN, CacheManifest, CachePlan, CacheSpec, ShardRecord, fingerprint
 from mtkd_cache.cache.quantize import check_step
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.teacher_runner import Teachers
@@ -111,7 +101,7 @@ def update(
     assert plan is not None, "it was just written"
     builder = Builder(folder, store, teachers, plan, accelerator, batch, compiled)
     run_on_all_ranks(accelerator, lambda: builder.run(plan.shard_tasks))
-    run_on_all_ranks(accelerator, lambda: finalize_cache(folder, plan, teachers.info) if main else None)
+    run_on_all_ranks(accelerator, lambda: finalize_cache(builder, plan) if main else None)
     return builder
 
 
@@ -158,8 +148,9 @@ def write_plan(folder: Folder, wanted: CachePlan) -> None:
         folder.write(PLAN, dump_checked_json(new_plan.to_json()))
 
 
-def finalize_cache(folder: Folder, plan: CachePlan, teachers: dict[str, TeacherInfo]) -> None:
+def finalize_cache(builder: Builder, plan: CachePlan) -> None:
     """Write columns and metadata and, last, the manifest that makes the cache a finished one. Only one process may call it."""
+    folder, teachers = builder.folder, builder.teachers.info
     spec, tasks = plan.settings, plan.shard_tasks
     records: list[ShardRecord] = []
     for task in tasks:
@@ -184,7 +175,7 @@ def finalize_cache(folder: Folder, plan: CachePlan, teachers: dict[str, TeacherI
     arrays = {
         **encode_hashes(plan.samples),
         **encode_column("crc32c", figures["crc32c"], "view", "anatomy"),
-        **logits_spec(spec.n_views, len(spec.anatomies), spec.grid, spec.step).metadata(len(plan.samples)),
+        **builder.array.metadata(len(plan.samples)),
     }
     finalize(folder, manifest, arrays)
 

@@ -1,7 +1,6 @@
 """Are a logit cache's files as they were written? Every file of a finished cache is in its manifest with size and SHA-256; an
 unfinished cache is checked as far as its records go."""
 
-import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import TypedDict
 from tqdm import tqdm
 
 from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, ShardRecord, ShardTask
-from mtkd_cache.storage.checked_json import GROUP, MANIFEST, FileEntry, if_intact, read_checked_json, read_record
+from mtkd_cache.storage.checked_json import GROUP, MANIFEST, FileEntry, file_entry, if_intact, read_checked_json, read_record
 from mtkd_cache.storage.folder import Folder
 
 READERS = 8  # files hashed at a time
@@ -95,17 +94,16 @@ def _report_unfinished(folder: Folder, report: IntegrityReport, present: set[str
 
 def _compare(folder: Folder, expected: Mapping[str, FileEntry], report: IntegrityReport) -> None:
     """Hash files, several at a time, and report those that are not as they were written."""
-    owner = {entry["sha256"]: key for key, entry in expected.items()}
+    known = {entry["sha256"] for entry in expected.values()}
     report.files, report.bytes = len(expected), sum(entry["bytes"] for entry in expected.values())
 
-    def measure(key: str) -> tuple[int, str] | str:
+    def measure(key: str) -> FileEntry | str:
         try:
-            data = folder.read(key)
+            return file_entry(folder.read(key))
         except FileNotFoundError:
             return "missing"
         except OSError:
             return "unreadable"
-        return len(data), hashlib.sha256(data).hexdigest()
 
     with (
         ThreadPoolExecutor(READERS) as pool,
@@ -115,6 +113,6 @@ def _compare(folder: Folder, expected: Mapping[str, FileEntry], report: Integrit
             progress.update(entry["bytes"])
             if isinstance(measured, str):
                 report.damage(measured, key)
-            elif measured != (entry["bytes"], entry["sha256"]):
-                shorter = "truncated" if measured[0] < entry["bytes"] else "changed"
-                report.damage("swapped" if measured[1] in owner else shorter, key)
+            elif measured != entry:
+                shorter = "truncated" if measured["bytes"] < entry["bytes"] else "changed"
+                report.damage("swapped" if measured["sha256"] in known else shorter, key)

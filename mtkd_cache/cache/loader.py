@@ -68,16 +68,14 @@ class BatchReader:
 
     def read(self, rows: np.ndarray, view: int = 0) -> Batch:
         images, masks = self.store.read(rows)
-        logits = None if self.cache is None else torch.from_numpy(self._maps(self.cache, rows, view))
-        anatomy = torch.from_numpy(self.store.anatomy[rows].astype(np.int64))
-        return Batch(rows, torch.from_numpy(images), torch.from_numpy(masks), anatomy, logits)
-
-    def _maps(self, cache: LogitCache, rows: np.ndarray, view: int) -> np.ndarray:
-        hashes = self.store.hashes[rows]
+        hashes, logits = self.store.hashes[rows], None
         try:
-            return cache.read(hashes, view)
+            if self.cache is not None:
+                logits = torch.from_numpy(self.cache.read(hashes, view))
         except CorruptMapError as error:
             raise MtkdError(f"{self.store.describe(rows[list(hashes).index(error.sha256)])}: {error}") from error
+        anatomy = torch.from_numpy(self.store.anatomy[rows].astype(np.int64))
+        return Batch(rows, torch.from_numpy(images), torch.from_numpy(masks), anatomy, logits)
 
 
 def epoch_batches(rows: np.ndarray, batch: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:

@@ -118,8 +118,7 @@ def _check(folder: Folder, store: SampleStore | None, teachers: Teachers | Path 
 
 
 def _compare_samples(report: IntegrityReport, store: SampleStore, splits: Sequence[str]) -> None:
-    described = report.manifest or report.plan
-    if described:
+    if described := report.manifest or report.plan:
         spec = described.settings
         for what, cached, stored in (
             ("anatomies", list(spec.anatomies), list(store.anatomies)),

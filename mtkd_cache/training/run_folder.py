@@ -40,19 +40,21 @@ def train_or_resume(
     and LockedError where another process trains there.
     """
     finished = partial(_finished, kind, path, run_config, accelerator.mixed_precision)
-    record = finished()
-    if record:
+    if record := finished():
         return record
+    outcome: Record | MtkdError | None = None  # of the main process; its error is raised in all, so that none waits
     with ExitStack() as lock:
-
-        def begin() -> Record | None:
-            lock.enter_context(locked(Folder(path.parent)))
-            if (record := finished()) is None:
-                path.unlink(missing_ok=True)  # a record without its weights
-            return record
-
-        record = _decide(accelerator, begin)
-        return record or _train(kind, path, run_config, make_task(), accelerator, details or {})
+        if accelerator.is_main_process:
+            try:
+                lock.enter_context(locked(Folder(path.parent)))
+                if (outcome := finished()) is None:
+                    path.unlink(missing_ok=True)  # a record without its weights
+            except MtkdError as error:
+                outcome = error
+        [outcome] = broadcast_object_list([outcome])
+        if isinstance(outcome, MtkdError):
+            raise outcome
+        return outcome or _train(kind, path, run_config, make_task(), accelerator, details or {})
 
 
 def _finished(kind: type[Record], path: Path, run_config: dict[str, Any], precision: str) -> Record | None:
@@ -70,20 +72,6 @@ def _finished(kind: type[Record], path: Path, run_config: dict[str, Any], precis
         return None
     read_weights(path.parent)
     return record
-
-
-def _decide(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
-    """What the main process's action returns, in every process; its MtkdError is raised in all, so that none waits."""
-    result = None
-    if accelerator.is_main_process:
-        try:
-            result = action()
-        except MtkdError as error:
-            result = error
-    [result] = broadcast_object_list([result])
-    if isinstance(result, MtkdError):
-        raise result
-    return result
 
 
 def _train(

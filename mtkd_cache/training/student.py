@@ -38,10 +38,12 @@ def train_student(
     resident: see `mtkd_cache.cache.loader.preload`; compiled: see `mtkd_cache.training.loop.Task`.
     Raises MtkdError where the cache does not belong to the store, and where the folder holds a run with other settings.
     """
-    settings = recipe.as_dict()
     sections = ["student", "augmentation"]
+    signal: TeacherSignal = NoTeachers(recipe, store.size)
     if cache is not None:
+        cache.check_belongs(store, store.rows("train"))
         sections.append("distillation")
+        signal = CachedTeachers(cache, recipe, store.size)
     elif recipe.cache.views > 1:
         sections.append("cache")
     run_config = {
@@ -52,15 +54,11 @@ def train_student(
         "anatomies": list(store.anatomies),
         "size": list(store.size),
         "seed": recipe.seed,
-        "recipe": {key: settings[key] for key in sections},
+        "recipe": {key: section for key, section in recipe.as_dict().items() if key in sections},
         "dataset": store.name,
         "store_fingerprint": store.fingerprint,
         "cache_fingerprint": cache.fingerprint if cache else None,
     }
-    signal: TeacherSignal = NoTeachers(recipe, store.size)
-    if cache is not None:
-        cache.check_belongs(store, store.rows("train"))
-        signal = CachedTeachers(cache, recipe, store.size)
     make_task = partial(student_task, store, recipe, accelerator, signal, resident, compiled)
     details = {"teachers": cache.manifest.teachers} if cache else {}
     return train_or_resume(RunRecord, run / RUN, run_config, make_task, accelerator, details)

@@ -53,8 +53,7 @@ def train_teachers(
             "store_fingerprint": store.fingerprint,
         }
         make_task = partial(teacher_task, store, anatomy, recipe, accelerator, resident, compiled)
-        path = folder / anatomy / TEACHER
-        records[anatomy] = train_or_resume(TeacherRecord, path, run_config, make_task, accelerator)
+        records[anatomy] = train_or_resume(TeacherRecord, folder / anatomy / TEACHER, run_config, make_task, accelerator)
     return records
 
 
