@@ -23,17 +23,16 @@ from .common import file_size, plural, reports, say
 @common.compute
 @common.compiled
 @reports
-def command(store: str, teachers: Path, cache: str, splits: tuple[str, ...], batch: int, **options: Any) -> dict[str, Any]:
+def command(store: str, teachers: Path, cache: str, **options: Any) -> dict[str, Any]:
     """Run the teachers once over the samples and cache their logits. Resumes after an interruption."""
     recipe = common.recipe_of(options, {"cache.step": options["step"], "cache.views": options["views"]})
     accelerator = common.accelerator_of(options)
     samples = mc.SampleStore.open(store)
     loaded = mc.Teachers.load(teachers, samples)
     spec = mc.CacheSpec.of(samples, loaded.stride, recipe, accelerator.mixed_precision)
-    temperature, compiled = recipe.distillation.temperature, options["compiled"]
-    result = mc.build_cache(
-        samples, loaded, spec, cache, accelerator, temperature=temperature, splits=splits, batch=batch, compiled=compiled
-    )
+    settings = {key: options[key] for key in ("splits", "batch", "compiled")}
+    temperature = recipe.distillation.temperature
+    result = mc.build_cache(samples, loaded, spec, cache, accelerator, temperature=temperature, **settings)
     say(
         f"{cache}: {result['samples']} samples x {plural(result['views'], 'view')} x {len(result['anatomies'])} anatomies, "
         f"{file_size(result['bytes'])}; largest error {result['max_abs_error']:.4g} of {result['step'] / 2:g} allowed, "

@@ -18,9 +18,7 @@ from . import common
 @click.option("--multilabel", type=common.FOLDER, metavar="DATASET", help="Evaluate on this dataset's multilabel subset instead.")
 @common.compute
 @common.reports
-def command(
-    run: Path | None, teachers: Path | None, store: str, split: str, multilabel: Path | None, **options: Any
-) -> dict[str, Any]:
+def command(run: Path | None, teachers: Path | None, store: str, split: str, **options: Any) -> dict[str, Any]:
     """Compute Dice per anatomy, each on its own subset, and write it beside the weights.
 
     The file is evaluation-SPLIT.json, with --multilabel multilabel-SPLIT.json.
@@ -33,7 +31,7 @@ def command(
         raise click.UsageError("Name either --run or --teachers.")
     accelerator, opened = common.accelerator_of(options), mc.SampleStore.open(store)
     predictor = mc.Predictor.load(folder, accelerator.device, opened.anatomies)
-    if multilabel is None:
+    if (multilabel := options["multilabel"]) is None:
         evaluation = evaluate(predictor, opened, split, accelerator)
     else:
         evaluation = several = evaluate_multilabel(predictor, multilabel, opened, split, accelerator)

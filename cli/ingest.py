@@ -17,16 +17,15 @@ from . import common
 @click.option("--test", type=common.NUMBERS, help="Surgeries of the test split, instead of the reference split's.")
 @click.option("--workers", type=click.IntRange(1), default=2, help="Number of processes.")
 @common.reports
-def command(
-    dataset: Path, store: str, validation: common.Numbers | None, test: common.Numbers | None, **options: Any
-) -> dict[str, Any]:
+def command(dataset: Path, store: str, **options: Any) -> dict[str, Any]:
     """Convert a DATASET folder (ANATOMY/SURGERY/imageNN.png with maskNN.png) into a sample store."""
     from mtkd_cache.data.dresden import Split
     from mtkd_cache.data.ingest import ingest
 
+    validation, test = options.pop("validation"), options.pop("test")
     if (validation is None) != (test is None):
         raise click.UsageError("--validation and --test go together.")
-    split = Split() if validation is None or test is None else Split(validation, test, None)
+    split = Split() if validation is None else Split(validation, test, None)
     result = ingest(dataset, store, split=split, **options)
     common.say(f"{result['samples']} samples in {store}: " + ", ".join(f"{n} {part}" for part, n in result["by_split"].items()))
     if result["skipped"]:

@@ -3,6 +3,7 @@
 import os
 import resource
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,16 @@ def machine(device: torch.device) -> Result:
     }
 
 
-def start_peak(device: torch.device) -> None:
-    """Reset what `peak_mb` returns. On the CPU the allocations that follow are slow."""
+def peak_mb(action: Callable[[], object], device: torch.device) -> float:
+    """Peak memory in MB during a call: allocated on a GPU, resident of this process on the CPU, where allocations become slow."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
+        action()
+        return torch.cuda.max_memory_allocated(device) / 1e6
     give_back_freed_memory()
     if (clear := Path("/proc/self/clear_refs")).exists():
         clear.write_text("5")
-
-
-def peak_mb(device: torch.device) -> float:
-    """Peak memory in MB since `start_peak`: allocated on a GPU, resident of this process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
+    action()
     if (status := Path("/proc/self/status")).exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

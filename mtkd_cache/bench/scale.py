@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from mtkd_cache.bench.machine import Result, Size, conditions, peak_mb, start_peak
+from mtkd_cache.bench.machine import Result, Size, conditions, peak_mb
 from mtkd_cache.bench.synthetic import make_cache, make_store
 from mtkd_cache.cache.loader import BatchReader, epoch_batches, prefetch
 from mtkd_cache.cache.verify import verify_cache
@@ -33,14 +33,16 @@ def bench_scale(recipe: Recipe, accelerator: Accelerator, size: Size, counts: Se
 
 
 def _measure(recipe: Recipe, accelerator: Accelerator, size: Size, samples: int, stride: int) -> Result:
-    seconds, peak = {}, {}
+    seconds, peak, results = {}, {}, {}
 
     def measured(step: str, action: Callable[[], Any]) -> Any:
-        start_peak(CPU)
-        start = time.perf_counter()
-        result = action()
-        seconds[step], peak[step] = time.perf_counter() - start, peak_mb(CPU)
-        return result
+        def run() -> None:
+            start = time.perf_counter()
+            results[step] = action()
+            seconds[step] = time.perf_counter() - start
+
+        peak[step] = peak_mb(run, CPU)
+        return results[step]
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

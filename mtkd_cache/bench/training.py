@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mtkd_cache.bench.machine import Result, Size, conditions, peak_mb, start_peak
+from mtkd_cache.bench.machine import Result, Size, conditions, peak_mb
 from mtkd_cache.bench.synthetic import make_cache, make_store
 from mtkd_cache.cache.loader import Batch
 from mtkd_cache.cache.reader import LogitCache
@@ -74,13 +75,6 @@ def training_steps(task: Task, accelerator: Accelerator) -> Steps:
         yield time.perf_counter() - start, waited
 
 
-def _peak(steps: Steps, device: torch.device) -> float:
-    """Peak memory in MB during one more step."""
-    start_peak(device)
-    next(steps)
-    return peak_mb(device)
-
-
 def bench_stage2(recipe: Recipe, accelerator: Accelerator, size: Size, rounds: int, resident: str, compiled: bool) -> Result:
     """Time the steps of three students that differ in their teachers' signal alone. Weights and samples are synthetic.
 
@@ -102,7 +96,7 @@ def bench_stage2(recipe: Recipe, accelerator: Accelerator, size: Size, rounds: i
             name: training_steps(student_task(store, recipe, accelerator, signal, resident, compiled), accelerator)
             for name, signal in _signals(recipe, accelerator, store, cache, networks).items()
         }
-        online = {name for name in students if "online" in name}
+        online = students.keys() - {"none", "cached"}
         warm_up = {name: next(steps)[0] for name, steps in students.items()}
         for name in students.keys() - online:
             list(islice(students[name], WARM_UP_STEPS - 1))
@@ -111,7 +105,7 @@ def bench_stage2(recipe: Recipe, accelerator: Accelerator, size: Size, rounds: i
             for name, steps in students.items():
                 if name not in online or number < ONLINE_ROUNDS:
                     taken[name].append(next(steps))
-        peaks = {name: _peak(steps, accelerator.device) for name, steps in students.items()}
+        peaks = {name: peak_mb(partial(next, steps), accelerator.device) for name, steps in students.items()}
         for steps in students.values():
             steps.close()
     times = {name: [step for step, _ in steps] for name, steps in taken.items()}
