@@ -24,7 +24,7 @@ from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.runtime.accelerator import run_on_all_ranks
-from mtkd_cache.storage.checked_json import dump_checked_json, file_entry, finalize, mark_incomplete, read_record
+from mtkd_cache.storage.checked_json import FileEntry, dump_checked_json, file_entry, finalize, mark_incomplete, read_record
 from mtkd_cache.storage.columns import encode_column, encode_hashes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
@@ -152,17 +152,15 @@ def finalize_cache(builder: Builder, plan: CachePlan) -> None:
     """Write columns and metadata and, last, the manifest that makes the cache a finished one. Only one process may call it."""
     folder, teachers = builder.folder, builder.teachers.info
     spec, tasks = plan.settings, plan.shard_tasks
-    records: list[ShardRecord] = []
+    figures = np.zeros((len(plan.samples), spec.n_views, len(spec.anatomies)), list(FIGURES.items()))
+    files: dict[str, FileEntry] = {}
     for task in tasks:
         record = read_record(folder, task.record_key, ShardRecord)
         if record is None or not task.owns(record, spec):
             raise MtkdError(f"{folder} is not finished: a process did not write its share. Run the same command again.")
-        records.append(record)
-    figures = np.zeros((len(plan.samples), spec.n_views, len(spec.anatomies)), list(FIGURES.items()))
-    for task, record in zip(tasks, records, strict=True):
+        files[record.key] = record.entry
         for key in FIGURES:
             figures[key][task.rows, task.view] = [row[key] for row in record.rows]
-    files = {record.key: record.entry for record in records}
     files |= {key: file_entry(folder.read(key)) for key in (PLAN, *(task.record_key for task in tasks))}
     manifest = CacheManifest(
         settings=spec,
