@@ -93,7 +93,9 @@ def _unpacked(target: Path, sha256: str) -> dict[str, Any]:
 
 def _is_complete(archive: Path, sha256: str, required: bool) -> bool:
     """Whether a zip is there and the expected one. Raises MtkdError where it is `required` and is not."""
-    if not archive.exists() and not required:
+    if not archive.is_file():
+        if required:
+            raise MtkdError(f"{archive}: there is no such file. Give the path of the dataset's zip.")
         return False
     actual = _sha256(archive).hexdigest()
     if actual != sha256 and required:
