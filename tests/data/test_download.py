@@ -249,7 +249,7 @@ def test_archive_by_hand_that_is_another_or_missing(target, tmp_path):
     (tmp_path / "other.zip").write_bytes(ZIP)
     with pytest.raises(MtkdError, match=f"expected {DSAD_SHA256}, actual {SHA}"):
         download(target, archive=tmp_path / "other.zip")
-    with pytest.raises(MtkdError, match="No such file"):
+    with pytest.raises(MtkdError, match="there is no such file"):
         download(target, archive=tmp_path / "absent.zip")
     assert names(target.parent) == set()
 
