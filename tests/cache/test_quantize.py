@@ -1,4 +1,4 @@
-"""The quantiser's declared error, and its refusals."""
+"""The quantizer's declared error, and its refusals."""
 
 import pytest
 import torch
@@ -59,5 +59,7 @@ def test_a_step_that_is_no_power_of_two_is_refused(step):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_power_of_two_is_taken(step):
+def test_a_power_of_two_is_taken_and_its_multiples_are_kept_exactly(step):
     check_step(step)
+    logits = step * torch.arange(-100, 101)
+    assert torch.equal(dequantize(quantize(logits, step), step), logits)
