@@ -1,8 +1,4 @@
-"""Dice as Kolbinger et al. 2023 compute it: an image at a time at the store's size, on each anatomy's own subset.
-
-An image where truth and prediction are both empty does not count; an empty truth with a prediction counts 0. An anatomy's Dice is
-the mean over its images, the mean Dice the unweighted mean over the anatomies.
-"""
+"""Dice of trained networks on a split (see `mtkd_cache.training.metrics`), recorded beside their weights with a model card."""
 
 from typing import Any, TypeVar
 

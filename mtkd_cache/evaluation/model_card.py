@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from mtkd_cache.evaluation.markdown import cell, plain
+from mtkd_cache.evaluation.markdown import plain, templates
 from mtkd_cache.models.pretrained import paper_source
 from mtkd_cache.models.records import Evaluation, MultilabelEvaluation, RunRecord, Training, read_as, read_training_records
 from mtkd_cache.storage.folder import write_durably
@@ -39,15 +37,8 @@ def card_text(folder: Path) -> str | None:
     first = trainings[0]
     run = first if isinstance(first, RunRecord) else None
     evaluations = _current(Evaluation, folder, trainings)
-    environment = Environment(
-        loader=PackageLoader("mtkd_cache", "evaluation"),
-        finalize=lambda value: plain(str(value)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"cell": cell, "percent": _percent, "json": json.dumps}
+    environment = templates("mtkd_cache", "evaluation", finalize=lambda value: plain(str(value)), keep_trailing_newline=True)
+    environment.filters |= {"percent": _percent, "json": json.dumps}
     return environment.get_template("model_card.md").render(
         first=first,
         run=run,

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from mtkd_cache.evaluation.markdown import cell, plain
+from mtkd_cache.evaluation.markdown import plain, templates
 from mtkd_cache.study.report.formats import DASH
 from mtkd_cache.study.report.markup import Table
 
@@ -41,15 +39,7 @@ def render(
     Everything is shown as it is written: HTML is escaped in both.
     """
     page = name.endswith(".html")
-    environment = Environment(
-        loader=PackageLoader("mtkd_cache.study", "report"),
-        autoescape=page,
-        finalize=_curled if page else plain,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = cell
+    environment = templates("mtkd_cache.study", "report", autoescape=page, finalize=_curled if page else plain)
     return environment.get_template(name).render(title=title, facts=facts, notes=notes, blocks=blocks, dash=DASH)
 
 
