@@ -105,6 +105,14 @@ def organ_store(organ_folder, tmp_path_factory) -> SampleStore:
 
 
 @pytest.fixture(scope="session")
+def store(tmp_path_factory) -> SampleStore:
+    """The two organs at 32x32, for caches that are built, damaged or killed many times. Read only."""
+    root = tmp_path_factory.mktemp("store")
+    ingest(_write_organs(root / "organs", size=(32, 32)), str(root / "samples.zarr"), size=(32, 32), split=ORGAN_SPLIT)
+    return SampleStore.open(str(root / "samples.zarr"))
+
+
+@pytest.fixture(scope="session")
 def organ_split() -> Split:
     return ORGAN_SPLIT
 

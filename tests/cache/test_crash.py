@@ -12,8 +12,6 @@ import pytest
 from support import build, finished_shards, same_cache
 
 from mtkd_cache.cache.verify import verify_cache
-from mtkd_cache.data.ingest import ingest
-from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 
 KILLS = int(os.environ.get("MTKD_KILLS", "6"))
@@ -62,13 +60,6 @@ def small_shards():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtkd_cache.cache.layout.BLOCK", BLOCK)
         yield
-
-
-@pytest.fixture(scope="module")
-def store(write_organs, organ_split, tmp_path_factory) -> SampleStore:
-    root = tmp_path_factory.mktemp("crash")
-    ingest(write_organs(root / "organs", size=(32, 32)), str(root / "samples.zarr"), size=(32, 32), split=organ_split)
-    return SampleStore.open(str(root / "samples.zarr"))
 
 
 @pytest.fixture(scope="module")

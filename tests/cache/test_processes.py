@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from support import build, served_bucket
 
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.verify import verify_cache
-from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import SampleStore
 
 BLOCK = 2
@@ -51,13 +49,6 @@ for target in sys.argv[1:]:
         print("rank", accelerator.process_index, "error", error, flush=True)
     builder.Builder._write = write
 """
-
-
-@pytest.fixture(scope="module")
-def store(write_organs, organ_split, tmp_path_factory) -> SampleStore:
-    root = tmp_path_factory.mktemp("processes")
-    ingest(write_organs(root / "organs", size=(32, 32)), str(root / "samples.zarr"), size=(32, 32), split=organ_split)
-    return SampleStore.open(str(root / "samples.zarr"))
 
 
 def launch(processes: int, store: SampleStore, teachers: Path, tmp_path: Path, *targets: str, killed: int = 0) -> list[str]:

@@ -14,7 +14,6 @@ from mtkd_cache.cache import builder
 from mtkd_cache.cache.loader import BatchReader, preload
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.verify import verify_cache
-from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.checked_json import MANIFEST, dump_checked_json, load_checked_json
@@ -33,13 +32,6 @@ def small_shards():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtkd_cache.cache.layout.BLOCK", BLOCK)
         yield
-
-
-@pytest.fixture(scope="module")
-def store(write_organs, organ_split, tmp_path_factory) -> SampleStore:
-    root = tmp_path_factory.mktemp("verify")
-    ingest(write_organs(root / "organs", size=(32, 32)), str(root / "samples.zarr"), size=(32, 32), split=organ_split)
-    return SampleStore.open(str(root / "samples.zarr"))
 
 
 @pytest.fixture(scope="module")
