@@ -5,7 +5,8 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from functools import reduce
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -14,12 +15,18 @@ from mtkd_cache.errors import MtkdError
 
 Section = TypeVar("Section")
 
+TERMS = ("kl", "sigmoid", "pearson", "standardized")
+COMBINE = ("sum", "product", "printed")
+
 
 @dataclass(frozen=True)
 class Stage:
-    """How the networks of one stage are trained: with Adam, its learning rate decaying exponentially from lr to final_lr.
+    """How the networks of one stage are trained.
 
     weights: the initial weights, see `mtkd_cache.models.pretrained.load_pretrained`; "paper" are those of the paper.
+    lr, final_lr: the learning rate of the first epoch, and that which the schedule reaches after the last one.
+    optimizer: "adam" or "adamw", torch's, on all parameters; with weight_decay 0 the two are the same.
+    schedule: "exponential" (the paper's) or "cosine", see `mtkd_cache.training.optimizer.learning_rates`.
     """
 
     arch: str
@@ -28,23 +35,32 @@ class Stage:
     batch: int
     lr: float
     final_lr: float
-
-    def learning_rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0.
-
-        As with torch's ExponentialLR stepped after each epoch: the first epoch uses `lr`, each later one the rate before times
-        (final_lr / lr)^(1 / epochs), and the step after the last epoch reaches `final_lr`.
-        """
-        return self.lr * math.pow(self.final_lr / self.lr, epoch / self.epochs)
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    schedule: str = "exponential"
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """The KL term of stage 2; combine is "sum" or "product", see `mtkd_cache.losses.distillation_objective`."""
+    """The distillation terms of stage 2.
+
+    term: one of `TERMS`, or two joined by "+"; all are defined in `mtkd_cache.losses`. temperature, weight: of each term but
+    "sigmoid", which has its own, sigmoid_temperature and sigmoid_weight. combine: "sum", "product" or "printed", see
+    `mtkd_cache.losses.distillation_objective`.
+    """
 
     temperature: float
     weight: float
     combine: str
+    term: str = "kl"
+    sigmoid_temperature: float = 1.0
+    sigmoid_weight: float = 1.0
+
+    @property
+    def terms(self) -> dict[str, tuple[float, float]]:
+        """Temperature and weight of each term, by its name."""
+        sigmoid, other = (self.sigmoid_temperature, self.sigmoid_weight), (self.temperature, self.weight)
+        return {name: sigmoid if name == "sigmoid" else other for name in self.term.split("+")}
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,8 @@ class Augmentation:
     """Ranges from which views are drawn, see `mtkd_cache.data.augment`.
 
     A value is drawn from -range to +range: shift in fractions of the image's width and height, rotate in degrees, rgb_shift in
-    levels of 255, scale, brightness and contrast as fractions. affine_p, rgb_p and brightness_contrast_p are probabilities.
+    levels of 255, scale, brightness and contrast as fractions. affine_p, rgb_p, brightness_contrast_p, horizontal_flip_p (left
+    and right exchanged) and vertical_flip_p (top and bottom) are probabilities.
     """
 
     affine_p: float
@@ -64,6 +81,8 @@ class Augmentation:
     brightness_contrast_p: float
     brightness: float
     contrast: float
+    horizontal_flip_p: float = 0.0
+    vertical_flip_p: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,10 +105,21 @@ class Recipe:
     cache: Cache
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe as runs and caches record it: JSON values, with the keys of version 0.1."""
-        sections = asdict(self)
+        """The recipe as runs and caches record it: JSON values, with the keys of version 0.1.
+
+        Later keys are left out where they have their default, so that records and fingerprints stay as they were.
+        """
+        sections = {name: _changed(value) if is_dataclass(value) else value for name, value in vars(self).items()}
         sections["augmentation"]["light_p"] = sections["augmentation"].pop("brightness_contrast_p")
         return sections
+
+
+RECIPES = Path(str(resources.files("mtkd_cache.recipes")))
+
+
+def _changed(section: Any) -> dict[str, Any]:
+    """A section's keys without those that have their default."""
+    return {item.name: value for item in fields(section) if (value := getattr(section, item.name)) != item.default}
 
 
 OLD_KEYS = {"light_p": "brightness_contrast_p"}  # of recipes, runs and caches written by version 0.1
@@ -102,15 +132,15 @@ def augmentation_from(table: dict[str, Any]) -> Augmentation:
 
 def shipped() -> list[str]:
     """Names of the recipes in the package."""
-    names = (path.name for path in resources.files("mtkd_cache.recipes").iterdir())
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Recipe:
     """Load a recipe and check it.
 
     Args:
-        name: a recipe shipped with the package ("paper", "small", "demo", "smoke"), or the path of a .toml file.
+        name: a recipe shipped with the package ("paper", "small", "demo", "smoke"), or the path of a .toml file. A file that says
+            `extends = "paper"`, a shipped recipe or the path of a file relative to its own, holds only what differs from that.
         overrides: texts KEY=VALUE such as "student.epochs=30", the value in TOML or a bare string.
         values: by key, applied after `overrides`, such as {"seed": 3, "student.arch": "mininetv2"}; None keeps the recipe's.
 
@@ -118,22 +148,44 @@ def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, A
         The recipe, a frozen dataclass, with the sections of the TOML file as attributes.
 
     Raises:
-        MtkdError: an unknown recipe or key, a missing key, a value of another type, or one out of range.
+        MtkdError: an unknown recipe or key, a missing key, a value of another type, one out of range, a recipe that extends
+            itself.
     """
-    path = Path(name)
-    if path.suffix != ".toml" and name not in shipped():
+    table = _load_table(name, Path())
+    for key, value in [*map(_parse, overrides), *(values or {}).items()]:
+        if value is not None:
+            *sections, last = key.split(".")
+            table = _merged(table, reduce(lambda inner, section: {section: inner}, reversed(sections), {last: value}))
+    return recipe_from(table, name)
+
+
+def _load_table(name: str, folder: Path, extending: Sequence[Path] = ()) -> dict[str, Any]:
+    """A recipe's table, merged into that which it extends. folder: of the file that names it; extending: the files before it."""
+    if not name.endswith(".toml") and name not in shipped():
         raise MtkdError(f"recipe {name!r}: there is no such recipe. Name one of {', '.join(shipped())}, or a .toml file.")
-    file = path if path.suffix == ".toml" else resources.files("mtkd_cache.recipes").joinpath(f"{name}.toml")
+    file = (folder / name if name.endswith(".toml") else RECIPES / f"{name}.toml").resolve()
+    if file in extending:
+        raise MtkdError(f"recipe {name}: it extends itself, by {' -> '.join(path.name for path in [*extending, file])}.")
     if not file.is_file():
         raise MtkdError(f"recipe {name}: there is no such file.")
     try:
         table = tomllib.loads(file.read_bytes().decode(errors="replace"))
     except tomllib.TOMLDecodeError as error:
         raise MtkdError(f"recipe {name}: not TOML ({error}).") from error
-    for key, value in [*map(_parse, overrides), *(values or {}).items()]:
-        if value is not None:
-            _set(table, key, value)
-    return recipe_from(table, name)
+    base = table.pop("extends", None)
+    if not isinstance(base, str | None):
+        raise MtkdError(f"recipe {name}: extends = {base!r} should be the name of a recipe, or the path of a .toml file.")
+    return _merged(_load_table(base, file.parent, [*extending, file]) if base else {}, table)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's table with the values of another one in place of its own, under the names of today."""
+    merged = dict(base)
+    for old, value in changes.items():
+        key = OLD_KEYS.get(old, old)
+        sections = isinstance(value, dict), isinstance(base.get(key, {}), dict)
+        merged[key] = _merged(base.get(key, {}), value) if all(sections) else value
+    return merged
 
 
 def _parse(override: str) -> tuple[str, Any]:
@@ -144,15 +196,6 @@ def _parse(override: str) -> tuple[str, Any]:
         return key, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return key, text
-
-
-def _set(table: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise MtkdError(f"override {key!r}: {section} is not a section of a recipe.")
-    table[last] = value
 
 
 def recipe_from(table: dict[str, Any], where: str) -> Recipe:
@@ -167,14 +210,15 @@ def _read(kind: type[Section], table: Any, where: str) -> Section:
         raise MtkdError(f"{where}: expected a section.")
     table = {OLD_KEYS.get(key, key): value for key, value in table.items()}
     types = get_type_hints(kind)
+    optional = {item.name for item in fields(kind) if item.default is not MISSING}  # type: ignore[arg-type]
     for key in [*table, *types]:
         if key not in types:
             raise MtkdError(f"{where}: unknown key {key!r}. Known here: {', '.join(types)}.")
-        if key not in table:
+        if key not in table and key not in optional:
             raise MtkdError(f"{where}: {key!r} is missing.")
     values = {}
-    for key, expected in types.items():
-        value = table[key]
+    for key in table:
+        value, expected = table[key], types[key]
         if hasattr(expected, "__dataclass_fields__"):
             value = _read(expected, value, f"{where}, [{key}]")
         elif expected is float and type(value) is int:
@@ -187,11 +231,15 @@ def _read(kind: type[Section], table: Any, where: str) -> Section:
 
 def _check(recipe: Recipe, where: str) -> None:
     distillation = recipe.distillation
+    sigmoid_temperature, sigmoid_weight = distillation.sigmoid_temperature, distillation.sigmoid_weight
     limits = [
         ("seed", recipe.seed, recipe.seed >= 0, "0 or more"),
         ("distillation.temperature", distillation.temperature, 0 < distillation.temperature < math.inf, "more than 0"),
         ("distillation.weight", distillation.weight, 0 <= distillation.weight < math.inf, "0 or more"),
-        ("distillation.combine", distillation.combine, distillation.combine in ("sum", "product"), '"sum" or "product"'),
+        ("distillation.combine", distillation.combine, distillation.combine in COMBINE, f"one of {', '.join(COMBINE)}"),
+        ("distillation.term", distillation.term, set(distillation.terms) <= {*TERMS}, f"one of {', '.join(TERMS)}, or A+B"),
+        ("distillation.sigmoid_temperature", sigmoid_temperature, 0 < sigmoid_temperature < math.inf, "more than 0"),
+        ("distillation.sigmoid_weight", sigmoid_weight, 0 <= sigmoid_weight < math.inf, "0 or more"),
         ("cache.views", recipe.cache.views, recipe.cache.views >= 1, "1 or more"),
     ]
     for name, stage in (("teacher", recipe.teacher), ("student", recipe.student)):
@@ -200,6 +248,9 @@ def _check(recipe: Recipe, where: str) -> None:
             (f"{name}.batch", stage.batch, stage.batch >= 1, "1 or more"),
             (f"{name}.lr", stage.lr, 0 < stage.lr < math.inf, "more than 0"),
             (f"{name}.final_lr", stage.final_lr, 0 < stage.final_lr <= stage.lr, f"more than 0 and at most lr, {stage.lr}"),
+            (f"{name}.optimizer", stage.optimizer, stage.optimizer in ("adam", "adamw"), '"adam" or "adamw"'),
+            (f"{name}.weight_decay", stage.weight_decay, 0 <= stage.weight_decay < math.inf, "0 or more"),
+            (f"{name}.schedule", stage.schedule, stage.schedule in ("exponential", "cosine"), '"exponential" or "cosine"'),
         ]
     for key, value in asdict(recipe.augmentation).items():
         high = {"scale": 0.99, "rotate": 180.0, "rgb_shift": 255.0}.get(key, 1.0)

@@ -1,6 +1,6 @@
 """Recipes: what ships, what is refused, what an override does."""
 
-import itertools
+from dataclasses import asdict
 from importlib import resources
 
 import pytest
@@ -11,27 +11,88 @@ from mtkd_cache.recipe import load_recipe, recipe_from, shipped
 PAPER = resources.files("mtkd_cache.recipes").joinpath("paper.toml").read_text()
 
 
+PAPERS = {
+    "seed": 0,
+    "teacher": {"arch": "segformer-mit_b3", "epochs": 100, "lr": 5e-4, "final_lr": 1.5e-6},
+    "student": {"arch": "mininetv2", "epochs": 60, "lr": 1e-3, "final_lr": 2.5e-5},
+    "distillation": {"temperature": 4.0, "weight": 3.0, "combine": "sum"},
+    "augmentation": {
+        "affine_p": 0.5,
+        "shift": 0.1,
+        "scale": 0.1,
+        "rotate": 5.0,
+        "rgb_p": 0.5,
+        "rgb_shift": 20.0,
+        "brightness": 0.2,
+        "contrast": 0.2,
+    },
+    "cache": {"step": 0.25, "views": 1},
+}
+BOTH_STAGES = {"weights": "paper", "batch": 8}
+
+
 def test_the_paper_recipe_is_the_papers_setting():
-    recipe = load_recipe("paper")
-    assert recipe.teacher.arch == "segformer-mit_b3"
-    assert (recipe.teacher.epochs, recipe.teacher.batch, recipe.teacher.lr, recipe.teacher.final_lr) == (100, 8, 5e-4, 1.5e-6)
-    assert (recipe.student.epochs, recipe.student.batch, recipe.student.lr, recipe.student.final_lr) == (60, 8, 1e-3, 2.5e-5)
-    assert (recipe.distillation.temperature, recipe.distillation.weight, recipe.distillation.combine) == (4, 3, "sum")
-    assert recipe.augmentation.shift == recipe.augmentation.scale == 0.1
-    assert (recipe.augmentation.rotate, recipe.augmentation.rgb_shift) == (5, 20)
-    assert recipe.augmentation.brightness == recipe.augmentation.contrast == 0.2
-    assert recipe.augmentation.affine_p == recipe.augmentation.rgb_p == recipe.augmentation.brightness_contrast_p == 0.5
-    assert (recipe.cache.step, recipe.cache.views) == (0.25, 1)
+    """Whatever a recipe can say besides is off in the paper's; what is recorded are the keys of version 0.1."""
+    resolved = asdict(load_recipe("paper"))
+    off = {"optimizer": "adam", "weight_decay": 0.0, "schedule": "exponential"}
+    flips = {"horizontal_flip_p": 0.0, "vertical_flip_p": 0.0}
+    for stage in ("teacher", "student"):
+        assert resolved[stage].items() >= (PAPERS[stage] | BOTH_STAGES | off).items()
+    assert resolved["augmentation"] == PAPERS["augmentation"] | {"brightness_contrast_p": 0.5} | flips
+    recorded = {key: PAPERS[key] | BOTH_STAGES if key in ("teacher", "student") else PAPERS[key] for key in PAPERS}
+    recorded["augmentation"] = PAPERS["augmentation"] | {"light_p": 0.5}
+    assert load_recipe("paper").as_dict() == recorded
 
 
-@pytest.mark.parametrize(("stage", "gamma"), [("teacher", 0.94356), ("student", 0.94037)])
-def test_the_rate_falls_exponentially_from_lr_to_final_lr(stage, gamma):
-    stage = getattr(load_recipe("paper"), stage)
-    rates = [stage.learning_rate(epoch) for epoch in range(stage.epochs + 1)]
-    assert rates[0] == stage.lr
-    assert rates[-1] == pytest.approx(stage.final_lr)
-    for before, after in itertools.pairwise(rates):
-        assert after / before == pytest.approx(gamma, abs=5e-6)
+def test_a_key_that_is_not_at_its_default_is_recorded():
+    changed = load_recipe("paper", ["student.optimizer=adamw", "student.weight_decay=0.01", "augmentation.vertical_flip_p=0.5"])
+    recorded = changed.as_dict()
+    assert recorded["student"].items() >= {"optimizer": "adamw", "weight_decay": 0.01}.items()
+    assert recorded["augmentation"]["vertical_flip_p"] == 0.5
+    assert recipe_from(recorded, "again") == changed
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(name, text) writes a recipe's file and returns its path."""
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_a_recipe_holds_what_differs_from_that_which_it_extends(write):
+    write("lab/base.toml", 'extends = "paper"\nseed = 3\n[augmentation]\nlight_p = 0.1\nshift = 0.2\n')
+    path = write("mine.toml", 'extends = "lab/base.toml"\n[augmentation]\nshift = 0.3\n[student]\nepochs = 5\n')
+    expected = ["seed=3", "augmentation.brightness_contrast_p=0.1", "augmentation.shift=0.3", "student.epochs=5"]
+    assert load_recipe(path) == load_recipe("paper", expected)
+    assert load_recipe(path, ["augmentation.brightness_contrast_p=0.4"]).augmentation.brightness_contrast_p == 0.4
+    assert load_recipe(path, ["augmentation.light_p=0.4"]).augmentation.brightness_contrast_p == 0.4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "mine.toml"', r"it extends itself, by mine\.toml -> mine\.toml"),
+        ('extends = "papre"', r"recipe 'papre': there is no such recipe"),
+        ('extends = "gone.toml"', r"recipe gone\.toml: there is no such file"),
+        ("extends = 3", r"extends = 3 should be the name of a recipe"),
+        ('extends = "paper"\nteacher = 3', r"\[teacher\]: expected a section"),
+        ('extends = "paper"\n[student]\nepoch = 3', r"\[student\]: unknown key 'epoch'"),
+    ],
+)
+def test_what_a_recipe_cannot_extend(write, text, message):
+    with pytest.raises(MtkdError, match=message):
+        load_recipe(write("mine.toml", text))
+
+
+def test_a_circle_of_recipes_is_refused(write):
+    write("one.toml", 'extends = "two.toml"')
+    with pytest.raises(MtkdError, match=r"recipe two\.toml: it extends itself, by two\.toml -> one\.toml -> two\.toml"):
+        load_recipe(write("two.toml", 'extends = "one.toml"'))
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -71,7 +132,7 @@ def test_values_override_the_recipe_and_its_overrides_where_they_are_not_none():
         ("stage3.epochs=3", "unknown key 'stage3'"),
         ("colour=3", "unknown key 'colour'"),
         ("student=3", r"\[student\]: expected a section"),
-        ("seed.x=3", "seed is not a section"),
+        ("seed.x=3", r"seed = \{'x': 3\} should be of type int"),
         ("student.epochs", r"write KEY=VALUE, as student\.epochs=30"),
         ("student.epochs=three", "epochs = 'three' should be of type int"),
         ("student.epochs=3.5", "epochs = 3.5 should be of type int"),
@@ -86,6 +147,10 @@ def test_values_override_the_recipe_and_its_overrides_where_they_are_not_none():
         ("student.lr=inf", r"student\.lr = inf is out of range"),
         ("student.final_lr=1", r"student\.final_lr = 1\.0 is out of range\. Give more than 0 and at most lr, 0\.001"),
         ("student.final_lr=0", r"student\.final_lr = 0\.0 is out of range"),
+        ("student.optimizer=sgd", r"student\.optimizer = 'sgd' is out of range\. Give \"adam\" or \"adamw\""),
+        ("teacher.schedule=linear", r"teacher\.schedule = 'linear' is out of range"),
+        ("student.weight_decay=-1", r"student\.weight_decay = -1\.0 is out of range"),
+        ("augmentation.vertical_flip_p=2", r"augmentation\.vertical_flip_p = 2\.0 is out of range"),
         ("distillation.temperature=0", r"distillation\.temperature = 0\.0 is out of range"),
         ("distillation.temperature=nan", r"distillation\.temperature = nan is out of range"),
         ("distillation.weight=-1", r"distillation\.weight = -1\.0 is out of range"),

@@ -27,6 +27,7 @@ from mtkd_cache.models.network import Network
 from mtkd_cache.recipe import Stage
 from mtkd_cache.storage.checked_json import digest
 from mtkd_cache.training.metrics import split_dice
+from mtkd_cache.training.optimizer import learning_rates, make_optimizer
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -59,7 +60,7 @@ class Task:
         network = self.network.to(device).to(memory_format=torch.channels_last)
         if self.compiled:
             compile_parts(network)
-        return network, torch.optim.Adam(network.parameters(), lr=self.stage.lr, fused=device.type == "cuda")
+        return network, make_optimizer(self.stage, network.parameters(), fused=device.type == "cuda")
 
     def rows_of_epoch(self, epoch: int) -> list[np.ndarray]:
         """The rows of each of this process's batches."""
@@ -107,10 +108,11 @@ def fit(task: Task, folder: Path, run_digest: str, accelerator: Accelerator) -> 
         history = load_state(state, network, optimizer, run_digest, precision)["history"]
     forward, optimizer = accelerator.prepare(network, optimizer)
     _start_trackers(accelerator, task, folder)
+    rates = learning_rates(task.stage)
     total, shown = task.stage.epochs * task.steps, None if accelerator.is_main_process else True
     progress = tqdm(total=total, initial=len(history) * task.steps, desc=task.label, unit="step", disable=shown)
     for epoch in range(len(history), task.stage.epochs):
-        row = _train_epoch(task, epoch, forward, optimizer, progress)
+        row = _train_epoch(task, epoch, rates[epoch], forward, optimizer, progress)
         network.eval()
         row["val_dice"] = task.validate(network)
         best = max((past["val_dice"] for past in history), default=-1.0)
@@ -150,13 +152,13 @@ def _summary(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _train_epoch(
-    task: Task, epoch: int, forward: torch.nn.Module, optimizer: AcceleratedOptimizer, progress: "tqdm[Any]"
+    task: Task, epoch: int, rate: float, forward: torch.nn.Module, optimizer: AcceleratedOptimizer, progress: "tqdm[Any]"
 ) -> dict[str, Any]:
     """The steps of one epoch. Returns its row of the history, see `EpochLog.row`."""
     accelerator = task.accelerator
     torch.manual_seed(int(digest([task.seed, epoch, accelerator.process_index])[:15], 16))
     for group in optimizer.param_groups:
-        group["lr"] = task.stage.learning_rate(epoch)
+        group["lr"] = rate
     forward.train()
     log = EpochLog(task, epoch)
     for stored in log.timed(task.batches(epoch)):
@@ -168,7 +170,7 @@ def _train_epoch(
         accelerator.backward(parts["loss"])
         optimizer.step()
         progress.update()
-    return log.row()
+    return log.row(rate)
 
 
 class EpochLog:
@@ -202,7 +204,7 @@ class EpochLog:
             self.sums[name] = self.sums.get(name, 0) + value.detach()
         self.steps += 1
 
-    def row(self) -> dict[str, Any]:
+    def row(self, rate: float) -> dict[str, Any]:
         """Means of the loss's parts, learning rate, seconds in all and of the first step, share of them waiting for data."""
         self._check(keep=0)
         seconds = time.perf_counter() - self.start
@@ -210,7 +212,7 @@ class EpochLog:
         return {
             "epoch": self.epoch,
             **{name: value / self.steps for name, value in zip(self.sums, sums, strict=True)},
-            "lr": self.task.stage.learning_rate(self.epoch),
+            "lr": rate,
             "seconds": seconds,
             "first_step": self.first_step,
             "waiting": self.waited / seconds,

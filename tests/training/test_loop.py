@@ -30,6 +30,7 @@ from mtkd_cache.runtime.accelerator import make_accelerator
 from mtkd_cache.storage.folder import LOCK, Folder
 from mtkd_cache.storage.lock import locked
 from mtkd_cache.training import loop as training
+from mtkd_cache.training.optimizer import learning_rates
 from mtkd_cache.training.student import train_student
 from mtkd_cache.training.teachers import teacher_task, train_teachers
 
@@ -316,7 +317,7 @@ def test_every_step_of_an_epoch_has_the_epochs_learning_rate(organ_store, recipe
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     settings = recipe("teacher.epochs=3", "teacher.batch=3")
     train_teachers(organ_store, tmp_path, settings, accelerator, ["kidney"])
-    assert rates == [settings.teacher.learning_rate(epoch) for epoch in (0, 0, 1, 1, 2, 2)]
+    assert rates == [rate for rate in learning_rates(settings.teacher) for _ in range(2)]
 
 
 def test_a_teacher_learns_from_warped_pictures_and_counts_no_pixel_from_outside(
