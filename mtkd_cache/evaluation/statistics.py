@@ -76,7 +76,7 @@ class Difference:
     first, second: the estimates; difference: second - first. interval: its 95 % interval, None for fewer than two patients.
     p: of the permutation test, two-sided. p_holm: adjusted for the number of anatomies (Holm 1979); None for the mean.
     effect_size: Cohen's d_z, the mean over patients of their differences by its standard deviation; None where that is 0.
-    patients: those with a picture that counts for both; better, worse: for how many the second is better, or worse.
+    patients: those with a picture that counts for both; higher, lower: for how many the second has the higher value, or the lower.
     """
 
     first: float
@@ -87,8 +87,8 @@ class Difference:
     p_holm: float | None = None
     effect_size: float | None
     patients: int
-    better: int
-    worse: int
+    higher: int
+    lower: int
 
 
 def paired_differences(first: PatientTotals, second: PatientTotals, seed: int = SEED) -> list[Difference | None]:
@@ -139,8 +139,8 @@ def _difference(
         p_holm=p_holm,
         effect_size=float(known.mean() / deviation) if deviation > ROUNDING else None,
         patients=len(known),
-        better=int((known > 0).sum()),
-        worse=int((known < 0).sum()),
+        higher=int((known > 0).sum()),
+        lower=int((known < 0).sum()),
     )
 
 

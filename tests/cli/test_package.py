@@ -27,8 +27,9 @@ def test_files_beside_the_code_are_installed():
 
 
 def test_what_is_imported_is_declared():
-    names = {re.split(r"[<>=\[]", requirement)[0] for requirement in PROJECT["project"]["dependencies"]}
-    names |= {re.split(r"[<>=\[]", requirement)[0] for requirement in PROJECT["project"]["optional-dependencies"]["s3"]}
+    extras = PROJECT["project"]["optional-dependencies"]
+    used = [*PROJECT["project"]["dependencies"], *(name for extra in extras.keys() - {"test"} for name in extras[extra])]
+    names = {re.split(r"[<>=\[]", requirement)[0] for requirement in used}
     imported = set()
     for path in (*(ROOT / "mtkd_cache").rglob("*.py"), *(ROOT / "cli").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

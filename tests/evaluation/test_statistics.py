@@ -107,8 +107,8 @@ def test_the_effect_size_is_of_patients_differences(few_resamples):
     mean, liver, ureter = paired_differences(totals(PICTURES, 0), totals(PICTURES, 1))
     differences = [0.85 - 0.8, 0.7 - 0.5, 0.65 - 0.6]  # P1, P2 and P4: P3's liver counts for one network only
     assert liver.effect_size == pytest.approx(statistics.mean(differences) / statistics.stdev(differences))
-    assert (liver.patients, liver.better, liver.worse) == (3, 3, 0)
-    assert (ureter.patients, ureter.better, ureter.worse) == (2, 2, 0)
+    assert (liver.patients, liver.higher, liver.lower) == (3, 3, 0)
+    assert (ureter.patients, ureter.higher, ureter.lower) == (2, 2, 0)
     of_mean = [(0.05 + 0.3) / 2, 0.2, (0.0 + 0.4) / 2 - 0.15, 0.05]
     assert mean.effect_size == pytest.approx(statistics.mean(of_mean) / statistics.stdev(of_mean))
 
