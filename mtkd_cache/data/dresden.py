@@ -134,6 +134,11 @@ def _number(digits: str, path: Path) -> int:
     return number
 
 
+def patient_of(folder: str) -> str:
+    """The patient whose images a folder of this name holds: a number without leading zeros, as "3" of "03", or the name."""
+    return str(int(folder)) if folder.isdecimal() else folder
+
+
 def check_anatomies(names: Iterable[str], where: object) -> None:
     """Raises MtkdError where an anatomy's name is no valid folder name: its teacher's folder has the same name."""
     for name in names:

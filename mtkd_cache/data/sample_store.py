@@ -2,7 +2,8 @@
 
 image    (sample, y, x, channel) uint8   RGB at training size
 mask     (sample, y, x)          uint8   1 where the sample's own anatomy is, 0 elsewhere
-anatomy, surgery, frame, split   (sample)   integers; `anatomy` and `split` index the attributes `anatomies` and `splits`
+anatomy, surgery, frame, split   (sample)   integers; `anatomy` and `split` index the attributes `anatomies` and `splits`;
+                                 `surgery` is the patient's number, or indexes the attribute `patients` where there is one
 sha256   (sample, byte)          uint8   the content hash, see `content_hash`
 crc32c   (sample)                uint32  of the decoded image and mask, checked at every read
 """
@@ -58,12 +59,17 @@ class StoreSettings(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class StoreManifest(Manifest, StoreSettings):
-    """What a finished sample store holds. name: of the dataset's folder."""
+    """What a finished sample store holds.
+
+    name: of the dataset's folder. patients: their names, which `surgery` indexes; None where all are numbers, as in the Dresden
+    layout: `surgery` then holds the numbers, as it does in every store of version 0.1.
+    """
 
     kind: str = "sample store"
     format: int = 1
     name: str
     anatomies: tuple[str, ...]
+    patients: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,9 @@ class SampleStore:
         size: (width, height) of the images.
         fingerprint: SHA-256 of samples, split and preprocessing.
         anatomy: int (n,), of each row the index of its anatomy.
-        surgery, frame: int (n,), where each row is from.
+        patients: str (n,), the patient of each row; in the Dresden set the number of the surgery, as "3".
+        surgery: int (n,), the number of the surgery; where patients have names, the index of the patient among them.
+        frame: int (n,), the number of the image among those of its patient.
         split: int (n,), 0 for training, 1 for validation, 2 for test.
         hashes: str (n,), the content hash of each row.
     """
@@ -88,6 +96,7 @@ class SampleStore:
     size: tuple[int, int]
     fingerprint: str
     anatomy: np.ndarray
+    patients: np.ndarray
     surgery: np.ndarray
     frame: np.ndarray
     split: np.ndarray
@@ -115,17 +124,20 @@ class SampleStore:
         check_files(folder, manifest.files, ("image/c/", "mask/c/"), REMEDY)
         check_anatomies(manifest.anatomies, url)
         group = folder.zarr()
+        columns = {name: read_column(group, name) for name in COORDINATES}
+        surgery = columns["surgery"]
         return cls(
             url=str(url),
             name=manifest.name,
             anatomies=manifest.anatomies,
             size=manifest.size,
             fingerprint=manifest.fingerprint,
+            patients=np.array(manifest.patients)[surgery] if manifest.patients else surgery.astype(str),
             hashes=np.array(read_hashes(group)),
             group=group,
             image=ShardReader(url, array_in(group, "image")),
             mask=ShardReader(url, array_in(group, "mask")),
-            **{name: read_column(group, name) for name in COORDINATES},
+            **columns,
         )
 
     def __len__(self) -> int:
@@ -154,7 +166,8 @@ class SampleStore:
 
     def describe(self, row: int) -> str:
         """A sample's name in the dataset, as ``liver/03/image12``."""
-        return f"{self.anatomies[self.anatomy[row]]}/{self.surgery[row]:02d}/image{self.frame[row]:02d}"
+        patient = str(self.patients[row])
+        return f"{self.anatomies[self.anatomy[row]]}/{patient.zfill(2 * patient.isdecimal())}/image{self.frame[row]:02d}"
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read samples and compare their checksums.

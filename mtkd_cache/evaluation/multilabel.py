@@ -1,6 +1,6 @@
 """The multilabel subset: what networks trained on one annotation an image do where several are known.
 
-    DATASET/multilabel/{surgery, 2 digits}/imageNN.png beside maskNN_{anatomy}.png
+    DATASET/multilabel/{patient}/imageNN.png beside maskNN_{anatomy}.png; a number may have leading zeros, as 03
 
 In the Dresden set these are the stomach images again, annotated for seven anatomies. Every head sees every image; a head claims a
 pixel where its logit is positive. Dice is that of `mtkd_cache.evaluation.dice`. Two figures measure mutual exclusivity, which the
@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from mtkd_cache.data.augment import to_float
-from mtkd_cache.data.dresden import MULTILABEL, check_anatomies, read_image, read_mask
+from mtkd_cache.data.dresden import MULTILABEL, check_anatomies, patient_of, read_image, read_mask
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.dice import record
@@ -36,8 +36,8 @@ from mtkd_cache.training.metrics import image_dice, summarize
 _IMAGE = re.compile(r"image(\d+)\.png")
 
 
-def find_scenes(dataset: Path, surgeries: set[int]) -> dict[Path, dict[str, Path]]:
-    """The multilabel images of some surgeries, each with the masks beside it by anatomy.
+def find_scenes(dataset: Path, patients: set[str]) -> dict[Path, dict[str, Path]]:
+    """The multilabel images of some patients, each with the masks beside it by anatomy.
 
     Raises MtkdError where there is none, and for one without mask.
     """
@@ -45,7 +45,7 @@ def find_scenes(dataset: Path, surgeries: set[int]) -> dict[Path, dict[str, Path
     if not root.is_dir():
         raise MtkdError(f"{dataset} has no folder {MULTILABEL}. Name the dataset's folder, which holds it beside the anatomies'.")
     scenes = {}
-    for folder in sorted(path for path in root.iterdir() if path.name.isdecimal() and int(path.name) in surgeries):
+    for folder in sorted(path for path in root.iterdir() if patient_of(path.name) in patients):
         for image in sorted(folder.iterdir()):
             if match := _IMAGE.fullmatch(image.name):
                 start = f"mask{match[1]}_"
@@ -55,7 +55,7 @@ def find_scenes(dataset: Path, surgeries: set[int]) -> dict[Path, dict[str, Path
                 check_anatomies(masks, folder)
                 scenes[image] = dict(sorted(masks.items()))
     if not scenes:
-        raise MtkdError(f"{root} holds no image of the surgeries {', '.join(map(str, sorted(surgeries)))}. Choose another split.")
+        raise MtkdError(f"{root} holds no image of the patients {', '.join(sorted(patients))}. Choose another split.")
     return scenes
 
 
@@ -65,12 +65,12 @@ def evaluate_multilabel(
     """Dice and precision of a student, or of teachers, on the multilabel images; written to multilabel-SPLIT.json.
 
     predictor: of the store's anatomies, on the accelerator's device. dataset: the dataset folder. store: tells the size of the
-    images and the surgeries of the split.
+    images and the patients of the split.
     Returns what `evaluate` does, of the anatomies that have masks, and claimed (pixels that a head claims / all pixels),
     claimed_twice and known_precision {anatomy: value, None where the head claims no pixel that is annotated}.
     Raises MtkdError for an image without mask, and for a mask of another size than its image.
     """
-    scenes = find_scenes(Path(dataset), set(store.surgery[store.rows(split)].tolist()))
+    scenes = find_scenes(Path(dataset), set(store.patients[store.rows(split)].tolist()))
     own_scenes = list(scenes.items())[accelerator.process_index :: accelerator.num_processes]
     counts = gather_object([_count(predictor, accelerator, store, *scene) for scene in own_scenes])
     figures = {

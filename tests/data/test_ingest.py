@@ -61,6 +61,7 @@ def small_files(store: Path | str) -> list[str]:
 def test_the_store_holds_the_images(organ_folder, organ_store):
     row = int(organ_store.rows("test", "tongue")[0])
     assert organ_store.describe(row) == "tongue/50/image00"
+    assert organ_store.patients[row] == "50" and organ_store.patients.dtype.kind == "U"
     images, masks = organ_store.read(np.array([row, 0]))
     folder = organ_folder / "tongue" / "50"
     assert np.array_equal(images[0], np.asarray(Image.open(folder / "image00.png")))

@@ -51,8 +51,8 @@ def test_empty_truths():
 
 
 def test_the_phantoms_scenes_of_a_split(phantom_folder):
-    surgeries = set(REFERENCE_TEST)
-    scenes = find_scenes(phantom_folder, surgeries)
+    patients = set(map(str, REFERENCE_TEST))
+    scenes = find_scenes(phantom_folder, patients)
     images = sorted((phantom_folder / "multilabel" / "02").glob("image*.png"))
     assert list(scenes) == images
     assert all(tuple(masks) == MULTILABEL_ANATOMIES for masks in scenes.values())
@@ -60,14 +60,14 @@ def test_the_phantoms_scenes_of_a_split(phantom_folder):
 
 def test_what_is_missing_is_named(phantom_folder, copy_of, tmp_path):
     with pytest.raises(MtkdError, match="no folder multilabel"):
-        find_scenes(tmp_path, {2})
-    with pytest.raises(MtkdError, match="no image of the surgeries 30, 31"):
-        find_scenes(phantom_folder, {31, 30})
+        find_scenes(tmp_path, {"2"})
+    with pytest.raises(MtkdError, match="no image of the patients 30, 31"):
+        find_scenes(phantom_folder, {"31", "30"})
     copy = copy_of(phantom_folder / "multilabel")
     for path in (copy / "02").glob("mask00_*.png"):
         path.unlink()
     with pytest.raises(MtkdError, match=r"02/image00.png has no mask: mask00_ANATOMY.png"):
-        find_scenes(copy.parent, {2})
+        find_scenes(copy.parent, {"2"})
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_student_through_the_command(run, phantom_folder, phantom_store):
     assert json.loads(done.stdout.splitlines()[-1]) == result
     assert set(result["dice"]) == set(MULTILABEL_ANATOMIES) == set(result["known_precision"])
     assert (result["kind"], result["arch"], result["seed"], result["kd"]) == ("student", "mininetv2", 4, True)
-    assert result["images"] == len(find_scenes(phantom_folder, set(REFERENCE_TEST)))
+    assert result["images"] == len(find_scenes(phantom_folder, set(map(str, REFERENCE_TEST))))
     assert 0 <= result["claimed_twice"] <= result["claimed"] <= 1
     assert "claimed by a head" in (run / "README.md").read_text()
 
