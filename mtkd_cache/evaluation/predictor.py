@@ -1,17 +1,20 @@
 """Trained networks as one function of images: a student's, or those of a folder of teachers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.evaluation.frames import Prediction, to_frame, to_network
 from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256, load_heads, load_network
 from mtkd_cache.models.network import Network
-from mtkd_cache.models.records import RUN, Training, read_training_records
+from mtkd_cache.models.records import RUN, OperatingPoints, Training, read_operating_points, read_training_records
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Predictor:
         heads: {anatomy: (network, number of its head)}.
         records: of the trainings, where they are recorded.
         weights_sha256: of the student's weights, or {anatomy: of its teacher's}.
+        operating_points: those chosen for these weights, a record for each file of weights that has some.
     """
 
     folder: Path
@@ -33,6 +37,7 @@ class Predictor:
     heads: dict[str, tuple[Network, int]]
     records: Sequence[Training]
     weights_sha256: str | dict[str, str]
+    operating_points: Sequence[OperatingPoints] = ()
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu", anatomies: Sequence[str] | None = None) -> "Predictor":
@@ -52,6 +57,7 @@ class Predictor:
             network, known = load_heads(folder, anatomies)
             heads = {anatomy: (network.to(device), head) for head, anatomy in enumerate(known)}
             layout, weights = "shared", file_sha256(folder / WEIGHTS)
+            points = [read_operating_points(folder, weights)]
         else:
             trained = [path.parent.name for path in sorted(folder.glob(f"*/{WEIGHTS}"))]
             if not trained:
@@ -63,7 +69,9 @@ class Predictor:
                 anatomy: (load_network(folder / anatomy, anatomies=[anatomy]).to(device), 0) for anatomy in anatomies or trained
             }
             layout, weights = "separate", {anatomy: file_sha256(folder / anatomy / WEIGHTS) for anatomy in heads}
-        return cls(folder, device, layout, heads, read_training_records(folder), weights)
+            points = [read_operating_points(folder / anatomy, sha256) for anatomy, sha256 in weights.items()]
+        records = read_training_records(folder)
+        return cls(folder, device, layout, heads, records, weights, [each for each in points if each])
 
     @property
     def anatomies(self) -> tuple[str, ...]:
@@ -75,16 +83,45 @@ class Predictor:
         """The architecture, as `create_network` takes it."""
         return next(iter(self.heads.values()))[0].arch
 
-    def __call__(self, images: Tensor, anatomies: Sequence[str] | None = None) -> Tensor:
-        """Segment images.
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """{anatomy: logit above which its head claims a pixel}: its operating point, 0 (probability 0.5) where it has none."""
+        chosen = {anatomy: point.threshold for each in self.operating_points for anatomy, point in each.points.items()}
+        return {anatomy: chosen.get(anatomy, 0.0) for anatomy in self.heads}
+
+    def thresholds_on(self, store: SampleStore) -> dict[str, float]:
+        """The thresholds that were chosen on the validation split of this store, for the heads that have one."""
+        own = [each for each in self.operating_points if each.store_fingerprint == store.fingerprint]
+        return {anatomy: self.thresholds[anatomy] for each in own for anatomy in each.points if anatomy in self.heads}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the training images. Raises MtkdError where no record says it."""
+        if not self.records:
+            raise MtkdError(f"{self.folder} does not record the size of its training images. Finish the training first.")
+        return self.records[0].size
+
+    @overload
+    def __call__(self, images: np.ndarray, anatomies: Sequence[str] | None = None) -> Prediction: ...
+    @overload
+    def __call__(self, images: Tensor, anatomies: Sequence[str] | None = None) -> Tensor: ...
+    def __call__(self, images: np.ndarray | Tensor, anatomies: Sequence[str] | None = None) -> Prediction | Tensor:
+        """Segment a frame, or a batch of images.
 
         Args:
-            images: float (B, 3, H, W), RGB in [0, 1], of any size.
+            images: a frame as it was decoded, an array uint8 (H, W, 3), RGB, of any size; or a tensor float (B, 3, H, W), RGB in
+                [0, 1], of images at the size that the network is to see.
             anatomies: run only these heads, in this order.
 
         Returns:
-            logits float (B, A, H, W), on the device; positive where an anatomy is more likely than not.
+            of a frame its `Prediction`: masks (A, H, W) at the operating points, probabilities and labels at the frame's size;
+            of a tensor the logits float (B, A, H, W), on the device: positive where an anatomy is more likely than not.
+
+        Raises:
+            MtkdError: another kind of array; for a frame also a folder that does not record the size of its training images.
         """
+        if isinstance(images, np.ndarray):
+            return next(self.sequence([images], anatomies=anatomies))
         chosen = [self.heads[anatomy] for anatomy in anatomies or self.heads]
         images = images.to(self.device)
         with torch.inference_mode():
@@ -92,6 +129,30 @@ class Predictor:
                 logits: Tensor = chosen[0][0](images, [head for _, head in chosen])
                 return logits
             return torch.cat([network(images) for network, _ in chosen], dim=1)
+
+    def sequence(
+        self, frames: Iterable[np.ndarray], smooth: float = 0, anatomies: Sequence[str] | None = None
+    ) -> Iterator[Prediction]:
+        """Segment consecutive frames, one after the other as they come.
+
+        Args:
+            frames: each as `__call__` takes it.
+            smooth: 0 takes each frame for itself. Otherwise an exponential mean of the logits so far is thresholded, in which the
+                newest frame has the weight 1 / (1 + smooth): what is shown lags `smooth` frames behind on average.
+            anatomies: run only these heads, in this order.
+
+        Returns:
+            an iterator over the frames' predictions.
+        """
+        names = tuple(anatomies or self.heads)
+        thresholds = torch.tensor([self.thresholds[name] for name in names], device=self.device)[:, None, None]
+        mean: Tensor | None = None
+        for frame in frames:
+            with torch.inference_mode():
+                logits = self(to_network(frame, self.size, self.device), names)[0].float()
+                mean = logits if mean is None else mean.lerp(logits, 1 / (1 + smooth))
+                margins = to_frame(mean, frame.shape[:2]) - thresholds
+            yield Prediction(names, margins, thresholds)
 
     def description(self) -> dict[str, Any]:
         """What an evaluation records of the networks."""

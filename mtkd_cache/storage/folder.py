@@ -7,8 +7,9 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 import zarr
@@ -131,16 +132,23 @@ class Folder:
 
 def write_durably(target: Path, data: bytes) -> None:
     """Write a local file so that after a crash or a power loss it holds either the old bytes or all the new ones."""
+    with durable_file(target) as file:
+        file.write(data)
+
+
+@contextmanager
+def durable_file(target: Path) -> Iterator[BinaryIO]:
+    """A temporary file, open for writing, that replaces the target after the block as in `write_durably`; an error removes it."""
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and str(error.filename or temporary) == str(temporary):
             error.filename = str(target)
         raise
     folder = os.open(target.parent, os.O_RDONLY)
