@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 
 from mtkd_cache.cache.builder import BATCH, Builder
 from mtkd_cache.cache.layout import FIGURES, PLAN, CacheManifest, CachePlan, CacheSpec, ShardRecord, fingerprint
+from mtkd_cache.cache.overlap import check_overlap, find_overlap
 from mtkd_cache.cache.quantize import check_step
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.teacher_runner import Teachers
@@ -41,6 +42,7 @@ def build_cache(
     splits: Sequence[str] = ("train",),
     batch: int = BATCH,
     compiled: bool = False,
+    allow_overlap: bool = False,
 ) -> dict[str, Any]:
     """Write a logit cache, or bring one up to date with its samples and teachers; only missing or outdated maps are computed.
 
@@ -57,15 +59,19 @@ def build_cache(
         splits: whose samples the cache holds.
         batch: images in one forward pass.
         compiled: compile the teachers, see `TeacherRunner`; their logits differ in the last digits.
+        allow_overlap: take teachers that have seen validation or test samples of the store; the cache records how many.
 
     Returns:
         What `mtkd-cache build --json` prints: samples, views, anatomies, bytes, bytes_per_sample, step, max_abs_error,
-        mean_kl_nats, by_anatomy, fingerprint, seconds, and teacher_seconds and maps_computed, both summed over the processes.
+        mean_kl_nats, by_anatomy, fingerprint, overlap, seconds, and teacher_seconds and maps_computed, both summed over the
+        processes.
 
     Raises:
-        MtkdError: step or teachers do not fit, another process writes there, or the cache has other settings or samples.
+        MtkdError: step or teachers do not fit, another process writes there, the cache has other settings or samples, or the
+            teachers have seen samples that the store holds out for validation or test.
     """
     check_step(spec.step)
+    check_overlap(teachers.seen, store, "these teachers", allow=allow_overlap)
     started = time.perf_counter()
     plan = CachePlan(settings=spec, temperature=temperature, samples=hashes_of(store, splits))
     folder = Folder(url)
@@ -166,6 +172,8 @@ def finalize_cache(builder: Builder, plan: CachePlan) -> None:
         settings=spec,
         teachers=teachers,
         temperature=plan.temperature,
+        seen=builder.teachers.seen,
+        overlap=find_overlap(builder.teachers.seen, builder.store),
         errors={anatomy: _errors(figures[..., index], spec) for index, anatomy in enumerate(spec.anatomies)},
         fingerprint=fingerprint(spec, teachers, plan.samples),
         files=files,
@@ -204,4 +212,5 @@ def summary(cache: LogitCache) -> dict[str, Any]:
         "mean_kl_nats": sum(error["mean_kl_nats"] for error in errors) / len(cache.anatomies),
         "by_anatomy": manifest.errors,
         "fingerprint": cache.fingerprint,
+        "overlap": manifest.overlap and manifest.overlap.to_json(),
     }

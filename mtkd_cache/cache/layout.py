@@ -17,6 +17,7 @@ from mtkd_cache.cache.quantize import FILL
 from mtkd_cache.data.augment import Views, draw_views, identity_views
 from mtkd_cache.data.sample_store import PREPROCESSING, SampleStore
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.models.seen import Overlap, Seen
 from mtkd_cache.recipe import Recipe, augmentation_from, seed_for
 from mtkd_cache.storage.checked_json import FileEntry, Manifest, digest
 from mtkd_cache.storage.record import JsonRecord
@@ -194,7 +195,10 @@ class CachePlan(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheManifest(Manifest):
-    """What a finished cache holds. errors: figures by anatomy."""
+    """What a finished cache holds.
+
+    errors: figures by anatomy. seen: the samples that the teachers have seen; overlap: those that the store holds out.
+    """
 
     kind: str = "logit cache"
     format: int = 1
@@ -202,6 +206,8 @@ class CacheManifest(Manifest):
     teachers: dict[str, TeacherInfo]
     temperature: float
     errors: dict[str, dict[str, float]]
+    seen: Seen | None = None
+    overlap: Overlap | None = None
 
 
 def fingerprint(spec: CacheSpec, teachers: dict[str, TeacherInfo], hashes: Iterable[str]) -> str:

@@ -11,11 +11,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mtkd_cache.cache.layout import TeacherInfo
+from mtkd_cache.cache.overlap import seen_by
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256, load_network
+from mtkd_cache.models.checkpoints import WEIGHTS, check_present, file_sha256, load_network
 from mtkd_cache.models.fast import compile_parts
 from mtkd_cache.models.network import Network
+from mtkd_cache.models.records import read_teacher
+from mtkd_cache.models.seen import Seen
 
 SHARE = 0.5  # of a GPU's free memory that the teachers' weights take at most
 
@@ -27,10 +30,12 @@ class Teachers:
     Attributes:
         networks: anything with `stride` and `native(images) -> native logits`, as what `create_network` returns.
         info: by anatomy, what the cache records of its teacher ("arch", "weights_sha256"); where it differs, maps are rebuilt.
+        seen: the samples that they have seen in training.
     """
 
     networks: Sequence[Network]
     info: dict[str, TeacherInfo]
+    seen: Seen = Seen()
 
     @classmethod
     def load(cls, folder: Path, store: SampleStore) -> "Teachers":
@@ -43,6 +48,7 @@ class Teachers:
         Raises:
             MtkdError: a teacher is missing, damaged, of another anatomy or stride, or has no native logits at that size.
         """
+        check_present(folder, store.anatomies)
         networks: list[Network] = []
         info: dict[str, TeacherInfo] = {}
         for anatomy in store.anatomies:
@@ -55,7 +61,7 @@ class Teachers:
                 )
             networks.append(network)
             info[anatomy] = {"arch": network.arch, "weights_sha256": file_sha256(folder / anatomy / WEIGHTS)}
-        return cls(networks, info)
+        return cls(networks, info, seen_by((read_teacher(folder / anatomy) for anatomy in store.anatomies), store.size))
 
     @property
     def stride(self) -> int:

@@ -90,6 +90,16 @@ def load_network(folder: Path | str, *, anatomies: Sequence[str] | None = None, 
     return load_heads(folder, anatomies, arch)[0]
 
 
+def check_present(teachers: Path, anatomies: Sequence[str]) -> None:
+    """Raises MtkdError, naming all of them, where teachers are missing in a folder."""
+    if missing := [anatomy for anatomy in anatomies if not (teachers / anatomy / WEIGHTS).exists()]:
+        listed = ", ".join(missing)
+        raise MtkdError(
+            f"{teachers} has no teacher of {listed}: {missing[0]}/{WEIGHTS} is missing. "
+            "Train it first (mtkd-cache train-teachers), or name another folder."
+        )
+
+
 def load_heads(
     folder: Path | str, anatomies: Sequence[str] | None = None, arch: str | None = None
 ) -> tuple[Network, tuple[str, ...]]:

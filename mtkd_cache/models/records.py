@@ -2,7 +2,8 @@
 
 RUN/run.json                     a student
 TEACHERS/ANATOMY/teacher.json    a teacher
-evaluation-SPLIT.json            Dice, in either folder; multilabel-SPLIT.json: of images with several annotations
+operating-points.json            in both, the threshold of each head
+evaluation-SPLIT.json            Dice, of a run or a teachers folder; multilabel-SPLIT.json: of images with several annotations
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.models.seen import Overlap, Seen
 from mtkd_cache.storage.folder import write_durably
 from mtkd_cache.storage.record import JsonRecord
 
@@ -26,6 +28,8 @@ class Training(JsonRecord):
 
     anatomies: of the whole store; size: (width, height) of its images; recipe: the sections that the training depends on.
     history: a dict for each epoch; val_dice: the validation Dice in [0, 1] of best_epoch, whose weights are kept.
+    initial_weights: the file it started from (source) and its sha256. seen: with what its teachers and the network it started from
+    have seen; overlap: what these have seen of the store's validation and test samples, where that was allowed.
     """
 
     format: int | None = None
@@ -46,6 +50,9 @@ class Training(JsonRecord):
     params_m: float | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str | None = None
+    initial_weights: dict[str, str] | None = None
+    seen: Seen | None = None
+    overlap: Overlap | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +72,41 @@ class TeacherRecord(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatingPoint(JsonRecord):
+    """Where a head claims a pixel: where its logit is above the threshold, see `mtkd_cache.training.operating_points`.
+
+    interval: of the threshold, 95 %, None for fewer than two patients. dice_at_half, dice: validation Dice in [0, 1] at logit 0 and
+    at the threshold, None where no image counts.
+    """
+
+    threshold: float
+    interval: tuple[float, float] | None = None
+    dice_at_half: float | None = None
+    dice: float | None = None
+    images: int
+    patients: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoints(JsonRecord):
+    """The operating points of the heads of one file of weights, by anatomy, and the sample store they were chosen on."""
+
+    FILE: ClassVar[str] = "operating-points.json"
+    format: int = 1
+    store_fingerprint: str
+    weights_sha256: str
+    points: dict[str, OperatingPoint]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation(JsonRecord):
-    """Dice in [0, 1] of a split, None for an anatomy without an image that counts.
+    """Figures in [0, 1] of a split by anatomy, None for an anatomy without an image that counts.
 
     weights_sha256: of the student's weights, or {anatomy: of the teacher's}; earlier versions did not write it.
+    dice: at probability 0.5. thresholds: the operating points, in logits, None where not every head has one that was chosen on this
+    store; then the figures at the operating point are None too. average_precision: the mean over the images that show the anatomy
+    of the pixels' average precision; earlier versions did not write it. overlap: what the networks have seen of the split; None
+    for the training split, and where it was not tested.
     """
 
     FILE: ClassVar[str] = EVALUATION
@@ -86,6 +124,12 @@ class Evaluation(JsonRecord):
     mean_dice: float
     images: int
     images_by_anatomy: dict[str, int] = field(default_factory=dict)
+    thresholds: dict[str, float] | None = None
+    dice_at_operating_point: dict[str, float | None] | None = None
+    mean_dice_at_operating_point: float | None = None
+    average_precision: dict[str, float | None] | None = None
+    mean_average_precision: float | None = None
+    overlap: Overlap | None = None
 
     def is_of(self, trainings: Sequence[Training]) -> bool:
         """Whether these weights were evaluated; an evaluation or a training that names no weights counts as fitting."""
@@ -150,6 +194,12 @@ def read_training_records(folder: Path) -> list[Training]:
     run = read_run(folder)
     teachers = () if run else (read_teacher(path.parent) for path in sorted(folder.glob(f"*/{TEACHER}")))
     return [record for record in (run, *teachers) if record]
+
+
+def read_operating_points(folder: Path, weights_sha256: str) -> OperatingPoints | None:
+    """The operating points beside weights; None where there are none of these weights."""
+    points = read_as(OperatingPoints, folder / OperatingPoints.FILE)
+    return points if points and points.weights_sha256 == weights_sha256 else None
 
 
 def read_evaluation(folder: Path, split: str) -> Evaluation | None:

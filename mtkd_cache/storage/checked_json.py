@@ -143,10 +143,11 @@ def finalize(
     Args:
         manifest: with the files that are written already.
         arrays: metadata and columns of the arrays, by key.
-        attributes: of the group, beside the content of the manifest.
+        attributes: of the group, beside the content of the manifest without its long members.
     """
     content = manifest.to_json()
-    del content["files"]
+    for long in ("files", "seen"):
+        content.pop(long, None)
     metadata = {key: data for key, data in arrays.items() if key.endswith(GROUP)}
     small = {**arrays, GROUP: group_metadata({**content, **attributes, "complete": True}, metadata)}
     manifest = replace(manifest, files=manifest.files | {key: file_entry(data) for key, data in small.items()})

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, get_args, get_origin
 
 from mtkd_cache.errors import MtkdError
 
@@ -37,12 +38,43 @@ class JsonRecord:
 
 def _read(value: Any, kind: Any, where: object) -> Any:
     """A JSON value as a field of some type holds it."""
-    if isinstance(kind, type) and issubclass(kind, JsonRecord):
+    if get_origin(kind) is UnionType:  # an optional record: the record or None
+        kind = None if value is None else next(filter(_is_record, get_args(kind)), None)
+    if _is_record(kind):
         return kind.from_json(value, where)
+    if get_origin(kind) is dict and isinstance(value, dict) and _is_record(get_args(kind)[1]):
+        return {key: _read(item, get_args(kind)[1], where) for key, item in value.items()}
     return tuple(_read(item, None, where) for item in value) if isinstance(value, list) else value
+
+
+def _is_record(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, JsonRecord)
 
 
 def _write(value: Any) -> Any:
     if isinstance(value, JsonRecord):
         return value.to_json()
+    if isinstance(value, dict):
+        return {key: _write(item) for key, item in value.items()}
     return [_write(item) for item in value] if isinstance(value, tuple) else value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """``batch 8 (now 4)`` for each setting that differs, those of a section as ``augmentation.scale 0.1 (now 0.2)``."""
+    told = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            told += [f"{key}.{difference}" for difference in differences(before, after)]
+        elif before != after:
+            told.append(f"{key} {_told(before)} (now {_told(after)})")
+    return told
+
+
+def _told(value: Any) -> str:
+    """A JSON value for people."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_told(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(_told, value))
+    return "not set" if value is None else str(value)
