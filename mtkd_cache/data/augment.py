@@ -5,10 +5,11 @@ an axis. The networks upsample their logits corner-aligned too (see `mtkd_cache.
 ones lies at pixel i * (W - 1) / (w - 1) of W fine ones, and one map is right for all resolutions. Sampling a coarse map at the
 positions of the fine pixels therefore upsamples and warps it in a single step.
 
-Ranges and order (affine, RGB shift, brightness and contrast; no flips) are those of Kolbinger et al. 2023's public code, which
+Ranges and order (affine, RGB shift, brightness and contrast) are those of Kolbinger et al. 2023's public code, which
 uses albumentations: ShiftScaleRotate, RGBShift, RandomBrightnessContrast. As there, each of the three is drawn with its own
 probability, contrast scales about black, and brightness is a fraction of full scale (brightness_by_max). Unlike there, pixels
-that a warp brings in from beyond the edge, mirrored, count in no loss.
+that a warp brings in from beyond the edge, mirrored, count in no loss. A view may be flipped besides, which that code never does:
+a coordinate is negated, and that exchanges the pixels of a corner-aligned grid exactly, at every resolution.
 """
 
 import math
@@ -83,6 +84,8 @@ def _draw(ranges: Augmentation, seed: int, sha256: str, view: int, size: tuple[i
     if chosen[2]:
         row[9] = 1 + ranges.contrast * spread[7]
         row[10] = ranges.brightness * spread[8]
+    flips = random.random(2) < (ranges.horizontal_flip_p, ranges.vertical_flip_p)  # drawn last: the rest is as without flips
+    row[:6] = (row[:6].reshape(2, 3) * [*np.where(flips, -1, 1), 1]).reshape(6)
     return row
 
 

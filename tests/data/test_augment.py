@@ -215,6 +215,36 @@ def test_the_draws_stay_what_they_are():
     torch.testing.assert_close(numbers(view)[0], torch.tensor(expected), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("across", "axis"), [("horizontal_flip_p", -1), ("vertical_flip_p", -2)])
+def test_a_flip_exchanges_the_pixels_of_image_mask_and_maps_exactly(across, axis):
+    """The flipped view is the same draw mirrored, to the bit, at each stride; so is the flip of the plain sample."""
+    hashes, random = HASHES[:6], np.random.default_rng(1)
+    drawn = draw_views(ALWAYS, 7, hashes, 3, SIZE)
+    flipped = draw_views(replace(ALWAYS, **{across: 1.0}), 7, hashes, 3, SIZE)
+    images = torch.from_numpy(random.integers(0, 256, (6, HEIGHT, WIDTH, 3), dtype=np.uint8))
+    masks = torch.from_numpy(random.integers(0, 2, (6, HEIGHT, WIDTH), dtype=np.uint8))
+    for plain, mirrored in zip(apply_views(images, masks, drawn), apply_views(images, masks, flipped), strict=True):
+        assert torch.equal(mirrored, plain.flip(axis))
+    only_flipped = identity_views(6).affine * torch.tensor([-1.0, 1, 1] if axis == -1 else [1.0, -1, 1])
+    for stride in (1, 2, 4, 16):
+        maps = torch.from_numpy(random.normal(0, 5, (6, 2, HEIGHT // stride, WIDTH // stride)).astype(np.float32))
+        assert torch.equal(warp(maps, flipped.affine, (HEIGHT, WIDTH)), warp(maps, drawn.affine, (HEIGHT, WIDTH)).flip(axis))
+        fine = warp(maps, identity_views(6).affine, (HEIGHT, WIDTH))
+        assert torch.equal(warp(maps, only_flipped, (HEIGHT, WIDTH)), fine.flip(axis))
+        networks = upsample(maps.flip(axis), (HEIGHT, WIDTH))
+        torch.testing.assert_close(warp(maps, only_flipped, (HEIGHT, WIDTH)), networks, atol=1e-3, rtol=0)
+
+
+def test_flips_are_drawn_by_their_probabilities_and_change_nothing_else():
+    plain = draw_views(PAPER, 7, HASHES, 3, SIZE)
+    some = draw_views(replace(PAPER, horizontal_flip_p=0.5, vertical_flip_p=0.25), 7, HASHES, 3, SIZE)
+    signs = (some.affine[:, [0, 1], [0, 1]] / plain.affine[:, [0, 1], [0, 1]]).round()
+    assert (signs < 0).float().mean(0).tolist() == pytest.approx([0.5, 0.25], abs=0.06)
+    assert ((signs[:, 0] < 0) & (signs[:, 1] < 0)).float().mean() == pytest.approx(0.125, abs=0.05)
+    assert torch.equal(some.affine[:, :, :2], plain.affine[:, :, :2] * signs[:, None, :])
+    assert torch.equal(numbers(some)[:, 6:], numbers(plain)[:, 6:]) and torch.equal(some.affine[:, :, 2], plain.affine[:, :, 2])
+
+
 def test_the_draws_fill_the_paper_codes_ranges():
     views = draw_views(PAPER, 0, HASHES, 1, SIZE)
     aspect = (WIDTH - 1) / (HEIGHT - 1)
