@@ -17,8 +17,11 @@ COMMANDS = {
     "inspect": "show what is in a cache, draw a contact sheet",
     "train-student": "stage 2: train a student on cached logits",
     "evaluate": "compute Dice per anatomy of a student or of the teachers",
+    "compare": "test whether two evaluations differ, patients as the unit",
+    "predict": "segment images and videos: masks and overlays",
     "report": "write tables and figures, the paper's results beside",
     "study": "reproduce all rows of Table 1, on one or many GPUs",
+    "recipe": "list, show and compare recipes",
     "models": "list the networks' parameters beside Table 1",
     "bench": "measure speed, size and scaling on this machine",
 }
