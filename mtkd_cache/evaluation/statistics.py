@@ -76,7 +76,7 @@ class Difference:
     first, second: the estimates; difference: second - first. interval: its 95 % interval, None for fewer than two patients.
     p: of the permutation test, two-sided. p_holm: adjusted for the number of anatomies (Holm 1979); None for the mean.
     effect_size: Cohen's d_z, the mean over patients of their differences by its standard deviation; None where that is 0.
-    patients: those with a picture that counts for both; higher, lower: for how many the second has the higher value, or the lower.
+    patients: those with a picture that counts for both networks; higher, lower: for how many of them the second's value is so.
     """
 
     first: float

@@ -1,0 +1,40 @@
+"""mtkd-cache compare"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import common
+
+
+@click.command("compare")
+@click.argument("run_a", type=common.FOLDER)
+@click.argument("run_b", type=common.FOLDER)
+@click.option("--split", type=common.SPLIT, default="test", help="Split both were evaluated on.")
+@click.option("--figure", help="Column of evaluation-SPLIT.csv.  [default: dice, or dice_at_half without operating points]")
+@common.reports
+def command(run_a: Path, run_b: Path, split: str, figure: str | None) -> dict[str, Any]:
+    """Test whether RUN_B differs from RUN_A: run folders or teachers folders, evaluated on the same pictures.
+
+    Intervals are 95 %, by bootstrap over patients. P values are of a paired permutation test over patients; Holm's method adjusts
+    those of the anatomies for their number.
+    """
+    from mtkd_cache.evaluation.compare import compare
+
+    comparison = compare(run_a, run_b, split, figure)
+    scale, unit = (1, "pixels") if comparison.figure == "hd95" else (100, "%")
+    rows = [["", "A", "B", "B - A", "95 % interval", "p", "effect d_z", "patients up, down"]]
+    for name, row in comparison.differences.items():
+        if row:
+            low, high = row.interval or (math.nan, math.nan)
+            values = [f"{scale * row.first:.1f}", f"{scale * row.second:.1f}", f"{scale * row.difference:+.1f}"]
+            values += [f"{scale * low:+.1f} to {scale * high:+.1f}" if row.interval else "-"]
+            values += [f"{row.p if row.p_holm is None else row.p_holm:.4f}"]
+            values += ["-" if row.effect_size is None else f"{row.effect_size:+.2f}", f"{row.higher}, {row.lower}"]
+            rows.append([name, *values])
+    patients = common.plural(comparison.patients, "patient")
+    common.say(f"{comparison.figure} ({unit}) on {split}, {comparison.images} pictures of {patients}\nA: {run_a}\nB: {run_b}")
+    common.say(common.table(rows))
+    return comparison.to_json()
