@@ -27,6 +27,7 @@ class Stage:
     lr, final_lr: the learning rate of the first epoch, and that which the schedule reaches after the last one.
     optimizer: "adam" or "adamw", torch's, on all parameters; with weight_decay 0 the two are the same.
     schedule: "exponential" (the paper's) or "cosine", see `mtkd_cache.training.optimizer.learning_rates`.
+    select: the epoch that is kept has the best validation Dice, "dice" at probability 0.5 (the paper's) or "operating_point".
     """
 
     arch: str
@@ -38,6 +39,7 @@ class Stage:
     optimizer: str = "adam"
     weight_decay: float = 0.0
     schedule: str = "exponential"
+    select: str = "dice"
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,7 @@ def _check(recipe: Recipe, where: str) -> None:
             (f"{name}.final_lr", stage.final_lr, 0 < stage.final_lr <= stage.lr, f"more than 0 and at most lr, {stage.lr}"),
             (f"{name}.optimizer", stage.optimizer, stage.optimizer in ("adam", "adamw"), '"adam" or "adamw"'),
             (f"{name}.weight_decay", stage.weight_decay, 0 <= stage.weight_decay < math.inf, "0 or more"),
+            (f"{name}.select", stage.select, stage.select in ("dice", "operating_point"), '"dice" or "operating_point"'),
             (f"{name}.schedule", stage.schedule, stage.schedule in ("exponential", "cosine"), '"exponential" or "cosine"'),
         ]
     for key, value in asdict(recipe.augmentation).items():

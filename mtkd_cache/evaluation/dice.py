@@ -1,14 +1,18 @@
 """Dice of trained networks on a split (see `mtkd_cache.training.metrics`), recorded beside their weights with a model card."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.evaluation.model_card import write_card
+from mtkd_cache.evaluation.pictures import Picture, score_pictures
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.records import Evaluation, write_json
-from mtkd_cache.training.metrics import split_dice
+from mtkd_cache.training.metrics import summarize
+from mtkd_cache.training.operating_points import write_operating_points
 
 Kind = TypeVar("Kind", bound=Evaluation)
 
@@ -16,10 +20,50 @@ Kind = TypeVar("Kind", bound=Evaluation)
 def evaluate(predictor: Predictor, store: SampleStore, split: str, accelerator: Accelerator) -> Evaluation:
     """Dice of a student, or of teachers, on a split, written to evaluation-SPLIT.json in their folder, with a model card.
 
+    On the validation split, heads without an operating point get theirs first; none is ever chosen on another split.
+
     predictor: of the store's anatomies, on the accelerator's device.
     """
-    figures = {"dataset": store.name, **split_dice(predictor.heads, store, split, accelerator)}
+    if split == "validation":
+        predictor = with_operating_points(predictor, store, accelerator)
+    pictures = score_pictures(predictor, store, split, accelerator)
+    figures = {"dataset": store.name, **figures_of(pictures, predictor.thresholds_on(store), predictor.anatomies)}
     return record(Evaluation, predictor, store, split, accelerator, figures)
+
+
+def figures_of(pictures: Iterable[Picture], thresholds: dict[str, float], anatomies: tuple[str, ...]) -> dict[str, Any]:
+    """Means of pictures as an `Evaluation` has them. thresholds: see `Predictor.thresholds_on`."""
+    pictures = list(pictures)
+    precision = summarize((picture.anatomy, [picture.average_precision]) for picture in pictures)
+    figures = {
+        **summarize((picture.anatomy, [picture.dice_at_half]) for picture in pictures),
+        "average_precision": precision["dice"],
+        "mean_average_precision": precision["mean_dice"],
+    }
+    if thresholds.keys() >= set(anatomies):
+        chosen = summarize((picture.anatomy, [picture.dice]) for picture in pictures)
+        figures |= {
+            "thresholds": thresholds,
+            "dice_at_operating_point": chosen["dice"],
+            "mean_dice_at_operating_point": chosen["mean_dice"],
+        }
+    return figures
+
+
+def with_operating_points(predictor: Predictor, store: SampleStore, accelerator: Accelerator) -> Predictor:
+    """The predictor with operating points for the heads that have none, chosen on the store's validation split and written."""
+    weights, points = predictor.weights_sha256, list(predictor.operating_points)
+    known = {anatomy for each in points for anatomy in each.points}
+    if isinstance(weights, str):
+        missing = [] if known else [(predictor.folder, predictor.heads, weights)]
+    else:
+        missing = [
+            (predictor.folder / anatomy, {anatomy: predictor.heads[anatomy]}, sha256)
+            for anatomy, sha256 in weights.items()
+            if anatomy not in known
+        ]
+    points += [write_operating_points(*each, store, accelerator) for each in missing]
+    return replace(predictor, operating_points=points)
 
 
 def record(

@@ -28,8 +28,8 @@ class Training(JsonRecord):
 
     anatomies: of the whole store; size: (width, height) of its images; recipe: the sections that the training depends on.
     history: a dict for each epoch; val_dice: the validation Dice in [0, 1] of best_epoch, whose weights are kept.
-    initial_weights: the file it started from (source) and its sha256. seen: with what its teachers and the network it started from
-    have seen; overlap: what these have seen of the store's validation and test samples, where that was allowed.
+    initial_weights: of this project's networks, the file it started from (source) and its sha256. seen: with what its teachers and
+    the network it started from have seen; overlap: what these have seen of the store's validation and test samples.
     """
 
     format: int | None = None
@@ -75,8 +75,8 @@ class TeacherRecord(Training):
 class OperatingPoint(JsonRecord):
     """Where a head claims a pixel: where its logit is above the threshold, see `mtkd_cache.training.operating_points`.
 
-    interval: of the threshold, 95 %, None for fewer than two patients. dice_at_half, dice: validation Dice in [0, 1] at logit 0 and
-    at the threshold, None where no image counts.
+    interval: of the threshold, 95 %, None for fewer than two patients. dice_at_half, dice: validation Dice in [0, 1] at logit 0
+    and at the threshold, None where no image counts.
     """
 
     threshold: float
@@ -103,9 +103,9 @@ class Evaluation(JsonRecord):
     """Figures in [0, 1] of a split by anatomy, None for an anatomy without an image that counts.
 
     weights_sha256: of the student's weights, or {anatomy: of the teacher's}; earlier versions did not write it.
-    dice: at probability 0.5. thresholds: the operating points, in logits, None where not every head has one that was chosen on this
-    store; then the figures at the operating point are None too. average_precision: the mean over the images that show the anatomy
-    of the pixels' average precision; earlier versions did not write it. overlap: what the networks have seen of the split; None
+    dice: at probability 0.5. thresholds: the operating points, in logits, None where not every head has one that was chosen on
+    this store; then the figures at the operating point are None too. average_precision: of the pixels of an image, the mean over
+    the images that show the anatomy; earlier versions did not write it. overlap: what the networks have seen of the split; None
     for the training split, and where it was not tested.
     """
 

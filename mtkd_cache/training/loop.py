@@ -26,7 +26,8 @@ from mtkd_cache.models.fast import compile_parts
 from mtkd_cache.models.network import Network
 from mtkd_cache.recipe import Stage
 from mtkd_cache.storage.checked_json import digest
-from mtkd_cache.training.metrics import split_dice
+from mtkd_cache.training.metrics import split_curves
+from mtkd_cache.training.operating_points import SCORES, validation_figures
 from mtkd_cache.training.optimizer import learning_rates, make_optimizer
 
 Forward = Callable[[Tensor], Tensor]
@@ -76,10 +77,10 @@ class Task:
         """Steps in an epoch."""
         return len(self.rows_of_epoch(0))
 
-    def validate(self, network: Network) -> float:
-        """Mean Dice in [0, 1] on the validation split."""
+    def validate(self, network: Network) -> dict[str, float]:
+        """What an epoch records of the validation split, see `validation_figures`."""
         heads = {anatomy: (network, head) for head, anatomy in enumerate(self.anatomies)}
-        return split_dice(heads, self.store, "validation", self.accelerator, self.validation)["mean_dice"]
+        return validation_figures(split_curves(heads, self.store, "validation", self.accelerator, self.validation))
 
     def check_batch(self) -> None:
         """Raises MtkdError where a process's batches are too small for the network's batch norms."""
@@ -92,7 +93,7 @@ class Task:
 
 
 def fit(task: Task, folder: Path, run_digest: str, accelerator: Accelerator) -> dict[str, Any]:
-    """Train; keep the weights of the best validation Dice in folder/weights.safetensors.
+    """Train; keep the weights of the best epoch by the validation Dice that `Stage.select` names in folder/weights.safetensors.
 
     run_digest: a hash of what must be equal for an interrupted training to be resumed. Each epoch's figures go to the
     accelerator's trackers.
@@ -108,19 +109,19 @@ def fit(task: Task, folder: Path, run_digest: str, accelerator: Accelerator) -> 
         history = load_state(state, network, optimizer, run_digest, precision)["history"]
     forward, optimizer = accelerator.prepare(network, optimizer)
     _start_trackers(accelerator, task, folder)
-    rates = learning_rates(task.stage)
+    rates, score = learning_rates(task.stage), SCORES[task.stage.select]
     total, shown = task.stage.epochs * task.steps, None if accelerator.is_main_process else True
     progress = tqdm(total=total, initial=len(history) * task.steps, desc=task.label, unit="step", disable=shown)
     for epoch in range(len(history), task.stage.epochs):
         row = _train_epoch(task, epoch, rates[epoch], forward, optimizer, progress)
         network.eval()
-        row["val_dice"] = task.validate(network)
-        best = max((past["val_dice"] for past in history), default=-1.0)
+        row |= task.validate(network)
+        best = max((past[score] for past in history), default=-1.0)
         history.append(row)
-        progress.set_postfix(dice=f"{row['val_dice']:.3f}", best=f"{max(best, row['val_dice']):.3f}", loss=f"{row['loss']:.3g}")
+        progress.set_postfix(dice=f"{row[score]:.3f}", best=f"{max(best, row[score]):.3f}", loss=f"{row['loss']:.3g}")
         accelerator.log(row, step=epoch)
         if accelerator.is_main_process:
-            if row["val_dice"] > best:
+            if row[score] > best:
                 save_network(folder / WEIGHTS, network, task.anatomies)
             metadata = {"identity": run_digest, "precision": precision, "history": history}
             save_state(state, network, optimizer.optimizer, metadata)
@@ -129,7 +130,7 @@ def fit(task: Task, folder: Path, run_digest: str, accelerator: Accelerator) -> 
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.free_memory()
-    return _summary(history)
+    return _summary(history, score)
 
 
 def _start_trackers(accelerator: Accelerator, task: Task, folder: Path) -> None:
@@ -139,8 +140,8 @@ def _start_trackers(accelerator: Accelerator, task: Task, folder: Path) -> None:
     accelerator.init_trackers("mtkd-cache", {"label": task.label, "seed": task.seed, **asdict(task.stage)})
 
 
-def _summary(history: list[dict[str, Any]]) -> dict[str, Any]:
-    best = max(history, key=lambda row: row["val_dice"])
+def _summary(history: list[dict[str, Any]], score: str) -> dict[str, Any]:
+    best = max(history, key=lambda row: row[score])
     seconds = sorted(row["seconds"] for row in history)
     return {
         "history": history,

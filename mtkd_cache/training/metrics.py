@@ -5,7 +5,7 @@ the mean over its images, the mean Dice the unweighted mean over the anatomies.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypedDict
 
 import numpy as np
@@ -21,6 +21,9 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.models.network import Network
 
 BATCH = 8
+LOWEST, STEP = -8.0, 0.5  # a power of two, so that logits and thresholds are compared exactly
+GRID = LOWEST + STEP * np.arange(25)  # thresholds in logits, up to 4
+Heads = Mapping[str, tuple[Network, int]]  # for each anatomy the network and the number of its head
 
 
 def image_dice(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -30,24 +33,31 @@ def image_dice(predicted: Tensor, truth: Tensor) -> Tensor:
     return dice[:, 0]
 
 
-class DiceSummary(TypedDict):
-    """dice: the mean of each anatomy, None without an image that counts. images: their number, counted or not."""
+def grid_dice(logits: Tensor, truth: Tensor) -> Tensor:
+    """Dice of each image where pixels with a logit above a threshold are predicted, at every threshold of GRID.
 
-    dice: dict[str, float | None]
-    mean_dice: float
-    images: int
-    images_by_anatomy: dict[str, int]
+    One histogram of the logits between the thresholds, apart for background and truth, tells all of them. Logits that are not a
+    number are above none.
+    logits float and truth bool (B, H, W) -> float64 (B, K), NaN where truth and prediction are empty.
+    """
+    bins = len(GRID) + 1
+    thresholds_below = (logits / STEP).ceil().sub_(LOWEST / STEP).nan_to_num_(0).clamp_(0, len(GRID))
+    cells = thresholds_below.add_(truth, alpha=bins).int().flatten(1)
+    counts = torch.stack([torch.bincount(image, minlength=2 * bins) for image in cells]).view(-1, 2, bins)
+    extra, hits = counts.flip(-1).cumsum(-1).flip(-1)[..., 1:].double().unbind(1)
+    dice: Tensor = 2 * hits / (hits + extra + counts[:, 1].sum(-1, keepdim=True))
+    return dice
 
 
-def split_dice(
-    heads: dict[str, tuple[Network, int]], store: SampleStore, split: str, accelerator: Accelerator, source: Source | None = None
-) -> DiceSummary:
-    """Dice of a split. heads: for each anatomy the network and the number of its head; no other head is run.
+def split_logits(
+    heads: Heads, store: SampleStore, split: str, accelerator: Accelerator, source: Source | None = None
+) -> Iterator[tuple[str, np.ndarray, Tensor, Tensor]]:
+    """Run each anatomy's head over its own images of a split, in batches; a process of a launch takes its share of them.
 
     source: where the samples are read, by default the store.
+    Yields anatomy, the images' rows (B,) in the store, logits float32 (B, H, W) and truth bool (B, H, W), on the device.
     """
     source = source or BatchReader(store)
-    dice: dict[str, list[float]] = {anatomy: [] for anatomy in heads}
     for anatomy, (network, head) in heads.items():
         rows = store.rows(split, anatomy)[accelerator.process_index :: accelerator.num_processes]
         parts = ((rows[start : start + BATCH],) for start in range(0, len(rows), BATCH))
@@ -55,8 +65,30 @@ def split_dice(
             batch = stored.to(accelerator.device)
             with torch.inference_mode(), accelerator.autocast():
                 logits = network(to_float(batch.images), heads=[head])[:, 0]
-            dice[anatomy] += image_dice(logits > 0, batch.masks > 0).tolist()
-    return summarize(gather_object(list(dice.items())))
+            yield anatomy, batch.rows, logits.float(), batch.masks > 0
+
+
+def split_curves(
+    heads: Heads, store: SampleStore, split: str, accelerator: Accelerator, source: Source | None = None
+) -> dict[str, np.ndarray]:
+    """Dice of a split's images at each threshold of GRID: {anatomy: float (n, K)}, in the order of `store.rows`."""
+    own = [
+        (anatomy, rows, grid_dice(logits, truth).cpu().numpy())
+        for anatomy, rows, logits, truth in split_logits(heads, store, split, accelerator, source)
+    ]
+    curves = {anatomy: np.full((len(store.rows(split, anatomy)), len(GRID)), np.nan) for anatomy in heads}
+    for anatomy, rows, dice in gather_object(own):
+        curves[anatomy][np.searchsorted(store.rows(split, anatomy), rows)] = dice
+    return curves
+
+
+class DiceSummary(TypedDict):
+    """dice: the mean of each anatomy, None without an image that counts. images: their number, counted or not."""
+
+    dice: dict[str, float | None]
+    mean_dice: float
+    images: int
+    images_by_anatomy: dict[str, int]
 
 
 def summarize(dice: Iterable[tuple[str, list[float]]]) -> DiceSummary:

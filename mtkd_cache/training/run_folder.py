@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.models.checkpoints import STATE, WEIGHTS, file_sha256, read_weights
+from mtkd_cache.models.checkpoints import STATE, WEIGHTS, file_sha256, load_heads, read_weights
 from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.models.pretrained import load_pretrained, paper_source
 from mtkd_cache.models.records import Training, read_as, write_json
@@ -20,6 +20,7 @@ from mtkd_cache.storage.checked_json import digest
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
 from mtkd_cache.training.loop import Task, fit
+from mtkd_cache.training.operating_points import write_operating_points
 
 FORMAT = 1
 Record = TypeVar("Record", bound=Training)
@@ -89,6 +90,10 @@ def _train(
         "weights_sha256": file_sha256(path.parent / WEIGHTS),
     }
     record = kind.from_json(content, path)
+    network, anatomies = load_heads(path.parent)  # of the best epoch
+    network = network.to(accelerator.device)
+    heads = {anatomy: (network, head) for head, anatomy in enumerate(anatomies)}
+    write_operating_points(path.parent, heads, content["weights_sha256"], task.store, accelerator, task.validation)
     if accelerator.is_main_process:
         write_json(path, record.to_json())
         (path.parent / STATE).unlink(missing_ok=True)

@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 from click.testing import CliRunner
+from support import split_dice
 
 from mtkd_cache.cli.main import main
 from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256, load_network, save_network
 from mtkd_cache.models.network import create_network
-from mtkd_cache.training.metrics import image_dice, split_dice, summarize
+from mtkd_cache.training.metrics import GRID, grid_dice, image_dice, split_curves, summarize
 
 
 def test_dice_of_images():
@@ -36,13 +37,10 @@ def test_means_are_of_images_then_of_anatomies():
 def test_each_anatomy_is_judged_by_its_own_head_on_its_own_subset(organ_store, accelerator):
     torch.manual_seed(0)
     network = create_network("mininetv2", 2).eval()
-    said = split_dice({"kidney": (network, 0), "tongue": (network, 1)}, organ_store, "test", accelerator)
-    for head, organ in enumerate(organ_store.anatomies):
-        images, masks = (torch.from_numpy(values) for values in organ_store.read(organ_store.rows("test", organ)))
-        with torch.inference_mode():
-            predicted = network(images.permute(0, 3, 1, 2).float() / 255)[:, head] > 0
-        found = [float(2 * (p & t).sum() / (p.sum() + t.sum())) for p, t in zip(predicted, masks > 0, strict=True)]
-        assert said["dice"][organ] == pytest.approx(sum(found) / len(found), abs=1e-6)
+    heads = {"kidney": (network, 0), "tongue": (network, 1)}
+    curves = split_curves(heads, organ_store, "test", accelerator)
+    at_half = {organ: curve[:, list(GRID).index(0)].mean() for organ, curve in curves.items()}
+    assert at_half == pytest.approx(split_dice(heads, organ_store, "test"), abs=1e-6)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -65,6 +63,19 @@ def test_a_split_is_judged_by_itself(kind, split, organ_store, organ_teachers, a
     said = json.loads((folder / f"evaluation-{split}.json").read_text())
     assert json.loads(done.stdout) == said
     assert (said["split"], said["weights_sha256"]) == (split, weights)
-    by_split = {name: split_dice(heads, organ_store, name, accelerator)["dice"] for name in ("validation", "test")}
+    by_split = {name: split_dice(heads, organ_store, name) for name in ("validation", "test")}
     assert said["dice"] == pytest.approx(by_split[split], abs=1e-6)
     assert said["dice"] != pytest.approx(by_split["test" if split == "validation" else "validation"], abs=1e-6)
+
+
+def test_the_dice_at_every_threshold_is_that_of_its_prediction():
+    torch.manual_seed(0)
+    logits, truth = 4 * torch.randn(3, 8, 8) - 3, torch.rand(3, 8, 8) > 0.7
+    logits[0, 0, :3] = torch.tensor([-8.0, 0.5, 4.0])  # at a threshold is not above it
+    logits[0, 1, :3] = torch.tensor([float("nan"), -float("inf"), float("inf")])
+    logits[1], truth[1] = -9, False
+    said = grid_dice(logits, truth)
+    assert said.isnan()[1].all()
+    for place, threshold in enumerate(GRID):
+        expected = image_dice(logits > threshold, truth)
+        assert said[:, place].tolist() == pytest.approx(expected.tolist(), nan_ok=True)

@@ -31,6 +31,7 @@ from mtkd_cache.storage.folder import LOCK, Folder
 from mtkd_cache.storage.lock import locked
 from mtkd_cache.training import loop as training
 from mtkd_cache.training.optimizer import learning_rates
+from mtkd_cache.training.metrics import GRID
 from mtkd_cache.training.student import train_student
 from mtkd_cache.training.teachers import teacher_task, train_teachers
 
@@ -170,9 +171,9 @@ def test_a_training_holds_its_folder(organ_store, recipe, accelerator, tmp_path,
         with pytest.raises(LockedError):
             locked(Folder(tmp_path / "kidney")).__enter__()
         tried.append(True)
-        return {"mean_dice": 0.5}
+        return {"kidney": np.full((1, len(GRID)), 0.5)}
 
-    monkeypatch.setattr("mtkd_cache.training.loop.split_dice", validate)
+    monkeypatch.setattr("mtkd_cache.training.loop.split_curves", validate)
     train_teachers(organ_store, tmp_path, recipe("teacher.epochs=1"), accelerator, ["kidney"])
     assert tried
 
@@ -245,10 +246,10 @@ def test_a_network_is_judged_as_it_will_be_used(organ_store, recipe, accelerator
 
     def validate(heads, *_) -> dict:
         modes.append(heads["kidney"][0].training)
-        return {"mean_dice": 0.5}
+        return {"kidney": np.full((1, len(GRID)), 0.5)}
 
     monkeypatch.setattr(training.EpochLog, "add", add)
-    monkeypatch.setattr("mtkd_cache.training.loop.split_dice", validate)
+    monkeypatch.setattr("mtkd_cache.training.loop.split_curves", validate)
     train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
     assert modes == [True, False] * 2
 
@@ -297,7 +298,7 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(organ_store, recipe, a
 
 def test_the_weights_kept_are_those_of_the_first_best_validation(organ_store, recipe, accelerator, tmp_path, monkeypatch):
     dice, kept = iter((0.2, 0.5, 0.5, 0.3)), []
-    monkeypatch.setattr("mtkd_cache.training.loop.split_dice", lambda *_: {"mean_dice": next(dice)})
+    monkeypatch.setattr("mtkd_cache.training.loop.split_curves", lambda *_: {"kidney": np.full((1, len(GRID)), next(dice))})
     whole = training.save_network
     monkeypatch.setattr(
         training, "save_network", lambda path, network, names: (whole(path, network, names), kept.append(weights(path.parent)))
