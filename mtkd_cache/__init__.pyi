@@ -11,8 +11,8 @@ from .data.augment import warp as warp
 from .data.sample_store import SampleStore as SampleStore
 from .errors import MtkdError as MtkdError
 from .evaluation.predictor import Predictor as Predictor
-from .losses import channelwise_kl as channelwise_kl
-from .losses import exclusive_cross_entropy as exclusive_cross_entropy
+from .losses.cross_entropy import exclusive_cross_entropy as exclusive_cross_entropy
+from .losses.kl import channelwise_kl as channelwise_kl
 from .models.checkpoints import load_network as load_network
 from .models.network import create_network as create_network
 from .recipe import load_recipe as load_recipe

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -15,8 +16,9 @@ from mtkd_cache.cache.loader import Batch, BatchReader, preload
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.augment import apply_views
 from mtkd_cache.data.sample_store import SampleStore
-from mtkd_cache.losses import channelwise_kl, distillation_objective, exclusive_cross_entropy
+from mtkd_cache.losses import TERMS, cross_entropy_by_head, distillation_objective, exclusive_cross_entropy
 from mtkd_cache.models.records import RUN, RunRecord
+from mtkd_cache.models.seen import NOTHING, UNKNOWN
 from mtkd_cache.recipe import Recipe, seed_for
 from mtkd_cache.runtime.accelerator import mean_across_ranks
 from mtkd_cache.training.loop import Forward, Task
@@ -32,10 +34,12 @@ def train_student(
     cache: LogitCache | None,
     resident: str = "auto",
     compiled: bool = False,
+    allow_overlap: bool = False,
 ) -> RunRecord:
     """Train a student into the folder `run` and return its record; without a cache it is the paper's baseline, all else equal.
 
-    resident: see `mtkd_cache.cache.loader.preload`; compiled: see `mtkd_cache.training.loop.Task`.
+    resident: see `mtkd_cache.cache.loader.preload`; compiled: see `mtkd_cache.training.loop.Task`;
+    allow_overlap: see `train_or_resume`.
     Raises MtkdError where the cache does not belong to the store, and where the folder holds a run with other settings.
     """
     sections = ["student", "augmentation"]
@@ -61,7 +65,7 @@ def train_student(
     }
     make_task = partial(student_task, store, recipe, accelerator, signal, resident, compiled)
     details = {"teachers": cache.manifest.teachers} if cache else {}
-    return train_or_resume(RunRecord, run / RUN, run_config, make_task, accelerator, details)
+    return train_or_resume(RunRecord, run / RUN, run_config, make_task, accelerator, store, details, allow_overlap)
 
 
 def student_task(
@@ -69,9 +73,11 @@ def student_task(
 ) -> Task:
     """What `fit` trains: the student on the store's training samples, distilled where the signal has teachers' logits."""
     seed, rows = seed_for(recipe.seed, "student"), store.rows("train")
+    network, initial = start_network(recipe.student, store, store.anatomies, seed)
+    inherited = initial.pop("inherited", NOTHING) | ((signal.cache.manifest.seen or UNKNOWN) if signal.cache else NOTHING)
     return Task(
         label=f"student {'without' if isinstance(signal, NoTeachers) else 'with'} KD",
-        network=start_network(recipe.student.arch, len(store.anatomies), recipe.student.weights, seed),
+        network=network,
         anatomies=store.anatomies,
         stage=recipe.student,
         seed=seed,
@@ -82,12 +88,14 @@ def student_task(
         losses=StudentLoss(store, recipe, signal, mean_across_ranks(accelerator)),
         accelerator=accelerator,
         compiled=compiled,
+        inherited=inherited,
+        **initial,
     )
 
 
 @dataclass(frozen=True)
 class StudentLoss:
-    """Cross-entropy with the masks and, where the signal has teachers' logits, KL divergence from them, in the signal's views.
+    """Cross-entropy with the masks and, where the signal has teachers' logits, the recipe's terms, in the signal's views.
 
     average: see `mtkd_cache.losses.exclusive_cross_entropy`.
     """
@@ -101,15 +109,19 @@ class StudentLoss:
         views = self.signal.views(self.store.hashes[batch.rows], epoch).to(batch.images.device)
         images, masks, valid = apply_views(batch.images, batch.masks, views)
         logits = forward(images).float()
-        cross_entropy = exclusive_cross_entropy(logits, masks, batch.anatomy, valid, self.average)
+        distillation, by_head = self.recipe.distillation, self.recipe.distillation.combine == "printed"
         teachers = self.signal.logits(batch, images, views)
         if teachers is None:
-            return {"loss": cross_entropy}
-        distillation = self.recipe.distillation
-        kl = channelwise_kl(logits, teachers, distillation.temperature, valid, self.average)
-        cross_entropy, kl = self._across_ranks(cross_entropy), self._across_ranks(kl)
-        loss = distillation_objective(cross_entropy, kl, distillation.weight, distillation.combine)
-        return {"loss": loss, "cross_entropy": cross_entropy.detach(), "kl": kl.detach()}
+            return {"loss": exclusive_cross_entropy(logits, masks, batch.anatomy, valid, self.average)}
+        cross_entropy_of = cross_entropy_by_head if by_head else exclusive_cross_entropy
+        cross_entropy = self._across_ranks(cross_entropy_of(logits, masks, batch.anatomy, valid, self.average))
+        parts, distilled = {"cross_entropy": cross_entropy.detach().mean()}, torch.zeros_like(cross_entropy)
+        for name, (temperature, weight) in distillation.terms.items():
+            term = TERMS[name](logits, teachers, temperature, valid, self.average)
+            term = self._across_ranks(term if by_head else term.mean())
+            parts[name] = term.detach().mean()
+            distilled = distilled + weight * term
+        return {"loss": distillation_objective(cross_entropy, distilled, 1.0, distillation.combine), **parts}
 
     def _across_ranks(self, part: Tensor) -> Tensor:
         """The value over all processes with the gradient of this one: a product of two such has the gradient of one process."""

@@ -2,50 +2,47 @@
 
 import math
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
+from examples import example, gradient, positions
 from torch import Tensor
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.losses import channelwise_kl, distillation_objective, exclusive_cross_entropy, map_kl
+from mtkd_cache.losses import (
+    TERMS,
+    channelwise_kl,
+    cross_entropy_by_head,
+    distillation_objective,
+    exclusive_cross_entropy,
+    kl_by_head,
+    map_kl,
+)
 
 DRAW = random.Random(0)
 SHAPES = [(DRAW.randint(1, 3), anatomies, DRAW.randint(2, 6), DRAW.randint(2, 6)) for anatomies in range(1, 13)]  # B, A, H, W
 
 
-def example(shape: tuple[int, int, int, int], warped: bool) -> dict:
-    """Random logits of student and teacher in float64, masks, annotated anatomies and, if warped, which pixels count."""
-    batch, anatomies, height, width = shape
-    drawn = torch.Generator().manual_seed(sum(shape))
-    pixels = (batch, height, width)
-    valid = torch.rand(pixels, generator=drawn) < 0.6
-    valid[:, 0, 0] = True
-    return {
-        "student": (3 * torch.randn(shape, generator=drawn, dtype=torch.float64)).requires_grad_(),
-        "teacher": 4 * torch.randn(shape, generator=drawn, dtype=torch.float64),
-        "mask": torch.rand(pixels, generator=drawn) < 0.4,
-        "anatomy": torch.randint(0, anatomies, (batch,), generator=drawn),
-        "valid": valid if warped else None,
-    }
-
-
-def positions(valid: Tensor | None, sample: int, height: int, width: int) -> list[tuple[int, int]]:
-    every = [(y, x) for y in range(height) for x in range(width)]
-    return every if valid is None else [(y, x) for y, x in every if valid[sample, y, x]]
-
-
-def naive_cross_entropy(logits: Tensor, mask: Tensor, anatomy: Tensor, valid: Tensor | None) -> Tensor:
-    """Equation (1) for the annotated anatomy's head; the mask's pixels, as negatives, for every other; one mean over all."""
+def naive_terms(
+    logits: Tensor, mask: Tensor, anatomy: Tensor, valid: Tensor | None, counted: Sequence[int] | None = None
+) -> list[Tensor]:
+    """Equation (1) for the annotated anatomy's head; the mask's pixels, as negatives, for every other. counted: these heads."""
     terms = []
     for b, heads in enumerate(logits):
-        for i, head in enumerate(heads):
+        for i in range(len(heads)) if counted is None else counted:
             for y, x in positions(valid, b, *mask.shape[1:]):
-                p = 1 / (1 + torch.exp(-head[y, x]))
+                p = 1 / (1 + torch.exp(-heads[i, y, x]))
                 if i == anatomy[b]:
                     terms.append(-torch.log(p) if mask[b, y, x] else -torch.log(1 - p))
                 elif mask[b, y, x]:
                     terms.append(-torch.log(1 - p))
+    return terms
+
+
+def naive_cross_entropy(logits: Tensor, mask: Tensor, anatomy: Tensor, valid: Tensor | None) -> Tensor:
+    """One mean over the terms of all heads."""
+    terms = naive_terms(logits, mask, anatomy, valid)
     return torch.stack(terms).sum() / len(terms)
 
 
@@ -59,10 +56,6 @@ def naive_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor
             p_student, p_teacher = (values / values.sum() for values in at)
             rows.append((p_teacher * torch.log(p_teacher / p_student)).sum())
     return torch.stack(rows).reshape(student.shape[:2])
-
-
-def gradient(value: Tensor, at: Tensor) -> Tensor:
-    return torch.autograd.grad(value, at)[0]
 
 
 @pytest.mark.parametrize("warped", [False, True])
@@ -105,9 +98,30 @@ def test_the_gradient_hardly_shrinks_as_the_temperature_grows():
     assert higher.abs().max() > 1e-3
 
 
-def test_sum_is_the_default_objective_and_product_the_printed_one():
+def test_objectives():
     assert distillation_objective(torch.tensor(2.0), torch.tensor(5.0), 3.0, "sum") == 17
     assert distillation_objective(torch.tensor(2.0), torch.tensor(5.0), 3.0, "product") == 30
+    assert distillation_objective(torch.tensor([2.0, 1.0]), torch.tensor([5.0, 7.0]), 3.0, "printed") == 2 * 3 * 5 + 1 * 3 * 7
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_printed_objective_is_equation_3(shape):
+    """sum_i CE_i * lambda * KL_i, CE_i and KL_i of head i over the batch."""
+    e = example(shape, True)
+    student, anatomies = e["student"], range(shape[1])
+    cross_entropy = cross_entropy_by_head(student, e["mask"], e["anatomy"], e["valid"])
+    ours = distillation_objective(cross_entropy, kl_by_head(student, e["teacher"], 4.0, e["valid"]), 3.0, "printed")
+    kl = 4.0**2 * naive_kl(student, e["teacher"], 4.0, e["valid"]).mean(0)
+    heads = [naive_terms(student, e["mask"], e["anatomy"], e["valid"], [i]) for i in anatomies]
+    naive = sum(sum(terms) / len(terms) * 3.0 * kl[i] for i, terms in enumerate(heads) if terms)
+    torch.testing.assert_close(ours, naive, atol=1e-6, rtol=0)
+    torch.testing.assert_close(gradient(ours, student), gradient(naive, student), atol=1e-6, rtol=0)
+
+
+def test_a_head_in_which_nothing_counts_has_no_cross_entropy():
+    e = example((2, 3, 4, 4), False)
+    by_head = cross_entropy_by_head(e["student"], torch.zeros_like(e["mask"]), torch.tensor([1, 1]))
+    assert (by_head > 0).tolist() == [False, True, False]
 
 
 def test_the_teacher_gets_no_gradient():
@@ -188,6 +202,10 @@ def test_huge_logits_in_float32_stay_finite():
 LOSSES = {
     "cross-entropy": lambda e, student, cast: exclusive_cross_entropy(student, cast(e["mask"]), e["anatomy"], cast(e["valid"])),
     "kl of a batch": lambda e, student, cast: channelwise_kl(student, e["teacher"].to(student.dtype), 4.0, cast(e["valid"])),
+    **{
+        name: lambda e, student, cast, term=term: term(student, e["teacher"].to(student.dtype), 2.0, cast(e["valid"])).sum()
+        for name, term in TERMS.items()
+    },
     "kl of maps": lambda e, student, cast: map_kl(student, e["teacher"].to(student.dtype), 4.0, cast(e["valid"])).sum(),
 }
 
