@@ -1,4 +1,4 @@
-"""A dataset folder in the Dresden layout: ``{anatomy}/{surgery}/imageNN.png`` beside ``maskNN.png``.
+"""A dataset folder in the Dresden layout: ``{anatomy}/{surgery}/imageNN.png`` beside ``maskNN.png``; and reading its pictures.
 
 ``multilabel/`` (the stomach images again, with masks of several anatomies), the single raters' folders ``anno_*`` and ``merged``,
 and ``weak_labels.csv`` are recognized and skipped. The anatomies are the names of the other folders, in alphabetical order.
@@ -7,13 +7,14 @@ and ``weak_labels.csv`` are recognized and skipped. The anatomies are the names 
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import pairwise, product
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
+from mtkd_cache.data.samples import LARGEST, Sample, check_anatomies
 from mtkd_cache.errors import MtkdError
 
 ANATOMIES = (
@@ -29,7 +30,6 @@ ANATOMIES = (
     "ureter",
     "vesicular_glands",
 )
-SPLITS = ("train", "validation", "test")
 REFERENCE_SURGERIES = range(1, 33)
 REFERENCE_VALIDATION = (3, 21, 26)  # Kolbinger et al. 2023, their public code
 REFERENCE_TEST = (2, 7, 11, 13, 14, 18, 20, 32)
@@ -38,8 +38,9 @@ MULTILABEL = "multilabel"
 _IMAGE = re.compile(r"image(\d+)\.png")
 _MASK = re.compile(r"mask(\d+)\.png")
 _SURGERY = re.compile(r"\d+")
-_LARGEST = np.iinfo(np.int32).max  # of the numbers that a sample store holds
+_LISTED = 10_000  # files that are looked at to say what a folder holds instead of samples
 FORMATS = ("PNG", "JPEG", "TIFF")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # of Pillow
 MAX_PIXELS = 50_000_000  # guards against a small file that decodes to a huge image
 
 
@@ -65,31 +66,20 @@ class Split:
         return "test" if surgery in self.test else "train"
 
 
-@dataclass(frozen=True, order=True)
-class Source:
-    """The files of one sample."""
-
-    anatomy: str
-    surgery: int
-    frame: int
-    image: Path
-    mask: Path
-
-
-def find_samples(root: Path) -> tuple[list[Source], dict[str, int]]:
+def find_samples(root: Path) -> tuple[list[Sample], dict[str, int]]:
     """Find all samples of a dataset folder.
 
     Returns:
-        The samples, sorted by (anatomy, surgery, frame), and how many files and folders of each kind were skipped.
+        The samples, sorted by anatomy, surgery and frame, and how many files and folders of each kind were skipped.
 
     Raises:
-        MtkdError: the folder is missing, a file, or empty; an image has no mask; two images have the same number.
+        MtkdError: the folder is missing, a file, or holds no sample; an image has no mask.
     """
     if not root.exists():
         raise MtkdError(f"{root}: there is no such folder. Name the dataset's folder, with one folder per anatomy.")
     if not root.is_dir():
         raise MtkdError(f"{root} is a file. Name the dataset's folder (unpack an archive first).")
-    sources: list[Source] = []
+    samples: list[Sample] = []
     skipped: Counter[str] = Counter()
     for anatomy in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         if anatomy.name == MULTILABEL:
@@ -97,40 +87,50 @@ def find_samples(root: Path) -> tuple[list[Source], dict[str, int]]:
             continue
         for surgery in sorted(path for path in anatomy.iterdir() if path.is_dir()):
             if _SURGERY.fullmatch(surgery.name):
-                sources += _surgery_samples(anatomy.name, surgery, skipped)
+                samples += _surgery_samples(anatomy.name, surgery, skipped)
             else:
                 skipped["other folders"] += 1
-    if not sources:
+    if not samples:
         raise MtkdError(
-            f"{root} contains no samples. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, as liver/01/image00.png."
+            f"{root} contains no samples; it holds {_content(root)}. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, "
+            "as liver/01/image00.png. List files with other names in a CSV: mtkd-cache ingest --csv."
         )
-    check_anatomies((source.anatomy for source in sources), root)
-    sources.sort()
-    for source, other in pairwise(sources):
-        if (source.anatomy, source.surgery, source.frame) == (other.anatomy, other.surgery, other.frame):
-            raise MtkdError(f"{source.image} and {other.image} have the same number. Keep one of them.")
-    return sources, {kind: count for kind, count in sorted(skipped.items()) if count}
+    check_anatomies((sample.anatomy for sample in samples), root)
+    samples.sort(key=lambda sample: (sample.anatomy, int(sample.patient), sample.frame or 0))
+    return samples, {kind: count for kind, count in sorted(skipped.items()) if count}
 
 
-def _surgery_samples(anatomy: str, folder: Path, skipped: Counter[str]) -> list[Source]:
+def _content(root: Path) -> str:
+    """What a folder holds, as "99 .jpg, folders such as P014"."""
+    files = sorted(path for path in islice(root.rglob("*"), _LISTED) if path.is_file())
+    kinds = Counter(path.suffix or "files without suffix" for path in files).most_common(3)
+    folders = [path.parent.name for path in files if path.suffix == kinds[0][0] and path.parent != root][:1]
+    return (
+        ", ".join([*(f"{count} {kind}" for kind, count in kinds), *(f"folders such as {name}" for name in folders)]) or "no files"
+    )
+
+
+def _surgery_samples(anatomy: str, folder: Path, skipped: Counter[str]) -> list[Sample]:
     names = {path.name for path in folder.iterdir()}
-    surgery = _number(folder.name, folder)
+    patient = str(_number(folder.name, folder))
     skipped["weak_labels.csv"] += "weak_labels.csv" in names
     skipped["single raters' folders"] += sum(name == "merged" or name.startswith("anno_") for name in names)
-    sources = []
+    samples = []
     for name in names:
         if match := _IMAGE.fullmatch(name):
             mask = f"mask{match[1]}.png"
             if mask not in names:
                 raise MtkdError(f"{folder / name} has no mask: {mask} is missing. Restore the mask or remove the image.")
-            sources.append(Source(anatomy, surgery, _number(match[1], folder / name), folder / name, folder / mask))
-    skipped["masks without an image"] += sum(_MASK.fullmatch(name) is not None for name in names) - len(sources)
-    return sources
+            image = folder / name
+            frame = _number(match[1], image)
+            samples.append(Sample(image=image, mask=folder / mask, anatomy=anatomy, patient=patient, frame=frame))
+    skipped["masks without an image"] += sum(_MASK.fullmatch(name) is not None for name in names) - len(samples)
+    return samples
 
 
 def _number(digits: str, path: Path) -> int:
-    if (number := int(digits)) > _LARGEST:
-        raise MtkdError(f"{path}: the number is larger than {_LARGEST}, which a sample store cannot hold. Rename it.")
+    if (number := int(digits)) > LARGEST:
+        raise MtkdError(f"{path}: the number is larger than {LARGEST}, which a sample store cannot hold. Rename it.")
     return number
 
 
@@ -139,52 +139,39 @@ def patient_of(folder: str) -> str:
     return str(int(folder)) if folder.isdecimal() else folder
 
 
-def check_anatomies(names: Iterable[str], where: object) -> None:
-    """Raises MtkdError where an anatomy's name is no valid folder name: its teacher's folder has the same name."""
-    for name in names:
-        if name in ("", ".", "..") or name != name.strip() or set(name) & {"/", "\\"} or not name.isprintable():
+def with_split(samples: Iterable[Sample], split: Split) -> list[Sample]:
+    """Samples of numbered surgeries, in their splits. Raises MtkdError for a surgery that the split does not know."""
+    samples = list(samples)
+    for sample in samples:
+        if split.surgeries is not None and int(sample.patient) not in split.surgeries:
             raise MtkdError(
-                f"{where}: an anatomy cannot be named {name!r}, as folders get its name. "
-                "Use only letters, digits, inner spaces, - and _ (in UTF-8)."
-            )
-
-
-def check_split(sources: list[Source], split: Split) -> None:
-    """Raises MtkdError for an unknown surgery, or where a split that training or evaluation needs is empty."""
-    for source in sources:
-        if split.surgeries is not None and source.surgery not in split.surgeries:
-            raise MtkdError(
-                f"{source.image.parent}: surgery {source.surgery} is not one of the reference split's 1 to 32. "
+                f"{sample.image.parent}: surgery {sample.patient} is not one of the reference split's 1 to 32. "
                 "Define another dataset's split with --validation and --test."
             )
-    anatomies = sorted({source.anatomy for source in sources})
-    filled = {(source.anatomy, split.of(source.surgery)) for source in sources}
-    for anatomy, part in product(anatomies, ("train", "validation")):
-        if (anatomy, part) not in filled:
-            raise MtkdError(f"{anatomy} has no surgery of the {part} split. Add some, or set --validation and --test.")
-    if "test" not in {part for _, part in filled}:
-        raise MtkdError("The test split is empty. Add surgeries of it, or set --test.")
+    return [replace(sample, split=split.of(int(sample.patient))) for sample in samples]
 
 
-def read_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+def read_image(path: Path, size: tuple[int, int] | None = None) -> tuple[np.ndarray, tuple[int, int]]:
     """Read an image and resize it, bilinearly over the whole source area (Pillow's antialiasing).
 
     Args:
         path: file in one of `FORMATS`, RGB, grayscale or opaque RGBA.
-        size: (width, height) in pixels.
+        size: (width, height) in pixels; None keeps that of the file.
 
     Returns:
         The image, uint8 RGB (height, width, 3), and its (width, height) on disk.
 
     Raises:
         MtkdError: a damaged file or another format, 16 bits per channel, transparency, several frames, more than `MAX_PIXELS`, or
-            an EXIF orientation (it is unknown whether the mask was drawn on the rotated image).
+            colors other than RGB (CMYK), or an EXIF orientation (it is unknown whether the mask was drawn on the rotated image).
     """
     image = _open(path)
-    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR)), image.size
+    return np.asarray(image.convert("RGB").resize(size or image.size, Image.Resampling.BILINEAR)), image.size
 
 
-def read_mask(path: Path, size: tuple[int, int], threshold: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
+def read_mask(
+    path: Path, size: tuple[int, int] | None = None, threshold: int | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Read a binary mask and resize it by nearest neighbor.
 
     Args:
@@ -210,7 +197,7 @@ def read_mask(path: Path, size: tuple[int, int], threshold: int | None = None) -
                 "Correct it, or count all values above a level as foreground with --threshold 127."
             )
     binary = Image.fromarray(((values > (threshold or 0)) * 255).astype(np.uint8))
-    return (np.asarray(binary.resize(size, Image.Resampling.NEAREST)) > 0).astype(np.uint8), image.size
+    return (np.asarray(binary.resize(size or image.size, Image.Resampling.NEAREST)) > 0).astype(np.uint8), image.size
 
 
 def _open(path: Path) -> Image.Image:
@@ -237,6 +224,8 @@ def _check_header(path: Path, image: ImageFile.ImageFile) -> None:
         raise MtkdError(
             f"{path} has 16 bits per channel or more, which 8 bits cannot represent. Save it with 8 bits per channel."
         )
+    if image.mode not in MODES:
+        raise MtkdError(f"{path} is in {image.mode} colors, whose conversion is ambiguous. Save it as RGB.")
     if image.width * image.height > MAX_PIXELS:
         raise MtkdError(f"{path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read. Save it smaller.")
     if (frames := getattr(image, "n_frames", 1)) > 1:

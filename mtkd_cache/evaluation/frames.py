@@ -64,7 +64,7 @@ def to_network(frame: np.ndarray, size: tuple[int, int], device: torch.device) -
     """
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
         raise MtkdError(f"a frame is a uint8 RGB array (H, W, 3), this one is {frame.dtype} {frame.shape}. Convert it first.")
-    image = torch.from_numpy(np.ascontiguousarray(frame)).to(device).permute(2, 0, 1)[None].float() / 255
+    image = torch.tensor(frame, device=device).permute(2, 0, 1)[None].float() / 255
     return F.interpolate(image, size=size[::-1], mode="bilinear", antialias=True)
 
 
