@@ -6,12 +6,10 @@ changed pixels, they are other samples.
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.records import Training
-from mtkd_cache.models.seen import DIGITS, NOTHING, Overlap, Seen
+from mtkd_cache.models.seen import DIGITS, NOTHING, UNKNOWN, Overlap, Seen
 
 HELD_OUT = ("validation", "test")
 BEFORE = {"validation": ("train",), "test": ("train", "validation")}  # as what samples of a split may not have been seen
@@ -21,7 +19,7 @@ def seen_by(records: Iterable[Training | None], size: tuple[int, int]) -> Seen:
     """What networks have seen, of images of this size, by their records; None: a network without a record."""
     seen = NOTHING
     for record in records:
-        seen |= (record and record.size == size and record.seen) or Seen()
+        seen |= (record and record.size == size and record.seen) or UNKNOWN
     return seen
 
 
@@ -29,11 +27,11 @@ def find_overlap(seen: Seen, store: SampleStore, splits: Sequence[str] = HELD_OU
     """The samples of these splits of a store that networks have seen in training; of the test split, also in validation."""
     known = {split: set().union(*map(seen.samples, BEFORE[split])) for split in splits}
     rows = {split: [row for row in store.rows(split) if store.hashes[row][:DIGITS] in known[split]] for split in splits}
-    patients = np.unique(store.patients[[row for part in rows.values() for row in part]]) if any(rows.values()) else []
+    patients = {str(store.patients[row]) for part in rows.values() for row in part}
     return Overlap(
         seen={split: len(part) for split, part in rows.items()},
         of={split: len(store.rows(split)) for split in splits},
-        patients=tuple(sorted(map(str, patients), key=lambda name: (len(name) if name.isdecimal() else 0, name))),
+        patients=tuple(sorted(patients, key=lambda name: (int(name) if name.isdecimal() else -1, name))),
         complete=seen.complete,
     )
 

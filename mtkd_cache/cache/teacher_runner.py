@@ -18,7 +18,7 @@ from mtkd_cache.models.checkpoints import WEIGHTS, check_present, file_sha256, l
 from mtkd_cache.models.fast import compile_parts
 from mtkd_cache.models.network import Network
 from mtkd_cache.models.records import read_teacher
-from mtkd_cache.models.seen import Seen
+from mtkd_cache.models.seen import UNKNOWN, Seen
 
 SHARE = 0.5  # of a GPU's free memory that the teachers' weights take at most
 
@@ -35,7 +35,7 @@ class Teachers:
 
     networks: Sequence[Network]
     info: dict[str, TeacherInfo]
-    seen: Seen = Seen()
+    seen: Seen = UNKNOWN
 
     @classmethod
     def load(cls, folder: Path, store: SampleStore) -> "Teachers":

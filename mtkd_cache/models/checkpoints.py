@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.network import Network, create_network
-from mtkd_cache.models.records import RUN, TEACHER, read_json
+from mtkd_cache.models.records import RUN, TEACHER, differing_settings, read_json
+from mtkd_cache.runtime.accelerator import precision_name
+from mtkd_cache.storage.checked_json import digest
 from mtkd_cache.storage.folder import write_durably
 
 WEIGHTS = "weights.safetensors"
@@ -134,6 +136,26 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
+def load_trained(network: Network, folder: Path, anatomies: Sequence[str]) -> None:
+    """Load the weights that a training left in a folder into a new network of these anatomies, whose heads are found by name.
+
+    Raises MtkdError where they are damaged, of another architecture, or lack an anatomy.
+    """
+    path = folder / WEIGHTS
+    tensors, about = read_weights(folder)
+    if about["arch"] != network.arch:
+        raise MtkdError(f"{path} is a {about['arch']}, not a {network.arch}. Name the matching --arch or another folder.")
+    if missing := [anatomy for anatomy in anatomies if anatomy not in about["anatomies"]]:
+        known = ", ".join(about["anatomies"])
+        raise MtkdError(f"{path} knows the anatomies {known}, but not {', '.join(missing)}. Name a network that does.")
+    if about["anatomies"] != list(anatomies):
+        decoders = {f"decoders.{new}.": f"decoders.{about['anatomies'].index(name)}." for new, name in enumerate(anatomies)}
+        pairs = [(key, *prefixes) for key in tensors for prefixes in decoders.items()]
+        heads = {new + key.removeprefix(old): tensors[key] for key, new, old in pairs if key.startswith(old)}
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("decoders.")} | heads
+    load_weights(network, tensors, path)
+
+
 def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Raises MtkdError where the tensors are not the network's, by name, shape or type."""
     for name, own in network.state_dict().items():
@@ -160,19 +182,23 @@ def save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
     write_tensors(path, tensors, metadata)
 
 
-def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, identity: str, precision: str) -> dict[str, Any]:
+def load_state(
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any], precision: str
+) -> dict[str, Any]:
     """Restore what `save_state` wrote and return its description.
 
-    Raises MtkdError where it is the state of a training with another identity or precision, or damaged.
+    Raises MtkdError where it is the state of a training with other settings or in another precision, or damaged.
     """
     tensors, metadata = read_tensors(path, identity=str, history=list)
-    if metadata["identity"] != identity:
+    if metadata["identity"] != digest(settings):
+        told = differing_settings(metadata["settings"], settings) if "settings" in metadata else "the recipe, seed or samples"
         raise MtkdError(
-            f"{path.parent} holds an interrupted training with other settings. Name another folder, or delete {path}."
+            f"{path.parent} holds an interrupted training with other settings: {told}. Name another folder, or delete {path}."
         )
-    if (was := metadata.get("precision", precision)) != precision:  # which earlier versions did not write
+    was, now = (precision_name(name) for name in (metadata.get("precision", precision), precision))  # earlier versions wrote none
+    if was != now:
         raise MtkdError(
-            f"{path.parent} holds a training interrupted in precision {was}, not {precision}. Resume it with --precision {was}."
+            f"{path.parent} holds a training interrupted in precision {was}, not {now}. Resume it with --precision {was}."
         )
     load_weights(network, {key.removeprefix("network."): t for key, t in tensors.items() if key.startswith("network.")}, path)
     state = {

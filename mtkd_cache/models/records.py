@@ -7,7 +7,7 @@ evaluation-SPLIT.json            Dice, of a run or a teachers folder; multilabel
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.seen import Overlap, Seen
 from mtkd_cache.storage.folder import write_durably
-from mtkd_cache.storage.record import JsonRecord
+from mtkd_cache.storage.record import JsonRecord, differences
 
 RUN, TEACHER = "run.json", "teacher.json"
 EVALUATION = "evaluation-{}.json"  # of a split
@@ -28,8 +28,8 @@ class Training(JsonRecord):
 
     anatomies: of the whole store; size: (width, height) of its images; recipe: the sections that the training depends on.
     history: a dict for each epoch; val_dice: the validation Dice in [0, 1] of best_epoch, whose weights are kept.
-    initial_weights: of this project's networks, the file it started from (source) and its sha256. seen: with what its teachers and
-    the network it started from have seen; overlap: what these have seen of the store's validation and test samples.
+    initial_weights: where another training's, the file (source) and its sha256. seen: which samples it, its teachers and the
+    network it started from have seen; overlap: which of the store's validation and test samples the latter two have seen.
     """
 
     format: int | None = None
@@ -149,6 +149,21 @@ class MultilabelEvaluation(Evaluation):
     claimed: float
     claimed_twice: float
     known_precision: dict[str, float | None]
+
+
+def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What differs between the settings of two trainings, for people: "student.lr 0.001 (now 0.01)"; empty for nothing."""
+    told = ", ".join(difference.removeprefix("recipe.") for difference in differences(old, new))
+    return told.replace("store_fingerprint", "sample store or split").replace("cache_fingerprint", "logit cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoEvaluation(Evaluation):
+    """See `mtkd_cache.evaluation.video`. split: the clip's name; mvc: video consistency by the number of frames; smooth: in frames."""
+
+    FILE: ClassVar[str] = "video-{}.json"
+    mvc: dict[str, float | None]
+    smooth: float = 0
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ class Seen(JsonRecord):
         return {text[start : start + DIGITS] for start in range(0, len(text), DIGITS)}
 
 
-NOTHING = Seen(complete=True)
+NOTHING, UNKNOWN = Seen(complete=True), Seen()
 
 
 def _join(hashes: Iterable[str]) -> str:

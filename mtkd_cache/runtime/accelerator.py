@@ -66,6 +66,11 @@ def make_accelerator(device: str | None, precision: str = "no", log_with: str | 
     return Accelerator(cpu=cpu, mixed_precision=precision, log_with=log_with, project_dir=".")
 
 
+def precision_name(precision: str) -> str:
+    """Accelerate's name of a precision as --precision takes it: "no" mixed precision is fp32."""
+    return {"no": "fp32"}.get(precision, precision)
+
+
 def run_on_all_ranks(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
     """Run an action in every process and return its result. If it fails in one, all raise, so that none waits forever."""
     result, failure = None, None

@@ -1,5 +1,6 @@
 """What is stored as JSON, as frozen dataclasses: one place reads it, one writes it, and unknown keys are kept."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from types import UnionType
@@ -77,4 +78,6 @@ def _told(value: Any) -> str:
         return ", ".join(f"{key} {_told(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return " ".join(map(_told, value))
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:12]
     return "not set" if value is None else str(value)

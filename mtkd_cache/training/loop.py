@@ -24,6 +24,7 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import STATE, WEIGHTS, load_state, save_network, save_state
 from mtkd_cache.models.fast import compile_parts
 from mtkd_cache.models.network import Network
+from mtkd_cache.models.seen import NOTHING, Seen
 from mtkd_cache.recipe import Stage
 from mtkd_cache.storage.checked_json import digest
 from mtkd_cache.training.metrics import split_curves
@@ -40,7 +41,8 @@ class Task:
     label: its name in messages. anatomies: of the network's heads. rows: the training samples in `store`. source, validation:
     where these and the validation samples are read. losses(forward, batch, epoch): the loss's parts by name; "loss" is
     minimized. compiled: compile encoder and decoders, which makes the first step long, the others shorter, and the weights differ
-    in the last digits.
+    in the last digits. initial_weights: what the record says of the network of this project that it starts from; inherited: the
+    samples that this network and the teachers have seen.
     """
 
     label: str
@@ -55,6 +57,8 @@ class Task:
     losses: Callable[[Forward, Batch, int], dict[str, Tensor]]
     accelerator: Accelerator
     compiled: bool = False
+    initial_weights: dict[str, str] | None = None
+    inherited: Seen = NOTHING
 
     def start(self, device: torch.device) -> tuple[Network, torch.optim.Optimizer]:
         """The network on a device, as it is trained there, and its optimizer."""
@@ -92,21 +96,21 @@ class Task:
             )
 
 
-def fit(task: Task, folder: Path, run_digest: str, accelerator: Accelerator) -> dict[str, Any]:
+def fit(task: Task, folder: Path, settings: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
     """Train; keep the weights of the best epoch by the validation Dice that `Stage.select` names in folder/weights.safetensors.
 
-    run_digest: a hash of what must be equal for an interrupted training to be resumed. Each epoch's figures go to the
+    settings: what must be equal for an interrupted training to be resumed. Each epoch's figures go to the
     accelerator's trackers.
     Returns history, best_epoch, val_dice, seconds_per_epoch, warm_up_seconds (of the first step, with its compilation).
     Raises MtkdError for a loss that is not finite, for a batch that is too small, and where the folder holds the state of a
-    training with another digest or precision.
+    training with other settings or in another precision.
     """
     task.check_batch()
     network, optimizer = task.start(accelerator.device)
     history: list[dict[str, Any]] = []
     state, precision = folder / STATE, accelerator.mixed_precision
     if state.exists():
-        history = load_state(state, network, optimizer, run_digest, precision)["history"]
+        history = load_state(state, network, optimizer, settings, precision)["history"]
     forward, optimizer = accelerator.prepare(network, optimizer)
     _start_trackers(accelerator, task, folder)
     rates, score = learning_rates(task.stage), SCORES[task.stage.select]
@@ -123,7 +127,7 @@ def fit(task: Task, folder: Path, run_digest: str, accelerator: Accelerator) -> 
         if accelerator.is_main_process:
             if row[score] > best:
                 save_network(folder / WEIGHTS, network, task.anatomies)
-            metadata = {"identity": run_digest, "precision": precision, "history": history}
+            metadata = {"identity": digest(settings), "settings": settings, "precision": precision, "history": history}
             save_state(state, network, optimizer.optimizer, metadata)
         accelerator.wait_for_everyone()
     progress.close()

@@ -1,22 +1,26 @@
 """Folders of finished and interrupted trainings: what is finished is left alone, what was interrupted is resumed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from mtkd_cache.cache.overlap import check_overlap, seen_by
+from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.models.checkpoints import STATE, WEIGHTS, file_sha256, load_heads, read_weights
+from mtkd_cache.models.checkpoints import STATE, WEIGHTS, check_present, file_sha256, load_heads, load_trained, read_weights
 from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.models.pretrained import load_pretrained, paper_source
-from mtkd_cache.models.records import Training, read_as, write_json
-from mtkd_cache.runtime.accelerator import environment
-from mtkd_cache.storage.checked_json import digest
+from mtkd_cache.models.records import Training, differing_settings, read_as, read_run, read_teacher, write_json
+from mtkd_cache.models.seen import DIGITS, NOTHING, Seen
+from mtkd_cache.recipe import Stage
+from mtkd_cache.runtime.accelerator import environment, precision_name
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
 from mtkd_cache.training.loop import Task, fit
@@ -32,15 +36,18 @@ def train_or_resume(
     run_config: dict[str, Any],
     make_task: Callable[[], Task],
     accelerator: Accelerator,
+    store: SampleStore,
     details: dict[str, Any] | None = None,
+    allow_overlap: bool = False,
 ) -> Record:
     """The record of a finished training at `path`, trained or resumed first where it or its weights are not there.
 
-    run_config: what the record must agree with. details: what it tells besides. The folder is locked while it is trained.
+    run_config: what the record must agree with. store: the samples. details: what the record tells besides. allow_overlap: train
+    also where the teachers or the initial weights have seen samples that the store holds out. The folder is locked meanwhile.
     Raises MtkdError, naming what differs from `run_config` or the precision, for weights that are damaged or not those recorded,
-    and LockedError where another process trains there.
+    for such an overlap, and LockedError where another process trains there.
     """
-    finished = partial(_finished, kind, path, run_config, accelerator.mixed_precision)
+    finished = partial(_finished, kind, path, run_config, accelerator.mixed_precision, store)
     if record := finished():
         return record
     outcome: Record | MtkdError | None = None  # of the main process; its error is raised in all, so that none waits
@@ -55,34 +62,59 @@ def train_or_resume(
         [outcome] = broadcast_object_list([outcome])
         if isinstance(outcome, MtkdError):
             raise outcome
-        return outcome or _train(kind, path, run_config, make_task(), accelerator, details or {})
+        if outcome:
+            return outcome
+        task = make_task()
+        return _train(kind, path, run_config, task, accelerator, {**(details or {}), **_seen(task, allow_overlap)})
 
 
-def _finished(kind: type[Record], path: Path, run_config: dict[str, Any], precision: str) -> Record | None:
+def _finished(kind: type[Record], path: Path, run_config: dict[str, Any], precision: str, store: SampleStore) -> Record | None:
     """The record of a finished training, None where it or its weights are not there. Raises as `train_or_resume` does."""
     record = read_as(kind, path)
     if record is None:
         return None
-    recorded = {"precision": precision, **record.to_json()}  # which earlier versions did not record
-    expected = {**run_config, "precision": precision}
-    if differing := [key for key, value in expected.items() if recorded.get(key) != value]:
-        raise MtkdError(
-            f"{path.parent} was trained with another {', '.join(differing)}. Name another folder, or delete that one."
-        )
+    recorded, expected = record.to_json(), {**run_config, "precision": precision_name(precision)}
+    recorded["precision"] = precision_name(record.precision or precision)  # earlier versions recorded none
+    if told := differing_settings({key: recorded.get(key) for key in expected}, expected):
+        if expected["store_fingerprint"] != record.store_fingerprint:
+            told += _other_store(record, store)
+        raise MtkdError(f"{path.parent} was trained with other settings: {told}. Name another folder, or delete that one.")
     if not (path.parent / WEIGHTS).exists():
         return None
     read_weights(path.parent)
     return record
 
 
+def _other_store(record: Training, store: SampleStore) -> str:
+    """Whether a training was on other samples, or on another split of these, where its record tells."""
+    if record.seen is None:
+        return ""
+    seen = record.seen.samples("train") | record.seen.samples("validation")
+    same = seen <= {sha256[:DIGITS] for sha256 in store.hashes}
+    return f": {store.url} has {'the same samples in another split' if same else 'other samples'}"
+
+
+def _seen(task: Task, allow_overlap: bool) -> dict[str, Any]:
+    """What the record says of the samples that a network has seen. Raises MtkdError for an overlap that is not allowed."""
+    store, validation = task.store, [task.store.rows("validation", anatomy) for anatomy in task.anatomies]
+    own = Seen.of(store.hashes[task.rows], store.hashes[np.concatenate(validation)])
+    overlap = check_overlap(task.inherited, store, f"{task.label}: its teachers or initial weights", allow=allow_overlap)
+    return {
+        "initial_weights": task.initial_weights,
+        "seen": (own | task.inherited).to_json(),
+        "overlap": None if task.inherited == NOTHING else overlap.to_json(),
+    }
+
+
 def _train(
     kind: type[Record], path: Path, run_config: dict[str, Any], task: Task, accelerator: Accelerator, details: dict[str, Any]
 ) -> Record:
+    settings = run_config | ({"initial_weights": task.initial_weights} if task.initial_weights else {})
     content = {
         "format": FORMAT,
         **run_config,
         **details,
-        **fit(task, path.parent, digest(run_config), accelerator),
+        **fit(task, path.parent, settings, accelerator),
         "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
         "params_m": task.network.params_m,
@@ -101,9 +133,27 @@ def _train(
     return record
 
 
-def start_network(arch: str, heads: int, weights: str, seed: int) -> Network:
-    """A new network, its random weights drawn from the seed and its pretrained ones loaded."""
+def start_network(stage: Stage, store: SampleStore, anatomies: Sequence[str], seed: int) -> tuple[Network, dict[str, Any]]:
+    """A new network of these anatomies, its random weights drawn from the seed, and the initial ones of the recipe loaded.
+
+    Returns also what the `Task` has to know of a network of this project that it starts from: initial_weights and inherited.
+    """
     torch.manual_seed(seed)
-    network = create_network(arch, heads)
-    load_pretrained(network, paper_source(arch) if weights == "paper" else weights)
-    return network
+    network = create_network(stage.arch, len(anatomies))
+    folder = trained_folder(stage.weights, anatomies)
+    if folder is None:
+        load_pretrained(network, paper_source(stage.arch) if stage.weights == "paper" else stage.weights)
+        return network, {}
+    load_trained(network, folder, anatomies)
+    source = {"source": str(folder / WEIGHTS), "sha256": file_sha256(folder / WEIGHTS)}
+    return network, {"initial_weights": source, "inherited": seen_by([read_run(folder) or read_teacher(folder)], store.size)}
+
+
+def trained_folder(weights: str, anatomies: Sequence[str]) -> Path | None:
+    """The folder of a training that initial weights name: a run folder, the file in it, or in a teachers folder the anatomy's."""
+    path = Path(weights)
+    folder = path.parent if path.name == WEIGHTS else path
+    if len(anatomies) == 1 and not (folder / WEIGHTS).exists() and any(folder.glob(f"*/{WEIGHTS}")):
+        check_present(folder, anatomies)
+        folder = folder / anatomies[0]
+    return folder if (folder / WEIGHTS).exists() else None

@@ -29,10 +29,12 @@ def train_teachers(
     anatomies: Sequence[str] = (),
     resident: str = "auto",
     compiled: bool = False,
+    allow_overlap: bool = False,
 ) -> dict[str, TeacherRecord]:
     """Train the teachers that are not finished yet into folder/ANATOMY/, and return the record of each.
 
-    anatomies: only these. resident: see `mtkd_cache.cache.loader.preload`; compiled: see `mtkd_cache.training.loop.Task`.
+    anatomies: only these. resident: see `mtkd_cache.cache.loader.preload`; compiled: see `mtkd_cache.training.loop.Task`;
+    allow_overlap: see `train_or_resume`.
     Raises MtkdError for an unknown anatomy, for a teacher that was trained with other settings or samples, and for images of a
     size at which the architecture has no native logits to cache.
     """
@@ -53,7 +55,10 @@ def train_teachers(
             "store_fingerprint": store.fingerprint,
         }
         make_task = partial(teacher_task, store, anatomy, recipe, accelerator, resident, compiled)
-        records[anatomy] = train_or_resume(TeacherRecord, folder / anatomy / TEACHER, run_config, make_task, accelerator)
+        path = folder / anatomy / TEACHER
+        records[anatomy] = train_or_resume(
+            TeacherRecord, path, run_config, make_task, accelerator, store, allow_overlap=allow_overlap
+        )
     return records
 
 
@@ -62,7 +67,7 @@ def teacher_task(
 ) -> Task:
     """What `fit` trains: one anatomy's network on that anatomy's own training samples."""
     seed = seed_for(recipe.seed, "teacher", anatomy)
-    network = start_network(recipe.teacher.arch, 1, recipe.teacher.weights, seed)
+    network, initial = start_network(recipe.teacher, store, [anatomy], seed)
     network.check_size(store.size)
     rows, validation = store.rows("train", anatomy), store.rows("validation", anatomy)
     source = preload(BatchReader(store), np.concatenate([rows, validation]), accelerator.device, resident)
@@ -87,4 +92,5 @@ def teacher_task(
         losses=losses,
         accelerator=accelerator,
         compiled=compiled,
+        **initial,
     )

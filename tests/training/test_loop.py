@@ -24,14 +24,14 @@ from mtkd_cache.errors import LockedError, MtkdError
 from mtkd_cache.losses import exclusive_cross_entropy
 from mtkd_cache.models.checkpoints import STATE, WEIGHTS, load_network, read_tensors, write_tensors
 from mtkd_cache.models.network import create_network
-from mtkd_cache.models.records import TEACHER, RunRecord, TeacherRecord, read_json, read_teacher
+from mtkd_cache.models.records import RUN, TEACHER, RunRecord, TeacherRecord, read_json, read_run, read_teacher
 from mtkd_cache.recipe import seed_for
 from mtkd_cache.runtime.accelerator import make_accelerator
 from mtkd_cache.storage.folder import LOCK, Folder
 from mtkd_cache.storage.lock import locked
 from mtkd_cache.training import loop as training
-from mtkd_cache.training.optimizer import learning_rates
 from mtkd_cache.training.metrics import GRID
+from mtkd_cache.training.optimizer import learning_rates
 from mtkd_cache.training.student import train_student
 from mtkd_cache.training.teachers import teacher_task, train_teachers
 
@@ -89,7 +89,7 @@ def test_a_teacher_goes_on_bit_for_bit_and_is_not_trained_twice(organ_store, rec
     (tmp_path / "broken" / "kidney" / WEIGHTS).unlink()
     train_teachers(organ_store, tmp_path / "broken", recipe(), accelerator, ["kidney"])
     assert same(weights(tmp_path / "whole" / "kidney"), weights(tmp_path / "broken" / "kidney"))
-    with pytest.raises(MtkdError, match="another recipe"):
+    with pytest.raises(MtkdError, match=r"other settings: teacher.lr 0.0005 \(now 0.001\). Name another"):
         train_teachers(organ_store, tmp_path / "broken", recipe("teacher.lr=1e-3"), accelerator, ["kidney"])
 
 
@@ -97,8 +97,9 @@ def test_an_interrupted_training_with_other_settings_is_refused(organ_store, rec
     interrupt()
     with pytest.raises(KeyboardInterrupt):
         train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
-    for other in ("seed=5", "teacher.arch=segformer-mit_b0"):
-        with pytest.raises(MtkdError, match="other settings"):
+    changes = r"arch mininetv2 \(now segformer-mit_b0\), teacher.arch mininetv2 \(now segformer-mit_b0\)"
+    for other, told in (("seed=5", r"seed 0 \(now 5\)"), ("teacher.arch=segformer-mit_b0", changes)):
+        with pytest.raises(MtkdError, match=f"other settings: {told}. Name another"):
             train_teachers(organ_store, tmp_path, recipe(other), accelerator, ["kidney"])
     state = tmp_path / "kidney" / STATE
     state.write_bytes(state.read_bytes()[:-1000])
@@ -137,7 +138,7 @@ def test_a_training_has_one_precision(organ_store, recipe, accelerator, tmp_path
     interrupt()
     with pytest.raises(KeyboardInterrupt):
         train("no")
-    with pytest.raises(MtkdError, match=r"interrupted in precision no, not bf16. Resume it with --precision no"):
+    with pytest.raises(MtkdError, match=r"interrupted in precision fp32, not bf16. Resume it with --precision fp32"):
         train("bf16")
     state = tmp_path / "kidney" / STATE
     tensors, about = read_tensors(state)
@@ -145,7 +146,7 @@ def test_a_training_has_one_precision(organ_store, recipe, accelerator, tmp_path
     assert len(train("no").history) == 2
     record = read_teacher(tmp_path / "kidney")
     assert (record.precision, record.processes) == ("no", 1)
-    with pytest.raises(MtkdError, match="trained with another precision"):
+    with pytest.raises(MtkdError, match=r"other settings: precision fp32 \(now bf16\)"):
         train("bf16")
     record = replace(record, precision=None)  # as an earlier version wrote it
     (tmp_path / "kidney" / TEACHER).write_text(json.dumps(record.to_json()))
@@ -278,9 +279,12 @@ def test_a_training_belongs_to_its_samples(organ_store, other_store, organ_cache
     settings = recipe("teacher.epochs=1", "student.epochs=1")
     train_teachers(organ_store, tmp_path, settings, accelerator, ["kidney"])
     train_student(organ_store, tmp_path / "run", settings, accelerator, None)
-    with pytest.raises(MtkdError, match="trained with another store_fingerprint"):
+    told = f"other settings: sample store or split {organ_store.fingerprint[:12]} .now {other_store.fingerprint[:12]}."
+    with pytest.raises(MtkdError, match=f"{told}: {other_store.url} has the same samples in another split. Name another folder"):
         train_teachers(other_store, tmp_path, settings, accelerator, ["kidney"])
-    with pytest.raises(MtkdError, match="trained with another store_fingerprint"):
+    record = replace(read_run(tmp_path / "run"), seen=None)  # as an earlier version wrote it
+    (tmp_path / "run" / RUN).write_text(json.dumps(record.to_json()))
+    with pytest.raises(MtkdError, match=f"{told}. Name another folder"):
         train_student(other_store, tmp_path / "run", settings, accelerator, None)
     with pytest.raises(MtkdError, match=f"6 of 12 samples of {other_store.url} not at all"):
         train_student(other_store, tmp_path / "distilled", settings, accelerator, organ_cache)
