@@ -13,7 +13,7 @@ from . import common
 @click.argument("run_a", type=common.FOLDER)
 @click.argument("run_b", type=common.FOLDER)
 @click.option("--split", type=common.SPLIT, default="test", help="Split both were evaluated on.")
-@click.option("--figure", help="Column of evaluation-SPLIT.csv.  [default: dice, or dice_at_half without operating points]")
+@click.option("--figure", help="Column of evaluation-SPLIT.csv.  [default: Dice at the operating points, where both have them]")
 @common.reports
 def command(run_a: Path, run_b: Path, split: str, figure: str | None) -> dict[str, Any]:
     """Test whether RUN_B differs from RUN_A: run folders or teachers folders, evaluated on the same pictures.
@@ -24,7 +24,7 @@ def command(run_a: Path, run_b: Path, split: str, figure: str | None) -> dict[st
     from mtkd_cache.evaluation.compare import compare
 
     comparison = compare(run_a, run_b, split, figure)
-    scale, unit = (1, "pixels") if comparison.figure == "hd95" else (100, "%")
+    scale, unit = (1, "pixels") if comparison.figure.startswith("hd95") else (100, "%")
     rows = [["", "A", "B", "B - A", "95 % interval", "p", "effect d_z", "patients up, down"]]
     for name, row in comparison.differences.items():
         if row:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.evaluation.pictures import Picture
+from mtkd_cache.evaluation.pictures import AT_POINT, Picture
 from mtkd_cache.evaluation.statistics import LEVEL, RESAMPLES, SEED, Difference, paired_differences
 from mtkd_cache.evaluation.tables import PICTURES, known_figures, read_pictures, totals_of
 from mtkd_cache.models.records import Evaluation, RunRecord, read_evaluation, read_training_records
@@ -52,7 +52,8 @@ def compare(first: Path, second: Path, split: str = "test", figure: str | None =
             "pictures. Evaluate both with the same --store and --split."
         )
     known = [set(known_figures(rows)) for rows in pictures]
-    figure = figure or ("dice" if "dice" in known[0] & known[1] else "dice_at_half")
+    at_point = "dice" + AT_POINT
+    figure = figure or (at_point if at_point in known[0] & known[1] else "dice")
     for folder, figures in zip(folders, known, strict=True):
         if figure not in figures:
             raise MtkdError(f"{folder}/{PICTURES.format(split)} has no {figure}. It has {', '.join(sorted(figures))}.")

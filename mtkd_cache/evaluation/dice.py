@@ -36,12 +36,12 @@ def figures_of(pictures: Iterable[Picture], thresholds: dict[str, float], anatom
     pictures = list(pictures)
     precision = summarize((picture.anatomy, [picture.average_precision]) for picture in pictures)
     figures = {
-        **summarize((picture.anatomy, [picture.dice_at_half]) for picture in pictures),
+        **summarize((picture.anatomy, [picture.dice]) for picture in pictures),
         "average_precision": precision["dice"],
         "mean_average_precision": precision["mean_dice"],
     }
     if thresholds.keys() >= set(anatomies):
-        chosen = summarize((picture.anatomy, [picture.dice]) for picture in pictures)
+        chosen = summarize((picture.anatomy, [picture.dice_at_operating_point]) for picture in pictures)
         figures |= {
             "thresholds": thresholds,
             "dice_at_operating_point": chosen["dice"],

@@ -12,63 +12,91 @@ from torchmetrics.functional.classification import binary_average_precision
 
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.evaluation.predictor import Predictor
-from mtkd_cache.training.metrics import image_dice, split_logits
+from mtkd_cache.evaluation.surface import surface_distances
+from mtkd_cache.training.metrics import split_logits
 
 NAN = math.nan
+AT_POINT = "_at_operating_point"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One picture of an anatomy's own subset; the figures are in [0, 1], NaN where they do not count.
+    """One picture of an anatomy's own subset. Shares are in [0, 1], distances in pixels; NaN does not count.
 
-    dice, iou, precision, recall: at the head's operating point, NaN also where it has none that was chosen on this store. dice
-    and iou do not count where truth and prediction are empty, precision where nothing is predicted, recall for an empty truth.
-    dice_at_half: Dice at probability 0.5, as in the paper. average_precision: the area under the precision-recall curve of the
-    pixels, which depends on no threshold; it does not count where the truth is empty.
+    dice, iou, precision, recall: at probability 0.5, as in the paper. dice and iou do not count where truth and prediction are
+    empty, precision where nothing is predicted, recall for an empty truth. nsd, hd95: see `surface_distances`.
+    FIGURE_at_operating_point: the same at the head's operating point; NaN where it has none that was chosen on this store.
+    average_precision: the area under the precision-recall curve of the pixels, which depends on no threshold; it does not count
+    where the truth is empty.
     """
 
     patient: str
     frame: int
     anatomy: str
     sha256: str
-    dice: float
-    iou: float
-    precision: float
-    recall: float
-    dice_at_half: float
-    average_precision: float
+    dice: float = NAN
+    iou: float = NAN
+    precision: float = NAN
+    recall: float = NAN
+    nsd: float = NAN
+    hd95: float = NAN
+    dice_at_operating_point: float = NAN
+    iou_at_operating_point: float = NAN
+    precision_at_operating_point: float = NAN
+    recall_at_operating_point: float = NAN
+    nsd_at_operating_point: float = NAN
+    hd95_at_operating_point: float = NAN
+    average_precision: float = NAN
 
 
-def score_pictures(predictor: Predictor, store: SampleStore, split: str, accelerator: Accelerator) -> list[Picture]:
+def score_pictures(
+    predictor: Predictor, store: SampleStore, split: str, accelerator: Accelerator, tolerance: float | None = None
+) -> list[Picture]:
     """The rows of a split, in the predictor's order of the anatomies and the store's of the pictures.
 
-    predictor: of the store's anatomies, on the accelerator's device. All processes of a launch share the work and get all rows.
+    predictor: of the store's anatomies, on the accelerator's device. tolerance: of nsd, in pixels; None leaves nsd and hd95 out.
+    All processes of a launch share the work and get all rows.
     """
     thresholds = predictor.thresholds_on(store)
     own = []
     for anatomy, rows, logits, truth in split_logits(predictor.heads, store, split, accelerator):
-        threshold = thresholds.get(anatomy)
-        figures = torch.stack(
-            [
-                *(torch.full((4, len(rows)), NAN) if threshold is None else overlap(logits > threshold, truth)),
-                image_dice(logits > 0, truth).cpu(),
-                average_precision(logits, truth),
-            ],
-            dim=1,
-        ).tolist()
-        for row, values in zip(rows.tolist(), figures, strict=True):
-            name = str(store.patients[row]), int(store.frame[row]), anatomy, str(store.hashes[row])
-            own.append((row, Picture(*name, *values)))
-    place = {anatomy: number for number, anatomy in enumerate(predictor.anatomies)}
-    scored = sorted(gather_object(own), key=lambda item: (place[item[1].anatomy], item[0]))
+        figures = _figures(logits, truth, thresholds.get(anatomy), tolerance)
+        for place, row in enumerate(rows.tolist()):
+            picture = Picture(
+                patient=str(store.patients[row]),
+                frame=int(store.frame[row]),
+                anatomy=anatomy,
+                sha256=str(store.hashes[row]),
+                **{name: float(values[place]) for name, values in figures.items()},
+            )
+            own.append((row, picture))
+    order = {anatomy: number for number, anatomy in enumerate(predictor.anatomies)}
+    scored = sorted(gather_object(own), key=lambda item: (order[item[1].anatomy], item[0]))
     return [picture for _, picture in scored]
 
 
-def overlap(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Dice, intersection over union, precision and recall of each image: bool (B, H, W) twice -> float (4, B), on the CPU."""
-    hits, extra, missed, _ = get_stats(predicted[:, None].long(), truth[:, None].long(), mode="binary")
-    wholes = hits + (extra + missed) / 2, hits + extra + missed, hits + extra, hits + missed
-    return torch.stack([hits / whole for whole in wholes])[..., 0].cpu()
+def _figures(logits: Tensor, truth: Tensor, threshold: float | None, tolerance: float | None) -> dict[str, Tensor]:
+    """The figures of a batch (B, H, W), float (B,) each."""
+    predictions = {"": logits > 0} | ({} if threshold is None else {AT_POINT: logits > threshold})
+    figures = {"average_precision": average_precision(logits, truth)}
+    for suffix, predicted in predictions.items():
+        own = overlap(predicted, truth)
+        if tolerance is not None:
+            own["nsd"], own["hd95"] = surface_distances(predicted, truth, tolerance)
+        figures |= {name + suffix: values for name, values in own.items()}
+    return figures
+
+
+def overlap(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """dice, iou (intersection over union), precision and recall of each image: bool (B, H, W) twice -> float (B,) on the CPU."""
+    counts = get_stats(predicted[:, None].long(), truth[:, None].long(), mode="binary")
+    hits, extra, missed, _ = (count[:, 0].cpu() for count in counts)
+    return {
+        "dice": 2 * hits / (2 * hits + extra + missed),
+        "iou": hits / (hits + extra + missed),
+        "precision": hits / (hits + extra),
+        "recall": hits / (hits + missed),
+    }
 
 
 def average_precision(logits: Tensor, truth: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def check_surface_extra() -> None:
         raise MtkdError("NSD and HD95 are computed by MONAI. Install it with: pip install 'mtkd-cache[surface]'")
 
 
-def surface_distances(predicted: Tensor, truth: Tensor, tolerance: float) -> tuple[list[float], list[float]]:
+def surface_distances(predicted: Tensor, truth: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """NSD in 0..1 and HD95 in pixels of each image.
 
     Args:
@@ -29,7 +29,7 @@ def surface_distances(predicted: Tensor, truth: Tensor, tolerance: float) -> tup
         tolerance: of NSD, in pixels.
 
     Returns:
-        NSD: NaN where both masks are empty, 0 where one is. HD95: NaN where one is.
+        NSD and HD95, float (B,), on the CPU. NSD is NaN where both masks are empty and 0 where one is; HD95 is NaN where one is.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI calls what it deprecates itself
@@ -45,4 +45,4 @@ def surface_distances(predicted: Tensor, truth: Tensor, tolerance: float) -> tup
             else:
                 nsd.append(0.0 if filled else torch.nan)
                 hd95.append(torch.nan)
-    return nsd, hd95
+    return torch.tensor(nsd), torch.tensor(hd95)

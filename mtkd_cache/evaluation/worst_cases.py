@@ -16,7 +16,7 @@ from PIL import Image
 from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.evaluation.markdown import templates
-from mtkd_cache.evaluation.pictures import Picture
+from mtkd_cache.evaluation.pictures import AT_POINT, Picture
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.storage.folder import write_durably
 
@@ -37,7 +37,7 @@ class Case:
     predicted: str
 
 
-def worst(pictures: Iterable[Picture], of: str = "dice") -> list[Picture]:
+def worst(pictures: Iterable[Picture], of: str) -> list[Picture]:
     """The PER_ANATOMY pictures of each anatomy with the lowest figure, lowest first; those that do not count are left out."""
     by_anatomy: dict[str, list[Picture]] = {}
     for picture in sorted(pictures, key=lambda picture: getattr(picture, of)):
@@ -57,15 +57,15 @@ def write_worst_cases(pictures: Sequence[Picture], predictor: Predictor, store: 
     """Write the page of an evaluation into the folder of its networks, and return its path.
 
     pictures: as `score_pictures` returns them. Predictions are those at the operating points, or at probability 0.5 where an
-    anatomy has none; they are computed anew for the few pictures shown.
+    anatomy has none, and are computed anew for the few pictures shown.
     """
     thresholds = predictor.thresholds_on(store)
-    at = "dice" if len(thresholds) == len(predictor.heads) else "dice_at_half"
+    at = "dice" + AT_POINT if len(thresholds) == len(predictor.heads) else "dice"
     numbers = {sha256: row for row, sha256 in enumerate(store.hashes)}
     cases = [_case(picture, numbers[picture.sha256], at, predictor, store, thresholds) for picture in worst(pictures, at)]
     width, height = store.size
     page = templates("mtkd_cache", "evaluation", autoescape=True).get_template("worst_cases.html")
-    where = "at the operating points chosen on validation" if at == "dice" else "at probability 0.5"
+    where = "at probability 0.5" if at == "dice" else "at the operating points chosen on validation"
     text = page.render(
         title=f"{predictor.folder.name}: lowest Dice on {split}",
         subtitle=f"{predictor.arch} on {store.name}, {where}. The {PER_ANATOMY} pictures of each anatomy with the lowest Dice "

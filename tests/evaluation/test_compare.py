@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +20,17 @@ from mtkd_cache.training.metrics import summarize
 NAN = math.nan
 
 
-def picture(number: int, patient: str, anatomy: str, dice: float, dice_at_half: float) -> Picture:
+def picture(number: int, patient: str, anatomy: str, at_point: float, dice: float) -> Picture:
     figures = {"iou": 0.5, "precision": 0.25, "recall": 1 / 3, "average_precision": 0.125}
-    return Picture(patient, number, anatomy, f"{number:064x}", dice=dice, dice_at_half=dice_at_half, **figures)
+    return Picture(
+        patient=patient,
+        frame=number,
+        anatomy=anatomy,
+        sha256=f"{number:064x}",
+        dice_at_operating_point=at_point,
+        dice=dice,
+        **figures,
+    )
 
 
 PICTURES_A = [
@@ -32,13 +40,15 @@ PICTURES_A = [
     picture(3, "Carl", "liver", 0.9, 0.8),
     picture(4, "Carl", "ureter", NAN, NAN),
 ]
-PICTURES_B = [replace(one, dice=one.dice + 0.1 * one.frame, dice_at_half=one.dice_at_half / 2) for one in PICTURES_A]
+PICTURES_B = [
+    replace(one, dice_at_operating_point=one.dice_at_operating_point + 0.1 * one.frame, dice=one.dice / 2) for one in PICTURES_A
+]
 
 
 def evaluated(folder: Path, pictures: list[Picture], split: str = "test", store: str = "aa") -> Path:
     """A folder with an evaluation of these pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    means = summarize((one.anatomy, [one.dice_at_half]) for one in pictures)
+    means = summarize((one.anatomy, [one.dice]) for one in pictures)
     write_json(folder / EVALUATION.format(split), {"split": split, "store_fingerprint": store, **means})
     write_pictures(folder / PICTURES.format(split), pictures)
     return folder
@@ -48,19 +58,20 @@ def test_pictures_are_read_as_they_were_written(tmp_path):
     write_pictures(tmp_path / "pictures.csv", PICTURES_A)
     lines = list(csv.DictReader((tmp_path / "pictures.csv").open()))
     assert lines[2]["patient"] == "Berta, jr."
-    assert (lines[4]["dice"], lines[4]["recall"]) == ("", "0.3333333")
+    assert (lines[4]["dice_at_operating_point"], lines[4]["recall"]) == ("", "0.3333333")
     read = read_pictures(tmp_path / "pictures.csv")
-    assert [repr(one) for one in read] == [repr(one) for one in _rounded(PICTURES_A)]
+    assert [repr(one) for one in read] == [repr(one) for one in rounded(PICTURES_A)]
 
 
-def _rounded(pictures):
-    return [replace(one, dice=round(one.dice, 7), recall=round(one.recall, 7)) for one in pictures]
+def rounded(pictures: list[Picture]) -> list[Picture]:
+    figures = {field.name for field in fields(Picture)} - {"patient", "frame", "anatomy", "sha256"}
+    return [replace(one, **{figure: round(getattr(one, figure), 7) for figure in figures}) for one in pictures]
 
 
 def test_a_figure_that_counts_for_no_picture_has_no_column(tmp_path):
-    write_pictures(tmp_path / "pictures.csv", [replace(one, dice=NAN) for one in PICTURES_A])
-    assert "dice" not in next(csv.reader((tmp_path / "pictures.csv").open()))
-    assert math.isnan(read_pictures(tmp_path / "pictures.csv")[0].dice)
+    write_pictures(tmp_path / "pictures.csv", [replace(one, dice_at_operating_point=NAN) for one in PICTURES_A])
+    assert "dice_at_operating_point" not in next(csv.reader((tmp_path / "pictures.csv").open()))
+    assert math.isnan(read_pictures(tmp_path / "pictures.csv")[0].dice_at_operating_point)
     assert read_pictures(tmp_path / "absent.csv") is None
 
 
@@ -75,7 +86,7 @@ def test_the_summary_is_by_anatomy_and_by_patient(tmp_path):
     lines = {
         (line["group"], line["name"]): line
         for line in csv.DictReader((tmp_path / "summary.csv").open())
-        if line["figure"] == "dice"
+        if line["figure"] == "dice_at_operating_point"
     }
     assert list(lines) == [
         ("mean", ""),
@@ -85,7 +96,7 @@ def test_the_summary_is_by_anatomy_and_by_patient(tmp_path):
         ("patient", "Berta, jr."),
         ("patient", "Carl"),
     ]
-    expected = summarize((one.anatomy, [one.dice]) for one in PICTURES_A)
+    expected = summarize((one.anatomy, [one.dice_at_operating_point]) for one in PICTURES_A)
     assert float(lines["mean", ""]["value"]) == pytest.approx(expected["mean_dice"], abs=1e-6)
     assert float(lines["anatomy", "liver"]["value"]) == pytest.approx(expected["dice"]["liver"], abs=1e-6)
     assert float(lines["patient", "Anna"]["value"]) == pytest.approx((0.7 + 0.2) / 2)
@@ -97,7 +108,7 @@ def test_the_summary_is_by_anatomy_and_by_patient(tmp_path):
         ("1", "1"),
         ("1", "1"),
     ]
-    low, high = figure_intervals(PICTURES_A)["dice"]["liver"]
+    low, high = figure_intervals(PICTURES_A)["dice_at_operating_point"]["liver"]
     assert (float(lines["anatomy", "liver"]["low"]), float(lines["anatomy", "liver"]["high"])) == pytest.approx(
         (low, high), abs=1e-6
     )
@@ -109,7 +120,7 @@ def test_two_evaluations_are_compared_picture_by_picture(tmp_path):
     done = CliRunner().invoke(main, ["compare", str(first), str(second), "--json"])
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
-    assert (said["figure"], said["split"], said["images"], said["patients"]) == ("dice", "test", 5, 3)
+    assert (said["figure"], said["split"], said["images"], said["patients"]) == ("dice_at_operating_point", "test", 5, 3)
     assert said["by_anatomy"]["liver"]["difference"] == pytest.approx((0.0 + 0.2 + 0.3) / 3, abs=1e-6)
     assert said["by_anatomy"]["ureter"]["difference"] == pytest.approx(0.1)
     assert said["mean"]["difference"] == pytest.approx((0.5 / 3 + 0.1) / 2, abs=1e-6)
@@ -119,14 +130,16 @@ def test_two_evaluations_are_compared_picture_by_picture(tmp_path):
     assert "+16.7" in done.stderr
 
 
-def test_dice_at_half_where_an_evaluation_has_no_operating_points(tmp_path):
-    first = evaluated(tmp_path / "a", [replace(one, dice=NAN) for one in PICTURES_A])
+def test_dice_at_probability_half_where_an_evaluation_has_no_operating_points(tmp_path):
+    first = evaluated(tmp_path / "a", [replace(one, dice_at_operating_point=NAN) for one in PICTURES_A])
     second = evaluated(tmp_path / "b", PICTURES_B)
-    assert compare(first, second).figure == "dice_at_half"
+    assert compare(first, second).figure == "dice"
     assert compare(first, second).differences["liver"].difference == pytest.approx(-(0.5 + 0.8) / 6)
     assert compare(first, second, figure="iou").differences["mean"].difference == 0
-    with pytest.raises(MtkdError, match=r"a/evaluation-test\.csv has no dice\. It has average_precision, dice_at_half, iou"):
-        compare(first, second, figure="dice")
+    with pytest.raises(
+        MtkdError, match=r"a/evaluation-test\.csv has no dice_at_operating_point\. It has average_precision, dice,"
+    ):
+        compare(first, second, figure="dice_at_operating_point")
 
 
 def test_what_cannot_be_compared_is_explained(tmp_path):
@@ -145,4 +158,4 @@ def test_what_cannot_be_compared_is_explained(tmp_path):
 
 
 def test_totals_keep_the_order_of_the_anatomies():
-    assert totals_of(PICTURES_A, "dice").anatomies == ("liver", "ureter")
+    assert totals_of(PICTURES_A, "iou").anatomies == ("liver", "ureter")

@@ -34,9 +34,9 @@ def test_distances_between_outlines():
         there = distances(outline(predicted[image]), outline(truth[image]))
         back = distances(outline(truth[image]), outline(predicted[image]))
         near = sum(distance <= TOLERANCE for distance in there + back)
-        assert nsd[image] == pytest.approx(near / len(there + back))
+        assert float(nsd[image]) == pytest.approx(near / len(there + back))
         assert 0 < nsd[image] < 1
-        assert hd95[image] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
+        assert float(hd95[image]) == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
 
 
 def test_empty_masks():
@@ -45,8 +45,8 @@ def test_empty_masks():
     predicted = truth.clone()
     truth[0, :4], predicted[1, :4] = True, True
     nsd, hd95 = surface_distances(predicted, truth, TOLERANCE)
-    assert nsd == pytest.approx([0, 0, math.nan], nan_ok=True)
-    assert all(map(math.isnan, hd95))
+    assert nsd.tolist() == pytest.approx([0, 0, math.nan], nan_ok=True)
+    assert hd95.isnan().all()
 
 
 def test_without_the_extra_it_is_named(monkeypatch):
