@@ -9,8 +9,8 @@ from mtkd_cache.cache.loader import BatchReader
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.augment import apply_views, draw_views, identity_views, warp
-from mtkd_cache.data.dresden import SPLITS
-from mtkd_cache.losses import channelwise_kl, exclusive_cross_entropy
+from mtkd_cache.data.samples import SPLITS
+from mtkd_cache.losses import channelwise_kl, cross_entropy_by_head, exclusive_cross_entropy, kl_by_head, sigmoid_by_head
 from mtkd_cache.recipe import seed_for
 from mtkd_cache.training.signal import CachedTeachers, NoTeachers
 from mtkd_cache.training.student import student_task
@@ -41,12 +41,13 @@ def test_the_student_meets_what_the_teachers_say_of_the_picture_it_sees(
 
     signal = CachedTeachers(cache, settings, organ_store.size)
 
-    def losses(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses(logits: torch.Tensor, *overrides: str) -> dict[str, torch.Tensor]:
         def forward(given: torch.Tensor) -> torch.Tensor:
             assert torch.equal(given, images)
             return logits
 
-        return student_task(organ_store, settings, accelerator, signal, "off").losses(forward, batch, EPOCH)
+        given = recipe(MOVED, f"cache.views={recorded}", *overrides)
+        return student_task(organ_store, given, accelerator, signal, "off").losses(forward, batch, EPOCH)
 
     assert losses(teacher)["kl"] == pytest.approx(0, abs=1e-6)
     other = torch.randn_like(teacher)
@@ -54,6 +55,15 @@ def test_the_student_meets_what_the_teachers_say_of_the_picture_it_sees(
     assert said["cross_entropy"] == pytest.approx(float(exclusive_cross_entropy(other, masks, batch.anatomy, valid)))
     assert said["kl"] == pytest.approx(float(channelwise_kl(other, teacher, 4.0, valid)))
     assert said["loss"] == pytest.approx(float(said["cross_entropy"] + 3 * said["kl"]))
+
+    both = losses(other, "distillation.term=sigmoid+kl", "distillation.weight=0.3", "distillation.sigmoid_weight=2.0")
+    sigmoid = sigmoid_by_head(other, teacher, 1.0, valid)
+    assert both["sigmoid"] == pytest.approx(float(sigmoid.mean()))
+    assert both["kl"] == pytest.approx(float(said["kl"]))
+    assert both["loss"] == pytest.approx(float(said["cross_entropy"] + 2 * both["sigmoid"] + 0.3 * said["kl"]))
+    printed = losses(other, "distillation.combine=printed")
+    by_head = cross_entropy_by_head(other, masks, batch.anatomy, valid) * kl_by_head(other, teacher, 4.0, valid)
+    assert printed["loss"] == pytest.approx(float(3 * by_head.sum()))
 
 
 @pytest.mark.parametrize("recorded", [1, 2])

@@ -25,8 +25,8 @@ from mtkd_cache.training.student import student_task
 accelerator = make_accelerator("cpu")
 store, cache, *overrides = sys.argv[1:]
 store, recipe = SampleStore.open(store), load_recipe("paper", overrides)
-for combine in ("sum", "product"):
-    recipe = replace(recipe, distillation=replace(recipe.distillation, combine=combine))
+for combine, term in (("sum", "sigmoid+kl"), ("product", "kl"), ("printed", "pearson+standardized")):
+    recipe = replace(recipe, distillation=replace(recipe.distillation, combine=combine, term=term))
     task = student_task(store, recipe, accelerator, CachedTeachers(LogitCache.open(cache), recipe, store.size), "off")
     forward = accelerator.prepare(task.network)
     forward.eval()  # batch statistics and dropout are each process's own
@@ -91,10 +91,11 @@ def losses(organ_store, organ_cache):
 
 def test_the_loss_is_that_of_one_process(losses):
     alone, together = losses
-    assert len(alone) == 4
+    assert len(alone) == 6
     for one, first, second in zip(alone, *together, strict=True):
         assert (one["samples"], first["samples"], second["samples"]) == (5, 3, 2)
-        for part in ("loss", "cross_entropy", "kl", "gradient"):
+        assert one.keys() == first.keys()
+        for part in one.keys() - {"samples"}:
             assert first[part] == pytest.approx(one[part], rel=1e-4), part
 
 
