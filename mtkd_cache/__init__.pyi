@@ -8,7 +8,9 @@ from .data.augment import Views as Views
 from .data.augment import apply_views as apply_views
 from .data.augment import draw_views as draw_views
 from .data.augment import warp as warp
+from .data.ingest import ingest_samples as ingest_samples
 from .data.sample_store import SampleStore as SampleStore
+from .data.samples import Sample as Sample
 from .errors import MtkdError as MtkdError
 from .evaluation.predictor import Predictor as Predictor
 from .losses.cross_entropy import exclusive_cross_entropy as exclusive_cross_entropy

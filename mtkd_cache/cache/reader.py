@@ -15,8 +15,8 @@ import zarr
 
 from mtkd_cache.cache.layout import PLAN, CacheManifest, CacheSpec
 from mtkd_cache.data.augment import Views
-from mtkd_cache.data.dresden import check_anatomies
 from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.data.samples import check_anatomies
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.checked_json import MANIFEST, check_files, read_record
 from mtkd_cache.storage.columns import array_in, read_column, read_hashes

@@ -105,9 +105,8 @@ def _content(root: Path) -> str:
     files = sorted(path for path in islice(root.rglob("*"), _LISTED) if path.is_file())
     kinds = Counter(path.suffix or "files without suffix" for path in files).most_common(3)
     folders = [path.parent.name for path in files if path.suffix == kinds[0][0] and path.parent != root][:1]
-    return (
-        ", ".join([*(f"{count} {kind}" for kind, count in kinds), *(f"folders such as {name}" for name in folders)]) or "no files"
-    )
+    found = [*(f"{count} {kind}" for kind, count in kinds), *(f"folders such as {name}" for name in folders)]
+    return ", ".join(found) or "no files"
 
 
 def _surgery_samples(anatomy: str, folder: Path, skipped: Counter[str]) -> list[Sample]:

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from mtkd_cache.data.dresden import SPLITS, check_anatomies
+from mtkd_cache.data.samples import SPLITS, check_anatomies
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.checked_json import MANIFEST, Manifest, check_files, read_record
 from mtkd_cache.storage.columns import array_in, read_column, read_hashes
@@ -42,9 +42,9 @@ def picture_specs(size: tuple[int, int]) -> tuple[ArraySpec, ArraySpec]:
     return image, mask
 
 
-def content_hash(image: np.ndarray, mask: np.ndarray, anatomy: str, surgery: int, frame: int) -> str:
+def content_hash(image: np.ndarray, mask: np.ndarray, anatomy: str, patient: str | int, frame: int) -> str:
     """SHA-256 over what makes a sample: its name in the dataset and the pixels of image and mask at training size."""
-    name = f"{anatomy}/{surgery}/{frame}:{image.shape}".encode()
+    name = f"{anatomy}/{patient}/{frame}:{image.shape}".encode()
     return hashlib.sha256(name + image.tobytes() + mask.tobytes()).hexdigest()
 
 
@@ -66,7 +66,7 @@ class StoreManifest(Manifest, StoreSettings):
     """
 
     kind: str = "sample store"
-    format: int = 1
+    format: int = 2  # 1 where patients are numbers
     name: str
     anatomies: tuple[str, ...]
     patients: tuple[str, ...] | None = None

@@ -25,10 +25,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from mtkd_cache.data.augment import to_float
-from mtkd_cache.data.dresden import MULTILABEL, check_anatomies, patient_of, read_image, read_mask
+from mtkd_cache.data.dresden import MULTILABEL, patient_of, read_image, read_mask
 from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.data.samples import check_anatomies
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.evaluation.dice import record
+from mtkd_cache.evaluation.dice import overlap_with, record
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.records import MultilabelEvaluation
 from mtkd_cache.training.metrics import image_dice, summarize
@@ -46,21 +47,28 @@ def find_scenes(dataset: Path, patients: set[str]) -> dict[Path, dict[str, Path]
         raise MtkdError(f"{dataset} has no folder {MULTILABEL}. Name the dataset's folder, which holds it beside the anatomies'.")
     scenes = {}
     for folder in sorted(path for path in root.iterdir() if patient_of(path.name) in patients):
-        for image in sorted(folder.iterdir()):
-            if match := _IMAGE.fullmatch(image.name):
-                start = f"mask{match[1]}_"
-                masks = {path.stem.removeprefix(start): path for path in folder.glob(f"{start}*.png")}
-                if not masks:
-                    raise MtkdError(f"{image} has no mask: {start}ANATOMY.png is missing. Restore the masks or remove the image.")
-                check_anatomies(masks, folder)
-                scenes[image] = dict(sorted(masks.items()))
+        scenes |= scenes_in(folder)
     if not scenes:
         raise MtkdError(f"{root} holds no image of the patients {', '.join(sorted(patients))}. Choose another split.")
     return scenes
 
 
+def scenes_in(folder: Path) -> dict[Path, dict[str, Path]]:
+    """The images in a folder by their number, each with the masks beside it by anatomy. Raises MtkdError for one without mask."""
+    numbered = ((match, image) for image in folder.iterdir() if (match := _IMAGE.fullmatch(image.name)))
+    scenes = {}
+    for match, image in sorted(numbered, key=lambda each: (int(each[0][1]), each[1])):
+        start = f"mask{match[1]}_"
+        masks = {path.stem.removeprefix(start): path for path in folder.glob(f"{start}*.png")}
+        if not masks:
+            raise MtkdError(f"{image} has no mask: {start}ANATOMY.png is missing. Restore the masks or remove the image.")
+        check_anatomies(masks, folder)
+        scenes[image] = dict(sorted(masks.items()))
+    return scenes
+
+
 def evaluate_multilabel(
-    predictor: Predictor, dataset: Path, store: SampleStore, split: str, accelerator: Accelerator
+    predictor: Predictor, dataset: Path, store: SampleStore, split: str, accelerator: Accelerator, allow_overlap: bool = False
 ) -> MultilabelEvaluation:
     """Dice and precision of a student, or of teachers, on the multilabel images; written to multilabel-SPLIT.json.
 
@@ -68,13 +76,16 @@ def evaluate_multilabel(
     images and the patients of the split.
     Returns what `evaluate` does, of the anatomies that have masks, and claimed (pixels that a head claims / all pixels),
     claimed_twice and known_precision {anatomy: value, None where the head claims no pixel that is annotated}.
-    Raises MtkdError for an image without mask, and for a mask of another size than its image.
+    Raises MtkdError for an image without mask, for a mask of another size than its image, and, unless allow_overlap, where the
+    networks have seen samples of the split.
     """
+    overlap = overlap_with(predictor, store, split, allow_overlap)
     scenes = find_scenes(Path(dataset), set(store.patients[store.rows(split)].tolist()))
     own_scenes = list(scenes.items())[accelerator.process_index :: accelerator.num_processes]
     counts = gather_object([_count(predictor, accelerator, store, *scene) for scene in own_scenes])
     figures = {
         "dataset": f"{store.name}/{MULTILABEL}",
+        **overlap,
         **summarize((anatomy, [dice]) for count in counts for anatomy, dice in count["dice"].items()),
         "images": len(scenes),
         **{share: float(np.mean([count[share] for count in counts])) for share in ("claimed", "claimed_twice")},

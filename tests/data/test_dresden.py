@@ -11,7 +11,7 @@ import pytest
 from PIL import EpsImagePlugin, ExifTags, Image, ImageFile
 
 from mtkd_cache.data import dresden as dataset
-from mtkd_cache.data.dresden import ANATOMIES, Split, check_split, find_samples, read_image, read_mask
+from mtkd_cache.data.dresden import ANATOMIES, Split, find_samples, read_image, read_mask
 from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
@@ -55,13 +55,13 @@ def refused(root: Path, split: Split, tmp_path: Path, **options) -> str:
 
 def test_every_sample_is_found_in_order(phantom_folder):
     sources, skipped = find_samples(phantom_folder)
-    assert sources == sorted(sources)
-    assert [s.anatomy for s in sources] == sorted(s.anatomy for s in sources)
+    order = [(s.anatomy, int(s.patient), s.frame) for s in sources]
+    assert order == sorted(order)
     assert {s.anatomy for s in sources} == set(ANATOMIES)
     expected = {p for p in phantom_folder.glob("*/*/image*.png") if p.parts[-3] != "multilabel"}
     assert {s.image for s in sources} == expected
     for source in sources:
-        assert source.image.parent == source.mask.parent == phantom_folder / source.anatomy / f"{source.surgery:02d}"
+        assert source.image.parent == source.mask.parent == phantom_folder / source.anatomy / f"{int(source.patient):02d}"
         assert int(re.findall(r"\d+", source.image.name)[0]) == int(re.findall(r"\d+", source.mask.name)[0]) == source.frame
     assert skipped == {"multilabel": 1, "single raters' folders": 4 * 11, "weak_labels.csv": 3 * 11}
 
@@ -81,7 +81,7 @@ def test_surgeries_may_be_written_without_the_zero(organ_folder, copy_of):
     (root / "kidney/30").rename(root / "kidney/3")
     sources, _ = find_samples(root)
     assert len(sources) == len(find_samples(organ_folder)[0])
-    assert sources[0].surgery == 3
+    assert sources[0].patient == "3"
 
 
 def test_masks_without_an_image_are_counted(broken):
@@ -93,7 +93,9 @@ def test_masks_without_an_image_are_counted(broken):
 def test_two_images_of_one_number(broken, organ_split, tmp_path):
     root, image, _ = broken
     shutil.copytree(image.parent, root / "kidney/030")
-    assert f"{root}/kidney/030/image00.png and {image} have the same number" in refused(root, organ_split, tmp_path)
+    assert f"{image} and {root}/kidney/030/image00.png are both kidney, patient 30, frame 0." in refused(
+        root, organ_split, tmp_path
+    )
 
 
 @pytest.mark.parametrize("name", ["kidney/2147483648", "kidney/30/image2147483648.png"])
@@ -104,7 +106,7 @@ def test_numbers_that_a_store_cannot_hold_are_told_before_a_picture_is_read(brok
         mask.rename(root / name.replace("image", "mask"))
     else:
         image.parent.rename(root / name)
-    monkeypatch.setattr("mtkd_cache.data.ingest.read_image", lambda *arguments: pytest.fail("a picture was read"))
+    monkeypatch.setattr("mtkd_cache.data.store_writer.read_image", lambda *arguments: pytest.fail("a picture was read"))
     assert f"{root / name}: the number is larger than 2147483647" in refused(root, organ_split, tmp_path)
 
 
@@ -146,9 +148,19 @@ def test_an_empty_dataset(tmp_path, organ_split, inside):
     for name in inside:
         (root / name).mkdir(parents=True)
     message = refused(root, organ_split, tmp_path)
-    assert (
-        "dataset contains no samples. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png, as liver/01/image00.png" in message
-    )
+    assert "dataset contains no samples; it holds no files. Expected ANATOMY/SURGERY/imageNN.png beside maskNN.png" in message
+
+
+def test_a_dataset_in_another_layout_is_told_what_it_holds(tmp_path, organ_split):
+    root = tmp_path / "dataset"
+    for patient, count in (("P014", 3), ("P015", 2)):
+        (root / "liver" / patient).mkdir(parents=True)
+        for number in range(count):
+            (root / "liver" / patient / f"{number}.jpg").touch()
+    (root / "notes.txt").touch()
+    message = refused(root, organ_split, tmp_path)
+    assert "it holds 5 .jpg, 1 .txt, folders such as P014." in message
+    assert "mtkd-cache ingest --csv" in message
 
 
 def test_a_missing_mask(broken, organ_split, tmp_path):
@@ -174,27 +186,26 @@ def test_a_surgery_that_the_reference_split_does_not_know(organ_folder, tmp_path
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        (Split(validation=(99,), test=(50,), surgeries=None), "kidney has no surgery of the validation split"),
+        (Split(validation=(99,), test=(50,), surgeries=None), "kidney has no sample in the validation split"),
         (Split(validation=(40,), test=(99,), surgeries=None), "The test split is empty"),
-        (Split(validation=(40,), test=(30, 31, 50), surgeries=None), "kidney has no surgery of the train split"),
+        (Split(validation=(40,), test=(30, 31, 50), surgeries=None), "kidney has no sample in the train split"),
     ],
 )
 def test_a_part_of_the_split_that_is_empty(organ_folder, tmp_path, split, message):
     error = refused(organ_folder, split, tmp_path)
     assert message in error
-    assert "--test" in error
+    assert "choose the split differently" in error
 
 
 def test_one_anatomy_without_a_validation_surgery_is_named(broken, organ_split, tmp_path):
     root, *_ = broken
     shutil.rmtree(root / "tongue/40")
-    assert "tongue has no surgery of the validation split" in refused(root, organ_split, tmp_path)
+    assert "tongue has no sample in the validation split" in refused(root, organ_split, tmp_path)
 
 
 def test_one_anatomy_may_be_without_test_surgeries(broken, organ_split, tmp_path):
     root, *_ = broken
     shutil.rmtree(root / "tongue/50")
-    check_split(find_samples(root)[0], organ_split)
     result = ingest(root, str(tmp_path / "s.zarr"), size=SIZE, split=organ_split)
     assert result["by_split"] == {"train": 12, "validation": 6, "test": 3}
 

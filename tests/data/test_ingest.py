@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mtkd_cache.cache.reader import LogitCache
-from mtkd_cache.data import ingest as module
+from mtkd_cache.data import store_writer as module
 from mtkd_cache.data.dresden import Split
 from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import COORDINATES, SampleStore, content_hash

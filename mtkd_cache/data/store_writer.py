@@ -1,0 +1,214 @@
+"""Writes a sample store shard by shard, so that an interrupted ingest resumes and a changed file is read again."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mtkd_cache.data.dresden import read_image, read_mask
+from mtkd_cache.data.sample_store import COORDINATES, SETTINGS, SHARD, StoreManifest, StoreSettings, content_hash, picture_specs
+from mtkd_cache.data.samples import SPLITS, Sample, patient_order, stored_patient
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.runtime.processes import run_in_processes
+from mtkd_cache.storage.checked_json import (
+    MANIFEST,
+    FileEntry,
+    digest,
+    dump_checked_json,
+    file_entry,
+    finalize,
+    if_intact,
+    is_whole,
+    mark_incomplete,
+    read_record,
+)
+from mtkd_cache.storage.columns import encode_column, encode_hashes
+from mtkd_cache.storage.folder import Folder
+from mtkd_cache.storage.lock import locked
+from mtkd_cache.storage.record import JsonRecord
+from mtkd_cache.storage.shard_writer import row_checksum
+
+IDENTITY = ("anatomy", "surgery", "frame", "split", "sha256")  # what the fingerprint takes of each sample
+IDENTITY_SETTINGS = ("kind", "format", "anatomies", "size", "threshold", "preprocessing")  # and of the manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestedShard(JsonRecord):
+    """What the shard files with a number hold.
+
+    sources: see `_stamp`. samples: {anatomy, surgery, frame, sha256, crc32c, size} each; surgery is the patient, see
+    `stored_patient`; crc32c is of the decoded image and mask; size is the files' [width, height], absent in version 0.1.
+    """
+
+    sources: str
+    samples: tuple[dict[str, Any], ...]
+    files: dict[str, FileEntry]
+
+
+def write_store(
+    folder: Folder, name: str, samples: Sequence[Sample], settings: StoreSettings, workers: int
+) -> tuple[StoreManifest, list[dict[str, Any]]]:
+    """Write a sample store, except for the shards that are there already.
+
+    samples: complete and in the order of the store. Returns the manifest and what `IngestedShard` holds of each sample.
+    Raises MtkdError: see `mtkd_cache.data.ingest.ingest_samples`.
+    """
+    with locked(folder):
+        _check_settings(folder, settings)
+        folder.delete_temporaries()
+        shards = [samples[start : start + SHARD] for start in range(0, len(samples), SHARD)]
+        records = _write_shards(folder, shards, settings, workers)
+        rows = [row for record in records for row in record.samples]
+        return _finalize(folder, name, records, [str(sample.split) for sample in samples], settings), rows
+
+
+def _check_settings(folder: Folder, settings: StoreSettings) -> None:
+    """Write the settings of a new store. Raises MtkdError where the folder holds one with other settings, or something else."""
+    written = if_intact(read_record, folder, SETTINGS, StoreSettings)
+    existing = written or if_intact(read_record, folder, MANIFEST, StoreSettings)
+    if existing and replace(existing, extra={}) != settings:
+        raise MtkdError(
+            f"{folder} was started with other settings (size {existing.size}, threshold {existing.threshold}, preprocessing "
+            f"{existing.preprocessing}). Name another --store, or delete that one."
+        )
+    if not existing and any(True for _ in folder.keys()):
+        raise MtkdError(f"{folder} is not empty and is not a sample store, or a damaged one. Name another --store.")
+    if written != settings:
+        folder.write(SETTINGS, dump_checked_json(settings.to_json()))
+
+
+def _write_shards(
+    folder: Folder, shards: Sequence[Sequence[Sample]], settings: StoreSettings, workers: int
+) -> list[IngestedShard]:
+    """Write the shards that are missing, outdated or damaged, and return every shard's record in order."""
+    records = [_kept_record(folder, number, samples) for number, samples in enumerate(shards)]
+    todo = [(number, samples) for number, samples in enumerate(shards) if records[number] is None]
+    kept = sum(len(record.samples) for record in records if record)
+    progress = tqdm(total=sum(map(len, shards)), initial=kept, desc="ingest", unit="image", disable=None)
+    if todo:
+        mark_incomplete(folder)
+    for number, record in run_in_processes(partial(_write_shard, folder.url, settings), todo, workers):
+        records[number] = record
+        progress.update(len(record.samples))
+    progress.close()
+    return [record for record in records if record]
+
+
+def _record_key(number: int) -> str:
+    return f"records/{number:05d}.json"
+
+
+def _kept_record(folder: Folder, number: int, samples: Sequence[Sample]) -> IngestedShard | None:
+    """The record of a shard that is whole and was written of the same samples from the very same files, or None."""
+    record = if_intact(read_record, folder, _record_key(number), IngestedShard)
+    if record is None or record.sources != _stamp(samples):
+        return None
+    names = [{key: sample.get(key) for key in ("anatomy", "surgery", "frame")} for sample in record.samples]
+    if names != [_stored_name(sample) for sample in samples] or not all("size" in sample for sample in record.samples):
+        return None
+    return record if all(is_whole(folder, key, entry) for key, entry in record.files.items()) else None
+
+
+def _stamp(samples: Sequence[Sample]) -> str:
+    """Changes when a file changes after it was ingested: digest of paths, sizes and times."""
+    stats = [(path.stat(), path) for sample in samples for path in (sample.image, sample.mask)]
+    return digest([[str(path.absolute()), stat.st_size, stat.st_mtime_ns] for stat, path in stats])
+
+
+def _stored_name(sample: Sample) -> dict[str, Any]:
+    """What a sample is called in records and hashes."""
+    return {"anatomy": sample.anatomy, "surgery": stored_patient(sample.patient), "frame": sample.frame}
+
+
+def _write_shard(url: str, settings: StoreSettings, shard: tuple[int, Sequence[Sample]]) -> tuple[int, IngestedShard]:
+    """Read the samples of a shard and write its files and, last, its record. shard: its number and its samples."""
+    number, samples = shard
+    stamp = _stamp(samples)
+    folder = Folder(url)
+    width, height = settings.size
+    images = np.empty((len(samples), height, width, 3), np.uint8)
+    masks = np.empty((len(samples), height, width), np.uint8)
+    rows: list[dict[str, Any]] = []
+    for sample, image, mask, read in zip(samples, images, masks, _read(samples, settings), strict=True):
+        image[:], mask[:], image_size = read
+        name = _stored_name(sample)
+        hashes = {"sha256": content_hash(image, mask, *name.values()), "crc32c": row_checksum(image, mask)}
+        rows.append({**name, **hashes, "size": list(image_size)})
+    files: dict[str, FileEntry] = {}
+    for spec, values in zip(picture_specs(settings.size), (images, masks), strict=True):
+        data = spec.encode_shard(values)
+        folder.write(spec.shard_key(number), data)
+        files[spec.shard_key(number)] = file_entry(data)
+    record = IngestedShard(sources=stamp, samples=tuple(rows), files=files)
+    folder.write(_record_key(number), dump_checked_json(record.to_json()))
+    return number, record
+
+
+def _read(samples: Sequence[Sample], settings: StoreSettings) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[int, int]]]:
+    """Image, mask and the files' (width, height) of each sample; an image that several samples in a row share is read once."""
+    for path, sharing in groupby(samples, lambda sample: sample.image):
+        image = None
+        for sample in sharing:
+            try:
+                if image is None:
+                    image, image_size = read_image(path, settings.size)
+                mask, mask_size = read_mask(sample.mask, settings.size, settings.threshold)
+                if image_size != mask_size:
+                    raise MtkdError(
+                        f"{sample.mask} is {mask_size[0]}x{mask_size[1]}, its image {image_size[0]}x{image_size[1]}. "
+                        "Replace it by the mask of that image."
+                    )
+            except MtkdError as error:
+                raise MtkdError(f"{sample.listed}: {error}" if sample.listed else str(error)) from error
+            yield image, mask, image_size
+
+
+def _finalize(
+    folder: Folder, name: str, records: Sequence[IngestedShard], splits: Sequence[str], settings: StoreSettings
+) -> StoreManifest:
+    """Write the columns, the metadata and, last, the manifest that makes the store a finished one. splits: of each sample."""
+    rows = (sample for record in records for sample in record.samples)
+    samples: list[dict[str, Any]] = [{**sample, "split": split} for sample, split in zip(rows, splits, strict=True)]
+    named = any(isinstance(sample["surgery"], str) for sample in samples)
+    patients = tuple(sorted({str(sample["surgery"]) for sample in samples}, key=patient_order)) if named else None
+    manifest = StoreManifest(
+        format=2 if patients else 1,
+        name=name,
+        anatomies=tuple(sorted({sample["anatomy"] for sample in samples})),
+        patients=patients,
+        fingerprint="",
+        files={key: entry for record in records for key, entry in record.files.items()},
+        **settings.to_json(),
+    )
+    content = manifest.to_json()
+    identities = [[sample[key] for key in IDENTITY] for sample in samples]
+    identity = {key: content[key] for key in IDENTITY_SETTINGS}
+    identity["samples"] = sorted(identities, key=lambda item: (item[0], patient_order(item[1]), item[2:]))
+
+    patient_codes = {str(patient): code for code, patient in enumerate(patients or ())}
+    codes: dict[str, Callable[[Any], int]] = {"anatomy": manifest.anatomies.index, "split": SPLITS.index}
+    if patients:
+        codes["surgery"] = lambda patient: patient_codes[str(patient)]
+    arrays = encode_hashes(sample["sha256"] for sample in samples)
+    for column, dtype in COORDINATES.items():
+        arrays |= encode_column(column, np.array([codes.get(column, int)(sample[column]) for sample in samples], dtype))
+    for spec in picture_specs(settings.size):
+        arrays |= spec.metadata(len(samples))
+    if outdated := _outdated(folder, len(records), settings.size):
+        mark_incomplete(folder)
+        for key in outdated:
+            folder.delete(key)
+    return finalize(folder, replace(manifest, fingerprint=digest(identity)), arrays, {"splits": list(SPLITS)})
+
+
+def _outdated(folder: Folder, shards: int, size: tuple[int, int]) -> list[str]:
+    """The files of shards that the dataset no longer has; files with other names are somebody else's."""
+    present = set(folder.keys())
+    numbers = {int(digits) for key in present for digits in re.findall("[0-9]+", key) if int(digits) >= shards}
+    keys = {key for n in numbers for key in (_record_key(n), *(spec.shard_key(n) for spec in picture_specs(size)))}
+    return sorted(keys & present)
