@@ -10,6 +10,9 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.evaluation.model_card import write_card
 from mtkd_cache.evaluation.pictures import Picture, score_pictures
 from mtkd_cache.evaluation.predictor import Predictor
+from mtkd_cache.evaluation.surface import check_surface_extra
+from mtkd_cache.evaluation.tables import figure_intervals, write_tables
+from mtkd_cache.evaluation.worst_cases import write_worst_cases
 from mtkd_cache.models.records import Evaluation, write_json
 from mtkd_cache.training.metrics import summarize
 from mtkd_cache.training.operating_points import write_operating_points
@@ -17,17 +20,29 @@ from mtkd_cache.training.operating_points import write_operating_points
 Kind = TypeVar("Kind", bound=Evaluation)
 
 
-def evaluate(predictor: Predictor, store: SampleStore, split: str, accelerator: Accelerator) -> Evaluation:
-    """Dice of a student, or of teachers, on a split, written to evaluation-SPLIT.json in their folder, with a model card.
+def evaluate(
+    predictor: Predictor, store: SampleStore, split: str, accelerator: Accelerator, tolerance: float | None = None
+) -> Evaluation:
+    """Dice of a student, or of teachers, on a split, written to evaluation-SPLIT.json in their folder.
+
+    Beside it: the figures of each picture and their summary, see `mtkd_cache.evaluation.tables`, a page of the pictures with the
+    lowest Dice, and the model card.
 
     On the validation split, heads without an operating point get theirs first; none is ever chosen on another split.
 
     predictor: of the store's anatomies, on the accelerator's device.
+    tolerance: of the normalized surface Dice, in pixels; None computes no surface distances, which need an extra.
     """
+    if tolerance is not None:
+        check_surface_extra()
     if split == "validation":
         predictor = with_operating_points(predictor, store, accelerator)
-    pictures = score_pictures(predictor, store, split, accelerator)
-    figures = {"dataset": store.name, **figures_of(pictures, predictor.thresholds_on(store), predictor.anatomies)}
+    pictures = score_pictures(predictor, store, split, accelerator, tolerance)
+    if accelerator.is_main_process:
+        write_tables(predictor.folder, split, pictures)
+        write_worst_cases(pictures, predictor, store, split)
+    figures = figures_of(pictures, predictor.thresholds_on(store), predictor.anatomies)
+    figures |= {"dataset": store.name, "nsd_tolerance": tolerance}
     return record(Evaluation, predictor, store, split, accelerator, figures)
 
 
@@ -39,6 +54,8 @@ def figures_of(pictures: Iterable[Picture], thresholds: dict[str, float], anatom
         **summarize((picture.anatomy, [picture.dice]) for picture in pictures),
         "average_precision": precision["dice"],
         "mean_average_precision": precision["mean_dice"],
+        "patients": len({picture.patient for picture in pictures}),
+        "intervals": figure_intervals(pictures, ("dice", "dice_at_operating_point", "average_precision")),
     }
     if thresholds.keys() >= set(anatomies):
         chosen = summarize((picture.anatomy, [picture.dice_at_operating_point]) for picture in pictures)

@@ -19,7 +19,7 @@ import numpy as np
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.pictures import Picture
-from mtkd_cache.evaluation.statistics import Interval, PatientTotals, intervals
+from mtkd_cache.evaluation.statistics import PatientTotals, intervals
 from mtkd_cache.storage.folder import write_durably
 
 PICTURES, SUMMARY = "evaluation-{}.csv", "evaluation-{}-summary.csv"  # of a split
@@ -38,10 +38,16 @@ def known_figures(pictures: Sequence[Picture]) -> list[str]:
     return [name for name in FIGURES if not all(math.isnan(getattr(picture, name)) for picture in pictures)]
 
 
-def figure_intervals(pictures: Sequence[Picture]) -> dict[str, dict[str, Interval | None]]:
-    """95 % intervals by figure, of the "mean" over the anatomies and of each anatomy; see `statistics.intervals`."""
-    bounds = {figure: intervals(totals_of(pictures, figure)) for figure in known_figures(pictures)}
-    return {figure: {"mean": mean, **each} for figure, (mean, each) in bounds.items()}
+def figure_intervals(pictures: Sequence[Picture], figures: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """95 % intervals of those figures that count: {figure: {mean: interval, by_anatomy: {anatomy: interval}}}."""
+    bounds = {figure: intervals(totals_of(pictures, figure)) for figure in figures if figure in known_figures(pictures)}
+    return {figure: {"mean": mean, "by_anatomy": each} for figure, (mean, each) in bounds.items()}
+
+
+def write_tables(folder: Path, split: str, pictures: Sequence[Picture]) -> None:
+    """Write both files of an evaluation."""
+    write_pictures(folder / PICTURES.format(split), pictures)
+    write_summary(folder / SUMMARY.format(split), pictures)
 
 
 def write_pictures(path: Path, pictures: Sequence[Picture]) -> None:

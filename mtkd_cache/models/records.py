@@ -105,7 +105,9 @@ class Evaluation(JsonRecord):
     weights_sha256: of the student's weights, or {anatomy: of the teacher's}; earlier versions did not write it.
     dice: at probability 0.5. thresholds: the operating points, in logits, None where not every head has one that was chosen on
     this store; then the figures at the operating point are None too. average_precision: of the pixels of an image, the mean over
-    the images that show the anatomy; earlier versions did not write it. overlap: what the networks have seen of the split; None
+    the images that show the anatomy; earlier versions did not write it. patients: of the images. intervals: 95 % by bootstrap
+    over patients, {figure: {mean: (low, high), by_anatomy: {anatomy: (low, high)}}}, None for fewer than two patients.
+    nsd_tolerance: in pixels, of the nsd in evaluation-SPLIT.csv. overlap: what the networks have seen of the split; None
     for the training split, and where it was not tested.
     """
 
@@ -129,6 +131,9 @@ class Evaluation(JsonRecord):
     mean_dice_at_operating_point: float | None = None
     average_precision: dict[str, float | None] | None = None
     mean_average_precision: float | None = None
+    patients: int | None = None
+    intervals: dict[str, dict[str, Any]] | None = None
+    nsd_tolerance: float | None = None
     overlap: Overlap | None = None
 
     def is_of(self, trainings: Sequence[Training]) -> bool:
