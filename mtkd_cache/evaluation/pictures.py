@@ -101,8 +101,9 @@ def overlap(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
 def average_precision(logits: Tensor, truth: Tensor) -> Tensor:
     """Average precision of each image's pixels: float and bool (B, H, W) -> float (B,), on the CPU, NaN for an empty truth."""
+    scores = logits.double().atan() / math.pi + 0.5  # in the order of the logits; a sigmoid makes the large ones equal
     values = [
-        float(binary_average_precision(image.double().flatten(), mask.long().flatten())) if mask.any() else NAN
-        for image, mask in zip(logits, truth, strict=True)
+        float(binary_average_precision(image.flatten(), mask.long().flatten())) if mask.any() else NAN
+        for image, mask in zip(scores, truth, strict=True)
     ]
     return torch.tensor(values)

@@ -11,6 +11,7 @@ from support import split_dice
 from mtkd_cache.cli.main import main
 from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256, load_network, save_network
 from mtkd_cache.models.network import create_network
+from mtkd_cache.models.records import OperatingPoints
 from mtkd_cache.training.metrics import GRID, grid_dice, image_dice, split_curves, summarize
 
 
@@ -65,6 +66,10 @@ def test_a_split_is_judged_by_itself(kind, split, organ_store, organ_teachers, a
     assert (said["split"], said["weights_sha256"]) == (split, weights)
     by_split = {name: split_dice(heads, organ_store, name) for name in ("validation", "test")}
     assert said["dice"] == pytest.approx(by_split[split], abs=1e-6)
+    chosen = split == "validation"  # thresholds are never chosen on another split
+    assert len(list(folder.rglob(OperatingPoints.FILE))) == chosen * len(list(folder.rglob(WEIGHTS)))
+    assert ("thresholds" in said, "dice_at_operating_point" in said) == (chosen, chosen)
+    assert set(said["average_precision"]) == set(organs)
     assert said["dice"] != pytest.approx(by_split["test" if split == "validation" else "validation"], abs=1e-6)
 
 

@@ -300,15 +300,31 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(organ_store, recipe, a
         train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
 
 
-def test_the_weights_kept_are_those_of_the_first_best_validation(organ_store, recipe, accelerator, tmp_path, monkeypatch):
-    dice, kept = iter((0.2, 0.5, 0.5, 0.3)), []
-    monkeypatch.setattr("mtkd_cache.training.loop.split_curves", lambda *_: {"kidney": np.full((1, len(GRID)), next(dice))})
+@pytest.mark.parametrize(
+    ("select", "at_half", "best", "score"),
+    [
+        ("dice", (0.2, 0.5, 0.5, 0.3), (0.8, 0.7, 0.9, 0.8), "val_dice"),
+        ("operating_point", (0.2, 0.1, 0.1, 0.3), (0.4, 0.5, 0.5, 0.4), "val_dice_at_operating_point"),
+    ],
+)
+def test_the_weights_kept_are_those_of_the_first_best_validation(
+    select, at_half, best, score, organ_store, recipe, accelerator, tmp_path, monkeypatch
+):
+    dice, kept = zip(at_half, best, strict=True), []
+
+    def curves(*_) -> dict:
+        low, high = next(dice)
+        return {"kidney": np.where(GRID < -3, high, low)[None]}
+
+    monkeypatch.setattr("mtkd_cache.training.loop.split_curves", curves)
     whole = training.save_network
     monkeypatch.setattr(
         training, "save_network", lambda path, network, names: (whole(path, network, names), kept.append(weights(path.parent)))
     )
-    record = train_teachers(organ_store, tmp_path, recipe("teacher.epochs=4"), accelerator, ["kidney"])["kidney"]
-    assert (record.best_epoch, record.val_dice, len(kept)) == (1, 0.5, 2)
+    settings = recipe("teacher.epochs=4", f"teacher.select={select}")
+    record = train_teachers(organ_store, tmp_path, settings, accelerator, ["kidney"])["kidney"]
+    row = record.history[record.best_epoch]
+    assert (record.best_epoch, record.val_dice, row[score], len(kept)) == (1, at_half[1], 0.5, 2)
     assert same(weights(tmp_path / "kidney"), kept[1])
 
 
