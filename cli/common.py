@@ -38,7 +38,8 @@ SIZE = FuncParamType(_integers("size", "[1-9][0-9]{0,8}[xX][1-9][0-9]{0,8}", "64
 NUMBERS = FuncParamType(_integers("list", " *[0-9]{1,9} *(, *[0-9]{1,9} *)*", "3,21,26"))
 FOLDER = click.Path(path_type=Path)
 SPLIT = click.Choice(["train", "validation", "test"])
-ARCHITECTURES = "mininetv2 or DECODER-ENCODER, deeplabv3, segformer or fpn with any smp encoder, e.g. segformer-mit_b3"
+DECODERS = "deeplabv3, deeplabv3plus, dpt, fpn, linknet, manet, pan, pspnet, segformer, unet, unetplusplus, upernet"  # smp's
+ARCHITECTURES = f"mininetv2, or DECODER-ENCODER as segformer-mit_b3, with a decoder ({DECODERS}) and any smp encoder"
 
 store = click.option("--store", default="data/samples.zarr", help="Sample store: a folder or fsspec URL.")
 cache = click.option("--cache", default="data/logits.zarr", help="Logit cache: a folder or fsspec URL.")

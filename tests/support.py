@@ -71,10 +71,10 @@ def finished_shards(path: Path) -> int:
     return sum(key.startswith("records/") for key in Folder(path).keys())
 
 
-def settled(arch: str, heads: int) -> Network:
+def settled(arch: str, heads: int, layout: str = "shared") -> Network:
     """A network whose batch norms have seen something, so that folding them matters."""
     torch.manual_seed(0)
-    network = create_network(arch, heads)
+    network = create_network(arch, heads, layout)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)

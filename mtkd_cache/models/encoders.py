@@ -4,42 +4,45 @@ import difflib
 import warnings
 
 import timm
-from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
+from segmentation_models_pytorch.encoders import TimmViTEncoder, get_encoder, get_encoder_names
 from torch import nn
 
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.models.parts import IMAGENET, Statistics
 from mtkd_cache.models.segformer import use_fused_attention
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 DPN: Statistics = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
 
 
-def make_encoder(name: str, output_stride: int = 32) -> nn.Module:
-    """smp's encoder `name` with random weights, without a download.
-
-    It maps images (B, 3, H, W), normalized, to a list of features at strides 1, 2, 4, ... up to `output_stride`.
-    Raises MtkdError for an unknown encoder, and for one that cannot be dilated to `output_stride`.
-    """
+def check_name(name: str) -> None:
+    """Raises MtkdError for an unknown encoder, with similar names."""
     if not (name in get_encoder_names() or (name.startswith("tu-") and timm.is_model(name.removeprefix("tu-")))):
         near = difflib.get_close_matches(name, get_encoder_names(), n=6, cutoff=0.3)
         raise MtkdError(
             f"unknown encoder {name!r}. Similar names: {', '.join(near or get_encoder_names()[:6])}; "
             "all are in segmentation_models_pytorch.encoders.get_encoder_names(), and tu-NAME takes any timm model."
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            encoder: nn.Module = get_encoder(name, weights=None, output_stride=output_stride)
-            return use_fused_attention(encoder)
-    except Exception as error:  # each encoder family refuses in its own way
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".!")
-        raise MtkdError(
-            f"encoder {name} cannot be created with output stride {output_stride}: {reason}. Use another encoder, "
-            "for instance resnet18, resnet50, efficientnet-b0 or efficientnet-b3."
-        ) from error
+
+
+def make_encoder(name: str, output_stride: int = 32, depth: int = 5) -> nn.Module:
+    """smp's encoder `name` with random weights, without a download.
+
+    It maps images (B, 3, H, W), normalized, to a list of `depth` + 1 features at strides 1, 2, 4, ... up to `output_stride`.
+    Raises whatever smp raises for an encoder that cannot be dilated to `output_stride`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        encoder: nn.Module = get_encoder(name, weights=None, output_stride=output_stride, depth=depth)
+        return use_fused_attention(encoder)
+
+
+def make_vision_transformer(name: str) -> nn.Module:
+    """timm's vision transformer, tu-NAME, with random weights, for images of any size; it returns features and class tokens."""
+    if not name.startswith("tu-"):
+        raise ValueError("it is no vision transformer of timm")
+    encoder: nn.Module = TimmViTEncoder(name.removeprefix("tu-"), pretrained=False, dynamic_img_size=True)
+    return encoder
 
 
 def input_statistics(name: str) -> Statistics:

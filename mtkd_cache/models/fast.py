@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from mtkd_cache.models.network import Network, SmpDecoder
+from mtkd_cache.models.decoders import SmpDecoder
+from mtkd_cache.models.network import Network
 from mtkd_cache.models.segformer import Decoder, FoldedDecoder
 from mtkd_cache.runtime.timing import interleaved
 
@@ -39,7 +40,7 @@ def plain(network: Network, device: torch.device) -> Fast:
 def folded(network: Network, device: torch.device) -> Fast:
     """A copy of a network on a device, channels-last, its batch norms folded into the convolutions before them."""
     copied = _copy(network, device)
-    copied.encoder = _folded(copied.encoder)
+    copied.encoder, copied.neck = _folded(copied.encoder), _folded(copied.neck)
     copied.decoders = nn.ModuleList(_folded(decoder) for decoder in copied.decoders)
     return Fast(copied)
 
@@ -60,7 +61,7 @@ def compiled(network: Network, device: torch.device) -> Fast:
 
 def compile_parts(network: Network) -> None:
     """Compile the encoder and each decoder at their first call; state-dict keys stay as they are."""
-    for part in (network.encoder, *network.decoders):
+    for part in (network.encoder, network.neck, *network.decoders):
         part.compile()
 
 

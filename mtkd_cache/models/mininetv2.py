@@ -8,6 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtkd_cache.models.parts import IMAGENET, Parts, channels_of
+
+LAYOUTS = ("shared", "joint")
+UNITS = 4  # of a decoder
 DILATIONS = (1, 2, 1, 4, 1, 8, 1, 16, 1, 1, 1, 2, 1, 4, 1, 8)
 
 
@@ -20,8 +24,9 @@ class Down(nn.Module):
         self.pool = nn.MaxPool2d(2)
         self.norm = nn.BatchNorm2d(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu_(self.norm(torch.cat([self.conv(x), self.pool(x)], dim=1)))
+    def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """pooled: the max pooling of x, where it is known already."""
+        return F.relu_(self.norm(torch.cat([self.conv(x), self.pool(x) if pooled is None else pooled], dim=1)))
 
 
 def depthwise(channels: int, dilation: int = 1) -> nn.Sequential:
@@ -65,7 +70,10 @@ class DilatedUnit(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W), normalized -> [the images, features (B, 128, H/8, W/8)]."""
+    """Images (B, 3, H, W), normalized -> [the images, their max pooling (B, 3, H/2, W/2), features (B, 128, H/8, W/8)].
+
+    The pooling is in the list because every decoder looks at the image too, and it is the same for all.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,21 +84,57 @@ class Encoder(nn.Module):
         self.deep = nn.Sequential(*[DilatedUnit(128, dilation) for dilation in DILATIONS])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return [images, self.deep(self.down3(self.shallow(self.down2(self.down1(images)))))]
+        pooled = self.down1.pool(images)
+        return [images, pooled, self.deep(self.down3(self.shallow(self.down2(self.down1(images, pooled)))))]
 
 
-class Decoder(nn.Module):
-    """[images (B, 3, H, W), features (B, 128, H/8, W/8)] -> logits (B, 1, H/2, W/2), from the features and the image itself."""
+class Start(nn.Module):
+    """What `Encoder` returns -> features (B, 64, H/4, W/4): the start of a decoder, from the encoder's features and the image."""
 
-    def __init__(self) -> None:
+    def __init__(self, units: int):
         super().__init__()
         self.up1 = nn.ConvTranspose2d(128, 64, 3, stride=2, padding=1, output_padding=1)
         self.norm = nn.BatchNorm2d(64)
         self.refine = nn.Sequential(Down(3, 16), Down(16, 64))
-        self.units = nn.Sequential(*[Unit(64) for _ in range(4)])
-        self.out = nn.ConvTranspose2d(64, 1, 3, stride=2, padding=1, output_padding=1)
+        self.units = nn.Sequential(*[Unit(64) for _ in range(units)])
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        images, deep = features
-        logits: Tensor = self.out(self.units(F.relu_(self.norm(self.up1(deep))) + self.refine(images)))
+        images, pooled, deep = features
+        refined = self.refine[1](self.refine[0](images, pooled))
+        started: Tensor = self.units(F.relu_(self.norm(self.up1(deep))) + refined)
+        return started
+
+
+def last_layer(channels: int) -> nn.Module:
+    """(B, 64, H/4, W/4) -> logits (B, channels, H/2, W/2)"""
+    return nn.ConvTranspose2d(64, channels, 3, stride=2, padding=1, output_padding=1)
+
+
+class Decoder(Start):
+    """What `Encoder` returns -> logits (B, channels, H/2, W/2)."""
+
+    def __init__(self, channels: int = 1):
+        super().__init__(UNITS)
+        self.out = last_layer(channels)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        logits: Tensor = self.out(super().forward(features))
         return logits
+
+
+class End(nn.Module):
+    """What `Start` returns -> logits (B, 1, H/2, W/2): the rest of a decoder."""
+
+    def __init__(self, units: int):
+        super().__init__()
+        self.units = nn.Sequential(*[Unit(64) for _ in range(units)])
+        self.out = last_layer(1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.units(features))
+        return logits
+
+
+def parts(layout: str, heads: int) -> Parts:
+    """The network's parts in one of `LAYOUTS`."""
+    return Parts(Encoder(), [Decoder(channels) for channels in channels_of(layout, heads)], IMAGENET, stride=2, multiple=8)

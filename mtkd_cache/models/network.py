@@ -1,19 +1,16 @@
-"""One class for all networks of the paper: an encoder with one decoder (teacher) or a decoder for each anatomy (student)."""
+"""One class for all networks: an encoder with one decoder (teacher, joint student) or a decoder for each anatomy (student)."""
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
-from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
-from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from torch import Tensor, nn
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.models import mininetv2, segformer
-from mtkd_cache.models.encoders import IMAGENET, Statistics, input_statistics, make_encoder
+from mtkd_cache.models import mininetv2
+from mtkd_cache.models.decoders import DECODERS, smp_parts
+from mtkd_cache.models.parts import Parts
 
 PAPER_ARCHITECTURES = (
     "deeplabv3-resnet18",
@@ -24,7 +21,8 @@ PAPER_ARCHITECTURES = (
     "segformer-mit_b3",
     "mininetv2",
 )
-GRIDS = {"deeplabv3": (8, 8), "segformer": (4, 32), "fpn": (4, 32), "mininetv2": (2, 8)}  # stride and multiple, see `Network`
+WHOLE_NETWORKS = {"mininetv2": mininetv2.parts}  # those with decoders of their own, (layout, heads) -> parts
+LAYOUTS = ("shared", "joint")
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -32,26 +30,12 @@ def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)
 
 
-class SmpDecoder(nn.Module):
-    """smp's decoder and 1x1 segmentation head without the head's upsampling: features -> logits (B, 1, h, w)."""
-
-    def __init__(self, decoder: nn.Module, channels: int):
-        super().__init__()
-        self.decoder = decoder
-        self.head = nn.Conv2d(channels, 1, 1)
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        logits: Tensor = self.head(self.decoder(features))
-        return logits
-
-
 class Network(nn.Module):
-    """An encoder and `heads` decoders over it. State-dict keys: `encoder.*` and `decoders.K.*`.
+    """An encoder and the decoders over it. State-dict keys: `encoder.*`, `neck.*` and `decoders.K.*`.
 
     Images are float RGB in [0, 1]; the network normalizes them with the statistics its encoder was pretrained with.
 
-    arch: "mininetv2" or "<decoder>-<smp encoder>", as given to `create_network`
-    heads: number of decoders, one for each anatomy
+    arch, layout, heads: as given to `create_network`
     stride: pixels of the image for each native logit, along each axis (SegFormer 4, DeepLabV3 8, MiniNetV2 2)
     multiple: `native` takes images whose height and width are multiples of it
     mean, std: (1, 3, 1, 1), subtracted from and dividing the images
@@ -60,14 +44,12 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, arch: str, encoder: nn.Module, decoders: Iterable[nn.Module], statistics: Statistics):
+    def __init__(self, arch: str, layout: str, heads: int, parts: Parts):
         super().__init__()
-        self.arch = arch
-        self.encoder = encoder
-        self.decoders = nn.ModuleList(decoders)
-        self.heads = len(self.decoders)
-        self.stride, self.multiple = GRIDS[arch.partition("-")[0]]
-        for name, values in zip(("mean", "std"), statistics, strict=True):
+        self.arch, self.layout, self.heads = arch, layout, heads
+        self.encoder, self.neck, self.decoders = parts.encoder, parts.neck, nn.ModuleList(parts.decoders)
+        self.stride, self.multiple = parts.stride, parts.multiple
+        for name, values in zip(("mean", "std"), parts.statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     @property
@@ -78,11 +60,16 @@ class Network(nn.Module):
     def native(self, images: Tensor, heads: Sequence[int] | None = None) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H/stride, W/stride), before the final upsampling.
 
-        heads: run these decoders only, in this order. Raises MtkdError where H or W is not a multiple of `multiple`.
+        heads: only these, in this order; decoders of others are not run. Raises MtkdError where H or W is not a multiple of
+        `multiple`.
         """
         _check(images)
         self.check_size((images.shape[3], images.shape[2]))
-        features = self.encoder((images - self.mean) / self.std)
+        features = self.neck(self.encoder((images - self.mean) / self.std))
+        if len(self.decoders) < self.heads:
+            [joint] = self.decoders
+            logits: Tensor = joint(features)
+            return logits if heads is None else logits[:, list(heads)]
         decoders = self.decoders if heads is None else [self.decoders[head] for head in heads]
         return torch.cat([decoder(features) for decoder in decoders], dim=1)
 
@@ -129,50 +116,45 @@ def _check(images: Tensor) -> None:
         )
 
 
-def create_network(arch: str, heads: int) -> Network:
+def create_network(arch: str, heads: int, layout: str = "shared") -> Network:
     """Create a network with random weights, drawn from torch's global generator.
 
     Args:
-        arch: "mininetv2", or a decoder ("deeplabv3", "segformer", "fpn"), a hyphen and the name of any smp encoder, as
-            "segformer-mit_b3". SegFormer's decoder has 768 channels on mit_b2 to mit_b5 and 256 otherwise, which are the
-            paper's parameter counts.
-        heads: number of decoders, one for each anatomy.
+        arch: "mininetv2", or one of smp's decoders ("deeplabv3", "segformer", "unet", ...), a hyphen and the name of any smp
+            encoder, as "segformer-mit_b3"; "tu-NAME" is timm's encoder NAME. SegFormer's decoder has 768 channels on mit_b2 to
+            mit_b5 and 256 otherwise, which are the paper's parameter counts.
+        heads: number of anatomies.
+        layout: what the anatomies share. "shared": the encoder, each has a decoder (the paper's student); "joint": the decoder
+            too, whose last layer has a channel for each.
 
     Returns:
         a module that maps images float (B, 3, H, W) in [0, 1] to logits (B, heads, H, W); its method `native` returns them
         before the upsampling, (B, heads, H/stride, W/stride).
 
     Raises:
-        MtkdError: the decoder or encoder is unknown, they do not fit each other, or heads < 1.
+        MtkdError: the decoder or encoder is unknown, they do not fit each other, there is no such layout, or heads < 1.
 
     Reference: Maack et al. 2024, section 3.2; Alonso et al. 2020 for MiniNetV2.
     """
     if heads < 1:
         raise MtkdError(f"a network needs at least one head, not {heads}. Give the number of anatomies.")
-    if arch == "mininetv2":
-        return Network(arch, mininetv2.Encoder(), [mininetv2.Decoder() for _ in range(heads)], IMAGENET)
+    if layout not in layouts_of(arch):
+        raise MtkdError(f"{arch} has no layout {layout!r}. Give one of {', '.join(layouts_of(arch))}.")
+    return Network(arch, layout, heads, _parts(arch, layout, heads))
+
+
+def layouts_of(arch: str) -> tuple[str, ...]:
+    """The layouts that an architecture has."""
+    return mininetv2.LAYOUTS if arch == "mininetv2" else LAYOUTS
+
+
+def _parts(arch: str, layout: str, heads: int) -> Parts:
+    if arch in WHOLE_NETWORKS:
+        return WHOLE_NETWORKS[arch](layout, heads)
     decoder_name, _, encoder_name = arch.partition("-")
-    if decoder_name not in GRIDS or decoder_name == "mininetv2" or not encoder_name:
-        raise MtkdError(
-            f"unknown architecture {arch!r}. The paper's are {', '.join(PAPER_ARCHITECTURES)}; "
-            "any other is deeplabv3-, segformer- or fpn- and the name of an smp encoder."
-        )
-    encoder = make_encoder(encoder_name, output_stride=8 if decoder_name == "deeplabv3" else 32)
-    decoders = [_decoder(decoder_name, encoder_name, list(cast(Sequence[int], encoder.out_channels))) for _ in range(heads)]
-    return Network(arch, encoder, decoders, input_statistics(encoder_name))
-
-
-def _decoder(decoder_name: str, encoder_name: str, channels: list[int]) -> SmpDecoder:
-    """One decoder with smp's own defaults and initialization (torch's for DeepLabV3)."""
-    if decoder_name == "deeplabv3":
-        decoder = DeepLabV3Decoder(channels[-1], 256, atrous_rates=(12, 24, 36), aspp_separable=False, aspp_dropout=0.5)
-        return SmpDecoder(decoder, 256)
-    if decoder_name == "segformer":
-        width = 768 if encoder_name in {"mit_b2", "mit_b3", "mit_b4", "mit_b5"} else 256
-        module = SmpDecoder(segformer.Decoder(channels, segmentation_channels=width), width)
-    else:
-        decoder = FPNDecoder(channels)
-        module = SmpDecoder(decoder, decoder.out_channels)
-    initialize_decoder(module.decoder)
-    initialize_head(module.head)
-    return module
+    if decoder_name in DECODERS and encoder_name:
+        return smp_parts(decoder_name, encoder_name, layout, heads)
+    raise MtkdError(
+        f"unknown architecture {arch!r}. The paper's are {', '.join(PAPER_ARCHITECTURES)}; any other is "
+        f"DECODER-ENCODER, with a decoder ({', '.join(DECODERS)}) and the name of an smp encoder."
+    )

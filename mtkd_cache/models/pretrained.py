@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.models.network import Network, SmpDecoder
+from mtkd_cache.models.decoders import SmpDecoder
+from mtkd_cache.models.network import Network
 
 WEIGHTS = Path("data/weights")
 COCO_URL = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.url

@@ -11,9 +11,9 @@ import zarr
 from support import settled
 
 from mtkd_cache.models import mininetv2
-from mtkd_cache.models.encoders import IMAGENET
 from mtkd_cache.models.fast import FORMS, Fast, compile_parts, fastest, folded
 from mtkd_cache.models.network import PAPER_ARCHITECTURES, Network
+from mtkd_cache.models.parts import IMAGENET, Parts
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.shard_reader import ShardReader
 from mtkd_cache.storage.shard_writer import ArraySpec
@@ -104,9 +104,12 @@ def test_cut_and_missing_shards_are_errors(tmp_path):
         read(reader, 0, 0)
 
 
-@pytest.mark.parametrize("arch", PAPER_ARCHITECTURES)
-def test_the_fast_network_says_what_the_plain_one_says(arch):
-    network = settled(arch, 2)
+@pytest.mark.parametrize(
+    ("arch", "layout"),
+    [*((arch, "shared") for arch in PAPER_ARCHITECTURES), ("mininetv2", "joint"), ("segformer-mit_b0", "joint")],
+)
+def test_the_fast_network_says_what_the_plain_one_says(arch, layout):
+    network = settled(arch, 2, layout)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     quick = folded(network, torch.device("cpu"))
     for shape in ((1, 3, 64, 96), (2, 3, 60, 50)):
@@ -132,7 +135,8 @@ def test_the_compiled_network_says_and_learns_what_the_plain_one_does():
     """On a network of few layers, for each of them takes its time to compile: once for evaluation, once forward and backward."""
     torch.manual_seed(0)
     encoder = torch.nn.Sequential(mininetv2.Down(3, 8), mininetv2.Unit(8))
-    network = Network("mininetv2", encoder, [torch.nn.Conv2d(8, 1, 3, padding=1) for _ in range(2)], IMAGENET).eval()
+    parts = Parts(encoder, [torch.nn.Conv2d(8, 1, 3, padding=1) for _ in range(2)], IMAGENET, stride=2, multiple=2)
+    network = Network("mininetv2", "shared", 2, parts).eval()
     images = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         plain = network(images)

@@ -1,5 +1,7 @@
 """Networks: equality with smp's own models, sizes, normalisation, separate decoders, parameters."""
 
+import copy
+import re
 import socket
 
 import numpy as np
@@ -11,11 +13,14 @@ import torch.nn.functional as F
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models import mininetv2
+from mtkd_cache.models.decoders import DECODERS
 from mtkd_cache.models.encoders import input_statistics
 from mtkd_cache.models.network import PAPER_ARCHITECTURES, create_network, upsample
 from mtkd_cache.study.parameters import parameter_table
 
 SMALL = ["mininetv2", "segformer-mit_b0", "deeplabv3-efficientnet-b0", "fpn-timm-tf_efficientnet_lite0"]
+TINY_ENCODER, TINY_TRANSFORMER = "tu-mobilenetv3_small_050", "tu-test_vit"
+ANY_DECODER = [f"{name}-{TINY_TRANSFORMER if name == 'dpt' else TINY_ENCODER}" for name in DECODERS]
 
 
 @pytest.fixture(autouse=True)
@@ -35,27 +40,70 @@ def networks():
     return made
 
 
+@pytest.mark.parametrize("arch", ANY_DECODER)
+@torch.no_grad()
+def test_any_decoder_is_smps_own_model_before_its_upsampling(arch):
+    """With the same random weights from the same seed; the logits have the stride that the table says."""
+    decoder, _, encoder = arch.partition("-")
+    torch.manual_seed(0)
+    theirs = smp.create_model(decoder, encoder, encoder_weights=None, classes=2)
+    torch.manual_seed(0)
+    ours = create_network(arch, heads=2, layout="joint")
+    own = {key.removeprefix("decoders.0."): value for key, value in ours.state_dict().items()}
+    others = {re.sub(r"^segmentation_head.(0|head)\b", "head", key): value for key, value in theirs.state_dict().items()}
+    assert own.keys() == others.keys()
+    if decoder != "dpt":  # whose class draws the head's weights before the decoder's
+        assert all(torch.equal(value, others[key]) for key, value in own.items())
+    ours.load_state_dict({key: others[key.removeprefix("decoders.0.")] for key in ours.state_dict()})
+    side = max(64, ours.multiple)
+    images = torch.rand(1, 3, side, side + ours.multiple)
+    expected = theirs.eval()((images - ours.mean) / ours.std)
+    native = ours.eval().native(images)
+    assert native.shape[2:] == (side // ours.stride, (side + ours.multiple) // ours.stride)
+    torch.testing.assert_close(upsample(native, images.shape[2:]), expected, atol=1e-4, rtol=1e-4)
+    assert float(expected.std()) > 1e-4
+
+
+@pytest.mark.parametrize("arch", ANY_DECODER)
+@torch.no_grad()
+def test_any_decoder_answers_for_each_anatomy_at_any_size(arch):
+    network, images = create_network(arch, 2).eval(), torch.rand(1, 3, 45, 66)
+    logits = network(images)
+    assert logits.shape == (1, 2, 45, 66)
+    torch.testing.assert_close(network(images, [1]), logits[:, 1:], atol=1e-5, rtol=1e-5)
+    assert not torch.equal(logits[:, 0], logits[:, 1])
+
+
 @pytest.mark.parametrize(
-    ("arch", "make", "stride"),
+    ("arch", "reason"),
     [
-        ("segformer-mit_b0", lambda: smp.Segformer("mit_b0", encoder_weights=None), 4),
-        ("deeplabv3-resnet18", lambda: smp.DeepLabV3("resnet18", encoder_weights=None), 8),
-        ("fpn-resnet18", lambda: smp.FPN("resnet18", encoder_weights=None), 4),
+        ("unetplusplus-mit_b0", "no features at half the size"),
+        ("linknet-mit_b0", "no features at half the size"),
+        ("dpt-resnet18", "no vision transformer of timm.*tu-vit_small"),
+        ("dpt-tu-resnet18", "dpt cannot be put over"),
+        ("unet-tu-test_vit", "downsampling pattern"),
+        ("unet-tu-swin_tiny_patch4_window7_224", "match model"),
+        ("deeplabv3-xception", "does not support dilated mode"),
     ],
 )
+def test_a_decoder_and_an_encoder_that_do_not_fit_are_refused_in_a_line(arch, reason):
+    with pytest.raises(MtkdError, match=reason) as refused:
+        create_network(arch, 1)
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith(f"{arch.partition('-')[0]} cannot be put over the encoder {arch.partition('-')[2]}: ")
+
+
+@pytest.mark.parametrize("arch", ["mininetv2", "segformer-mit_b0"])
 @torch.no_grad()
-def test_one_head_is_smps_own_model(arch, make, stride):
-    theirs, ours = make().eval(), create_network(arch, heads=1).eval()
-    ours.encoder.load_state_dict(theirs.encoder.state_dict())
-    ours.decoders[0].decoder.load_state_dict(theirs.decoder.state_dict())
-    ours.decoders[0].head.load_state_dict(theirs.segmentation_head[0].state_dict())
-    images = torch.rand(2, 3, 64, 96)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = theirs((images - mean.view(3, 1, 1)) / std.view(3, 1, 1))
-    assert ours.stride == stride
-    assert ours.native(images).shape == (2, 1, 64 // stride, 96 // stride)
-    assert expected.std() > 1e-3
-    torch.testing.assert_close(ours(images), expected, atol=1e-5, rtol=1e-5)
+def test_joint_is_one_decoder_whose_channels_are_the_anatomies(arch):
+    network, images = create_network(arch, 3, "joint").eval(), torch.rand(1, 3, 64, 64)
+    assert len(network.decoders) == 1 and network.heads == 3 and network.layout == "joint"
+    assert network.decoders[0](network.encoder((images - network.mean) / network.std)).shape[1] == 3
+    logits = network(images)
+    torch.testing.assert_close(network(images, [2, 0]), logits[:, [2, 0]])
+    assert not torch.equal(logits[:, 0], logits[:, 1])
+    with pytest.raises(MtkdError, match=r"has no layout 'together'.*shared, .*joint"):
+        create_network(arch, 3, "together")
 
 
 def test_upsample_is_the_naive_corner_aligned_bilinear_formula():
@@ -198,12 +246,11 @@ def test_build_is_seeded_and_opens_no_connection(monkeypatch):
     ("arch", "message"),
     [
         ("resnet18", "segformer-mit_b3.*smp encoder"),
-        ("unet-resnet18", "deeplabv3-resnet18"),
+        ("unest-resnet18", "deeplabv3-resnet18"),
         ("segformer", "mininetv2"),
         ("mininetv2-resnet18", "mininetv2"),
         ("deeplabv3-resnet19", "resnet18"),
         ("deeplabv3-tu-nosuchmodel", "get_encoder_names"),
-        ("deeplabv3-xception", "output stride 8"),
     ],
 )
 def test_unknown_architectures_are_refused_with_known_ones(arch, message):
@@ -256,9 +303,37 @@ def rows():
 @torch.no_grad()
 def test_mininetv2_decoder_looks_at_the_image_itself():
     decoder, deep = mininetv2.Decoder().eval(), torch.randn(1, 128, 4, 4)
-    first, second = (decoder([torch.randn(1, 3, 32, 32), deep]) for _ in range(2))
+    images = [torch.randn(1, 3, 32, 32) for _ in range(2)]
+    first, second = (decoder([image, F.max_pool2d(image, 2), deep]) for image in images)
     assert first.shape == (1, 1, 16, 16)
     assert not torch.allclose(first, second)
+
+
+def test_mininetv2_pools_the_image_once_for_all_decoders(monkeypatch):
+    """And computes, bit by bit, what decoders do that pool it themselves, in training too."""
+    network, images = create_network("mininetv2", 3).train(), torch.rand(2, 3, 32, 32)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout2d):
+            module.p = 0.0
+    pooled, pool = [], torch.nn.MaxPool2d.forward
+
+    def counted(self, x):
+        pooled.append(x.shape[1])
+        return pool(self, x)
+
+    monkeypatch.setattr(torch.nn.MaxPool2d, "forward", counted)
+    own = copy.deepcopy(network)
+    for decoder in own.decoders:
+        decoder.refine[0].register_forward_pre_hook(lambda _, inputs: inputs[:1])
+    gradients = []
+    for each in (network, own):
+        pooled.clear()
+        logits = each(images)
+        logits.square().mean().backward()
+        gradients.append((pooled.count(3), logits, [parameter.grad for parameter in each.parameters()]))
+    (once, logits, grads), (often, expected, expected_grads) = gradients
+    assert (once, often) == (1, 4)
+    assert torch.equal(logits, expected) and all(map(torch.equal, grads, expected_grads))
 
 
 def test_parameter_table_agrees_with_the_paper(rows):
