@@ -360,6 +360,13 @@ def test_a_jpeg_or_tiff_may_have_the_name_of_a_png(tmp_path, kind):
     assert (read_image(tmp_path / "image00.png", (8, 8))[0] == 9).all()
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_colors_for_print_are_refused(tmp_path, kind):
+    Image.fromarray(picture()).convert("CMYK").save(tmp_path / "image00.png", kind)
+    with pytest.raises(MtkdError, match=r"image00\.png is in CMYK colors.*Save it as RGB"):
+        read_image(tmp_path / "image00.png", SIZE)
+
+
 @pytest.mark.parametrize("kind", ["EPS", "GIF"])
 def test_other_formats_start_no_program_and_are_refused(tmp_path, monkeypatch, kind):
     image = Image.fromarray(picture())
