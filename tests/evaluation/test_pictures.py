@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from mtkd_cache.evaluation.dice import figures_of
-from mtkd_cache.evaluation.pictures import Picture, average_precision, overlap, score_pictures
+from mtkd_cache.evaluation.pictures import AT_POINT, Picture, average_precision, overlap, score_pictures
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.training.operating_points import write_operating_points
 
 NAN = math.nan
+NAMES = ("dice", "iou", "precision", "recall")
 
 
 def naive_precision(logits: np.ndarray, truth: np.ndarray) -> float:
@@ -39,7 +40,7 @@ def test_overlap_of_images():
     truth[0, :2], predicted[0, 1:4] = True, True  # 8 and 12 pixels, 4 shared
     predicted[1, 0, 0] = True  # an empty truth with a prediction
     truth[2, 0, 0] = True  # a truth without a prediction
-    dice, iou, precision, recall = overlap(predicted, truth).tolist()
+    dice, iou, precision, recall = (values.tolist() for values in overlap(predicted, truth).values())
     assert dice == pytest.approx([0.4, 0, 0, NAN], nan_ok=True)
     assert iou == pytest.approx([0.25, 0, 0, NAN], nan_ok=True)
     assert precision == pytest.approx([1 / 3, 0, NAN, NAN], nan_ok=True)
@@ -50,7 +51,7 @@ def test_rows_are_scored_at_the_points_chosen_on_validation(organ_store, organ_t
     folder = copy_of(organ_teachers)
     predictor = Predictor.load(folder)
     rows = score_pictures(predictor, organ_store, "test", accelerator)
-    assert all(math.isnan(getattr(row, name)) for row in rows for name in ("dice", "iou", "precision", "recall"))
+    assert all(math.isnan(getattr(row, name + AT_POINT)) for row in rows for name in NAMES)
     weights = predictor.weights_sha256["tongue"]
     write_operating_points(folder / "tongue", {"tongue": predictor.heads["tongue"]}, weights, organ_store, accelerator)
     predictor = Predictor.load(folder)
@@ -58,23 +59,26 @@ def test_rows_are_scored_at_the_points_chosen_on_validation(organ_store, organ_t
     assert threshold != 0
     again = score_pictures(predictor, organ_store, "test", accelerator)
     assert [row.sha256 for row in again] == [row.sha256 for row in rows]
-    assert [row.dice_at_half for row in again] == [row.dice_at_half for row in rows]
+    assert [row.dice for row in again] == [row.dice for row in rows]
     numbers = np.concatenate([organ_store.rows("test", organ) for organ in organ_store.anatomies])
     for number, row in zip(numbers, again, strict=True):
         organ = organ_store.anatomies[organ_store.anatomy[number]]
         assert (row.patient, row.frame, row.anatomy) == ("50", organ_store.frame[number], organ)
         image, mask = (torch.from_numpy(values) for values in organ_store.read(np.array([number])))
         logits = predictor(image.permute(0, 3, 1, 2).float() / 255, [organ])[:, 0]
-        assert row.dice_at_half == pytest.approx(overlap(logits > 0, mask > 0)[0].item(), abs=1e-6)
-        if organ == "tongue":
-            said = [row.dice, row.iou, row.precision, row.recall]
-            assert said == pytest.approx(overlap(logits > threshold, mask > 0)[:, 0].tolist(), abs=1e-6, nan_ok=True)
-        else:
-            assert math.isnan(row.dice)
+        at_half = overlap(logits > 0, mask > 0)
+        assert [getattr(row, name) for name in NAMES] == pytest.approx(
+            [float(at_half[name]) for name in NAMES], abs=1e-6, nan_ok=True
+        )
+        said = [getattr(row, name + AT_POINT) for name in NAMES]
+        at_point = overlap(logits > threshold, mask > 0) if organ == "tongue" else dict.fromkeys(NAMES, NAN)
+        assert said == pytest.approx([float(at_point[name]) for name in NAMES], abs=1e-6, nan_ok=True)
 
 
 def picture(anatomy: str, half: float, dice: float, precision: float) -> Picture:
-    return Picture("1", 0, anatomy, "", dice, NAN, NAN, NAN, half, precision)
+    return Picture(
+        patient="1", frame=0, anatomy=anatomy, sha256="", dice=half, dice_at_operating_point=dice, average_precision=precision
+    )
 
 
 def test_figures_are_means_over_what_counts():
