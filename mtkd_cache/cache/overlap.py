@@ -39,7 +39,7 @@ def find_overlap(seen: Seen, store: SampleStore, splits: Sequence[str] = HELD_OU
 def check_overlap(seen: Seen, store: SampleStore, who: str, splits: Sequence[str] = HELD_OUT, allow: bool = False) -> Overlap:
     """See `find_overlap`. Raises MtkdError where there is an overlap that is not allowed; `who` has seen the samples."""
     overlap = find_overlap(seen, store, splits)
-    if overlap and not allow:
+    if overlap.found and not allow:
         raise MtkdError(
             f"{who} saw {overlap} of {store.url} in training: a Dice on them says nothing about new patients. "
             "Train on this store's training split, or go on with --allow-overlap, which is recorded."

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
+from mtkd_cache.cache.overlap import check_overlap
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.evaluation.model_card import write_card
 from mtkd_cache.evaluation.pictures import Picture, score_pictures
@@ -21,7 +22,12 @@ Kind = TypeVar("Kind", bound=Evaluation)
 
 
 def evaluate(
-    predictor: Predictor, store: SampleStore, split: str, accelerator: Accelerator, tolerance: float | None = None
+    predictor: Predictor,
+    store: SampleStore,
+    split: str,
+    accelerator: Accelerator,
+    tolerance: float | None = None,
+    allow_overlap: bool = False,
 ) -> Evaluation:
     """Dice of a student, or of teachers, on a split, written to evaluation-SPLIT.json in their folder.
 
@@ -30,11 +36,12 @@ def evaluate(
 
     On the validation split, heads without an operating point get theirs first; none is ever chosen on another split.
 
-    predictor: of the store's anatomies, on the accelerator's device.
+    predictor: of the store's anatomies, on the accelerator's device. allow_overlap: see `overlap_with`, which also raises.
     tolerance: of the normalized surface Dice, in pixels; None computes no surface distances, which need an extra.
     """
     if tolerance is not None:
         check_surface_extra()
+    overlap = overlap_with(predictor, store, split, allow_overlap)
     if split == "validation":
         predictor = with_operating_points(predictor, store, accelerator)
     pictures = score_pictures(predictor, store, split, accelerator, tolerance)
@@ -42,8 +49,18 @@ def evaluate(
         write_tables(predictor.folder, split, pictures)
         write_worst_cases(pictures, predictor, store, split)
     figures = figures_of(pictures, predictor.thresholds_on(store), predictor.anatomies)
-    figures |= {"dataset": store.name, "nsd_tolerance": tolerance}
+    figures |= {"dataset": store.name, "nsd_tolerance": tolerance, **overlap}
     return record(Evaluation, predictor, store, split, accelerator, figures)
+
+
+def overlap_with(predictor: Predictor, store: SampleStore, split: str, allow: bool) -> dict[str, Any]:
+    """What an evaluation records of a split's samples that its networks have seen; nothing of the training split.
+
+    Raises MtkdError where they have seen some, unless that is allowed.
+    """
+    if split == "train":
+        return {}
+    return {"overlap": check_overlap(predictor.seen(store.size), store, str(predictor.folder), [split], allow).to_json()}
 
 
 def figures_of(pictures: Iterable[Picture], thresholds: dict[str, float], anatomies: tuple[str, ...]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def card_text(folder: Path) -> str | None:
         trainings=trainings,
         dataset=next(filter(None, [run and run.dataset, *(evaluation.dataset for evaluation in evaluations)]), None),
         size="x".join(map(str, first.size)),
-        weights=_weights(first.arch, first.recipe.get("student" if run else "teacher", {}).get("weights")),
+        weights=_weights(first),
         teachers=sorted({teacher["arch"] for teacher in ((run and run.teachers) or {}).values()}),
         evaluations=evaluations,
         multilabel=_current(MultilabelEvaluation, folder, trainings),
@@ -60,11 +60,14 @@ def _current(kind: type[Kind], folder: Path, trainings: Sequence[Training]) -> l
     return [evaluation for evaluation in evaluations if evaluation and evaluation.is_of(trainings)]
 
 
-def _weights(arch: str, source: str | None) -> str | None:
-    """A recipe's source of pretrained weights, and what "paper" stands for."""
+def _weights(training: Training) -> str | None:
+    """What a network started from: another training's weights, or the recipe's source, and what "paper" stands for."""
+    if training.initial_weights:
+        return f"{training.initial_weights['source']}, SHA-256 {training.initial_weights['sha256']}"
+    source: str | None = training.recipe.get("student" if isinstance(training, RunRecord) else "teacher", {}).get("weights")
     if source != "paper":
         return source
-    source = paper_source(arch)
+    source = paper_source(training.arch)
     return f"{source}, as in the paper's setting" if source != "none" else "none: what the paper started from is not public"
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtkd_cache.cache.overlap import seen_by
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.frames import Prediction, to_frame, to_network
-from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256, load_heads, load_network
+from mtkd_cache.models.checkpoints import WEIGHTS, check_present, file_sha256, load_heads, load_network
 from mtkd_cache.models.network import Network
 from mtkd_cache.models.records import RUN, OperatingPoints, Training, read_operating_points, read_training_records
+from mtkd_cache.models.seen import Seen
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Predictor:
                     f"{folder} holds neither a student's {WEIGHTS} nor teachers' ANATOMY/{WEIGHTS}. "
                     "Train first, or name another folder."
                 )
+            check_present(folder, anatomies or ())
             heads = {
                 anatomy: (load_network(folder / anatomy, anatomies=[anatomy]).to(device), 0) for anatomy in anatomies or trained
             }
@@ -93,6 +96,13 @@ class Predictor:
         """The thresholds that were chosen on the validation split of this store, for the heads that have one."""
         own = [each for each in self.operating_points if each.store_fingerprint == store.fingerprint]
         return {anatomy: self.thresholds[anatomy] for each in own for anatomy in each.points if anatomy in self.heads}
+
+    def seen(self, size: tuple[int, int]) -> Seen:
+        """The samples of this size that the networks have seen, as far as they are recorded."""
+        if isinstance(self.weights_sha256, str):
+            return seen_by(self.records or [None], size)
+        teachers = {getattr(record, "anatomy", ""): record for record in self.records}
+        return seen_by((teachers.get(anatomy) for anatomy in self.heads), size)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -57,12 +57,14 @@ class Overlap(JsonRecord):
     patients: tuple[str, ...] = ()
     complete: bool = False
 
-    def __bool__(self) -> bool:
+    @property
+    def found(self) -> bool:
+        """Whether any were seen."""
         return any(self.seen.values())
 
     def __str__(self) -> str:
         """As "12 of 14 test samples (patients 2, 7)", "none" or "unknown"."""
-        if not self:
+        if not self.found:
             return "none" if self.complete else "unknown"
         counts = " and ".join(f"{count} of {self.of[split]} {split} samples" for split, count in self.seen.items() if count)
         shown = ", ".join(self.patients[:10]) + (f" and {len(self.patients) - 10} more" if len(self.patients) > 10 else "")

@@ -338,6 +338,7 @@ def test_remarks_tell_which_data_and_which_settings(tmp_path):
     notes = remarks(dresden, rows)
     assert notes == [
         "MiniNetV2 shared (seed 1) has no Dice for liver; its mean is over the others.",
+        "Of 2 of 2 results it is unknown whether the networks saw test samples in training.",
         "MiniNetV2 shared: not all runs have the same settings: student.epochs is 60, 20.",
     ]
     assert remarks(Data("phantom", ANATOMIES, (640, 512), "aa", 400), rows)[0].startswith("The data (phantom) are not")

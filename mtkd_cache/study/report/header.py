@@ -115,9 +115,26 @@ def remarks(data: Data, rows: Sequence[Row]) -> list[str]:
     for result in results_of(rows):
         missing = [spoken(anatomy) for anatomy in data.anatomies if result.evaluation.dice.get(anatomy) is None]
         if missing:
-            name = f"{full_name(result.training.arch)} {result.layout}{' with KD' if result.kd else ''} (seed {result.seed})"
-            notes.append(f"{name} has no Dice for {', '.join(missing)}; its mean is over the others.")
-    return notes + unequal_settings(rows)
+            notes.append(f"{_name(result)} has no Dice for {', '.join(missing)}; its mean is over the others.")
+    return notes + overlaps(rows) + unequal_settings(rows)
+
+
+def overlaps(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each result on test samples that had been seen in training, and one on those of which it is unknown."""
+    results = results_of(rows)
+    notes = [
+        f"{_name(result)} saw {overlap} in training, which --allow-overlap allowed: its Dice is not that of new images."
+        for result in results
+        if (overlap := result.evaluation.overlap) and overlap.found
+    ]
+    known = [overlap for result in results if (overlap := result.evaluation.overlap) is not None and str(overlap) != "unknown"]
+    if unknown := len(results) - len(known):
+        notes.append(f"Of {unknown} of {len(results)} results it is unknown whether the networks saw test samples in training.")
+    return notes
+
+
+def _name(result: Result) -> str:
+    return f"{full_name(result.training.arch)} {result.layout}{' with KD' if result.kd else ''} (seed {result.seed})"
 
 
 def unequal_settings(rows: Sequence[Row]) -> list[str]:
