@@ -1,13 +1,17 @@
 """mtkd-cache evaluate"""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import mtkd_cache as mc
 
 from . import common
+
+if TYPE_CHECKING:
+    from mtkd_cache.models.records import Evaluation
 
 
 @click.command("evaluate")
@@ -16,12 +20,20 @@ from . import common
 @common.store
 @click.option("--split", type=common.SPLIT, default="test", help="Split to evaluate on.")
 @click.option("--multilabel", type=common.FOLDER, metavar="DATASET", help="Evaluate on this dataset's multilabel subset instead.")
+@click.option(
+    "--surface",
+    type=click.FloatRange(0),
+    metavar="PIXELS",
+    help="Add normalized surface Dice at this tolerance and the 95 % Hausdorff distance to the CSV files (extra 'surface').",
+)
 @common.compute
 @common.reports
 def command(run: Path | None, teachers: Path | None, store: str, split: str, **options: Any) -> dict[str, Any]:
     """Compute Dice per anatomy, each on its own subset, and write it beside the weights.
 
     The file is evaluation-SPLIT.json, with --multilabel multilabel-SPLIT.json.
+    Beside evaluation-SPLIT.json stand the figures of each picture (evaluation-SPLIT.csv), their means by anatomy and patient
+    with 95 % intervals (evaluation-SPLIT-summary.csv), and a page of the pictures with the lowest Dice (worst-SPLIT.html).
     """
     from mtkd_cache.evaluation.dice import evaluate
     from mtkd_cache.evaluation.multilabel import evaluate_multilabel
@@ -32,9 +44,32 @@ def command(run: Path | None, teachers: Path | None, store: str, split: str, **o
     accelerator, opened = common.accelerator_of(options), mc.SampleStore.open(store)
     predictor = mc.Predictor.load(folder, accelerator.device, opened.anatomies)
     if (multilabel := options["multilabel"]) is None:
-        evaluation = evaluate(predictor, opened, split, accelerator)
+        evaluation = evaluate(predictor, opened, split, accelerator, tolerance=options["surface"])
     else:
         evaluation = several = evaluate_multilabel(predictor, multilabel, opened, split, accelerator)
         common.say(f"{100 * several.claimed_twice:.1f} % of the pixels are predicted by two heads or more")
-    common.say(f"Dice on {split} (%)\n" + common.dice_table({**evaluation.dice, "mean": evaluation.mean_dice}))
+    intervals = ", with 95 % intervals over patients" if evaluation.intervals else ""
+    common.say(f"Dice on {split} (%){intervals}\n{_dice_table(evaluation)}")
     return evaluation.to_json()
+
+
+def _dice_table(evaluation: "Evaluation") -> str:
+    """Dice by anatomy at probability 0.5, and at the operating points where there are some, with intervals, in percent."""
+    columns = {"dice": ("at probability 0.5", evaluation.dice, evaluation.mean_dice)}
+    if (dice := evaluation.dice_at_operating_point) is not None:
+        columns["dice_at_operating_point"] = ("at operating point", dice, evaluation.mean_dice_at_operating_point or 0.0)
+    rows = [["", *(title for title, _, _ in columns.values())]]
+    for anatomy in (*evaluation.dice, "mean"):
+        cells = []
+        for figure, (_, dice, mean) in columns.items():
+            bounds = (evaluation.intervals or {}).get(figure, {"mean": None, "by_anatomy": {}})
+            value, interval = (mean, bounds["mean"]) if anatomy == "mean" else (dice[anatomy], bounds["by_anatomy"].get(anatomy))
+            cells.append(_with_interval(value, interval))
+        rows.append([f"  {anatomy}", *cells])
+    return common.table(rows)
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")
