@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
-from tqdm import tqdm
 
 from mtkd_cache.cache.loader import Batch, Source, epoch_batches, prefetch_batches
 from mtkd_cache.data.sample_store import SampleStore
@@ -27,9 +26,11 @@ from mtkd_cache.models.network import Network
 from mtkd_cache.models.seen import NOTHING, Seen
 from mtkd_cache.recipe import Stage
 from mtkd_cache.storage.checked_json import digest
+from mtkd_cache.training.history import write_metrics
 from mtkd_cache.training.metrics import split_curves
 from mtkd_cache.training.operating_points import SCORES, validation_figures
 from mtkd_cache.training.optimizer import learning_rates, make_optimizer
+from mtkd_cache.training.progress import ALONE, Place, Progress
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -41,8 +42,8 @@ class Task:
     label: its name in messages. anatomies: of the network's heads. rows: the training samples in `store`. source, validation:
     where these and the validation samples are read. losses(forward, batch, epoch): the loss's parts by name; "loss" is
     minimized. compiled: compile encoder and decoders, which makes the first step long, the others shorter, and the weights differ
-    in the last digits. initial_weights: what the record says of the network of this project that it starts from; inherited: the
-    samples that this network and the teachers have seen.
+    in the last digits. place: among the trainings of its command. initial_weights: what the record says of the network of this
+    project that it starts from; inherited: the samples that this network and the teachers have seen.
     """
 
     label: str
@@ -57,6 +58,7 @@ class Task:
     losses: Callable[[Forward, Batch, int], dict[str, Tensor]]
     accelerator: Accelerator
     compiled: bool = False
+    place: Place = ALONE
     initial_weights: dict[str, str] | None = None
     inherited: Seen = NOTHING
 
@@ -114,19 +116,20 @@ def fit(task: Task, folder: Path, settings: dict[str, Any], accelerator: Acceler
     forward, optimizer = accelerator.prepare(network, optimizer)
     _start_trackers(accelerator, task, folder)
     rates, score = learning_rates(task.stage), SCORES[task.stage.select]
-    total, shown = task.stage.epochs * task.steps, None if accelerator.is_main_process else True
-    progress = tqdm(total=total, initial=len(history) * task.steps, desc=task.label, unit="step", disable=shown)
+    shown = accelerator.is_main_process
+    progress = Progress(task.label, task.place, task.stage.epochs, task.steps, history, score, shown)
     for epoch in range(len(history), task.stage.epochs):
         row = _train_epoch(task, epoch, rates[epoch], forward, optimizer, progress)
         network.eval()
         row |= task.validate(network)
-        best = max((past[score] for past in history), default=-1.0)
+        best = all(row[score] > past[score] for past in history)
         history.append(row)
-        progress.set_postfix(dice=f"{row[score]:.3f}", best=f"{max(best, row[score]):.3f}", loss=f"{row['loss']:.3g}")
+        progress.epoch(row)
         accelerator.log(row, step=epoch)
         if accelerator.is_main_process:
-            if row[score] > best:
+            if best:
                 save_network(folder / WEIGHTS, network, task.anatomies)
+            write_metrics(folder, history)
             metadata = {"identity": digest(settings), "settings": settings, "precision": precision, "history": history}
             save_state(state, network, optimizer.optimizer, metadata)
         accelerator.wait_for_everyone()
@@ -157,7 +160,7 @@ def _summary(history: list[dict[str, Any]], score: str) -> dict[str, Any]:
 
 
 def _train_epoch(
-    task: Task, epoch: int, rate: float, forward: torch.nn.Module, optimizer: AcceleratedOptimizer, progress: "tqdm[Any]"
+    task: Task, epoch: int, rate: float, forward: torch.nn.Module, optimizer: AcceleratedOptimizer, progress: Progress
 ) -> dict[str, Any]:
     """The steps of one epoch. Returns its row of the history, see `EpochLog.row`."""
     accelerator = task.accelerator
@@ -174,7 +177,7 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         accelerator.backward(parts["loss"])
         optimizer.step()
-        progress.update()
+        progress.step()
     return log.row(rate)
 
 
@@ -229,7 +232,7 @@ class EpochLog:
             step, rows, loss = self.unchecked.popleft()
             if not torch.isfinite(loss):
                 raise MtkdError(
-                    f"{self.task.label}: the loss is {float(loss)} at step {step} of epoch {self.epoch}, "
+                    f"{self.task.label}: the loss is {float(loss)} at step {step + 1} of epoch {self.epoch + 1}, "
                     f"samples {', '.join(map(self.task.store.describe, rows))}. "
                     "Lower the learning rate or train in full precision; the last completed epoch is kept."
                 )

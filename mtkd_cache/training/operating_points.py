@@ -60,12 +60,13 @@ def _totals(dice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def validation_figures(curves: dict[str, np.ndarray]) -> dict[str, float]:
-    """What an epoch records of the curves of `split_curves`: the mean Dice by both SCORES, and each anatomy's threshold."""
+    """What an epoch records of the curves of `split_curves`: the mean Dice by both SCORES, each anatomy's Dice and threshold."""
     best = {anatomy: int(choose_threshold(*_totals(dice))) for anatomy, dice in curves.items()}
     at_half = summarize((anatomy, dice[:, HALF].tolist()) for anatomy, dice in curves.items())
     at_best = summarize((anatomy, dice[:, best[anatomy]].tolist()) for anatomy, dice in curves.items())
     thresholds = {f"threshold/{anatomy}": float(GRID[place]) for anatomy, place in best.items()}
-    return {SCORES["dice"]: at_half["mean_dice"], SCORES["operating_point"]: at_best["mean_dice"], **thresholds}
+    dice = {f"{SCORES['dice']}/{anatomy}": value for anatomy, value in at_half["dice"].items() if value is not None}
+    return {SCORES["dice"]: at_half["mean_dice"], SCORES["operating_point"]: at_best["mean_dice"], **dice, **thresholds}
 
 
 def write_operating_points(

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mtkd_cache.cache.loader import Batch, BatchReader, preload
+from mtkd_cache.cache.loader import Batch, BatchReader, epoch_batches, preload
 from mtkd_cache.data.augment import apply_views, draw_views
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
@@ -18,6 +18,7 @@ from mtkd_cache.models.records import TEACHER, TeacherRecord
 from mtkd_cache.recipe import Recipe, seed_for
 from mtkd_cache.runtime.accelerator import mean_across_ranks
 from mtkd_cache.training.loop import Forward, Task
+from mtkd_cache.training.progress import ALONE, Place
 from mtkd_cache.training.run_folder import start_network, train_or_resume
 
 
@@ -43,7 +44,8 @@ def train_teachers(
             raise MtkdError(f"anatomy {anatomy!r} is not in {store.url}. It has {', '.join(store.anatomies)}.")
     settings = recipe.as_dict()
     records = {}
-    for anatomy in anatomies or store.anatomies:
+    places = _places(store, folder, recipe, anatomies or store.anatomies)
+    for anatomy, place in places.items():
         run_config = {
             "kind": "teacher",
             "anatomy": anatomy,
@@ -54,7 +56,7 @@ def train_teachers(
             "recipe": {"teacher": settings["teacher"], "augmentation": settings["augmentation"]},
             "store_fingerprint": store.fingerprint,
         }
-        make_task = partial(teacher_task, store, anatomy, recipe, accelerator, resident, compiled)
+        make_task = partial(teacher_task, store, anatomy, recipe, accelerator, resident, compiled, place)
         path = folder / anatomy / TEACHER
         records[anatomy] = train_or_resume(
             TeacherRecord, path, run_config, make_task, accelerator, store, allow_overlap=allow_overlap
@@ -62,8 +64,22 @@ def train_teachers(
     return records
 
 
+def _places(store: SampleStore, folder: Path, recipe: Recipe, anatomies: Sequence[str]) -> dict[str, Place]:
+    """Where the training of each anatomy stands in the command; the steps of those that are not finished are to come."""
+    todo = [anatomy for anatomy in anatomies if not (folder / anatomy / TEACHER).exists()]
+    batches = {anatomy: len(epoch_batches(store.rows("train", anatomy), recipe.teacher.batch, 0, 0)) for anatomy in todo}
+    steps = [recipe.teacher.epochs * batches.get(anatomy, 0) for anatomy in anatomies]
+    return {anatomy: Place(n, len(anatomies), sum(steps[n:])) for n, anatomy in enumerate(anatomies, 1)}
+
+
 def teacher_task(
-    store: SampleStore, anatomy: str, recipe: Recipe, accelerator: Accelerator, resident: str, compiled: bool = False
+    store: SampleStore,
+    anatomy: str,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    resident: str,
+    compiled: bool = False,
+    place: Place = ALONE,
 ) -> Task:
     """What `fit` trains: one anatomy's network on that anatomy's own training samples."""
     seed = seed_for(recipe.seed, "teacher", anatomy)
@@ -92,5 +108,6 @@ def teacher_task(
         losses=losses,
         accelerator=accelerator,
         compiled=compiled,
+        place=place,
         **initial,
     )

@@ -296,7 +296,7 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(organ_store, recipe, a
         return logits.sum() * float("nan")
 
     monkeypatch.setattr("mtkd_cache.training.teachers.exclusive_cross_entropy", broken)
-    with pytest.raises(MtkdError, match=r"loss is nan at step 0 of epoch 0, samples kidney/3\d/image0"):
+    with pytest.raises(MtkdError, match=r"loss is nan at step 1 of epoch 1, samples kidney/3\d/image0"):
         train_teachers(organ_store, tmp_path, recipe(), accelerator, ["kidney"])
 
 
