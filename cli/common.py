@@ -34,12 +34,23 @@ def _integers(name: str, pattern: str, example: str) -> Callable[[str], Numbers]
     return convert
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", text):
+        raise click.BadParameter(f"{text!r} is not a device; write it as cpu, cuda or cuda:1.")
+    return text
+
+
+DEVICE = FuncParamType(_device)
 SIZE = FuncParamType(_integers("size", "[1-9][0-9]{0,8}[xX][1-9][0-9]{0,8}", "640x512"))
 NUMBERS = FuncParamType(_integers("list", " *[0-9]{1,9} *(, *[0-9]{1,9} *)*", "3,21,26"))
 FOLDER = click.Path(path_type=Path)
 SPLIT = click.Choice(["train", "validation", "test"])
 DECODERS = "deeplabv3, deeplabv3plus, dpt, fpn, linknet, manet, pan, pspnet, segformer, unet, unetplusplus, upernet"  # smp's
-ARCHITECTURES = f"mininetv2, or DECODER-ENCODER as segformer-mit_b3, with a decoder ({DECODERS}) and any smp encoder"
+ARCHITECTURES = (
+    f"mininetv2; DECODER-ENCODER as segformer-mit_b3, with a decoder ({DECODERS}) and any smp encoder; "
+    "or package.module:factory, your own"
+)
+LAYOUTS = ("shared", "shared-start", "joint")
 
 store = click.option("--store", default="data/samples.zarr", help="Sample store: a folder or fsspec URL.")
 cache = click.option("--cache", default="data/logits.zarr", help="Logit cache: a folder or fsspec URL.")
@@ -50,8 +61,25 @@ overrides = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override the recipe (repeatable), e.g. student.epochs=30."
 )
 seed = click.option("--seed", type=int, help="Override the recipe's seed.")
-device = click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Compute device.  [default: the GPU if there is one]")
-precision = click.option("--precision", type=click.Choice(["no", "bf16", "fp16"]), default="no", help="Mixed precision.")
+device = click.option(
+    "--device", type=DEVICE, help="cpu, cuda, or cuda:N for one of several GPUs.  [default: the GPU if there is one]"
+)
+precision = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16", "no"]),
+    metavar="[fp32|bf16|fp16]",
+    default="fp32",
+    callback=lambda _, __, name: "no" if name == "fp32" else name,  # as Accelerate calls it, and version 0.1 did
+    help="fp32, or mixed precision.",
+)
+allow_overlap = click.option(
+    "--allow-overlap", is_flag=True, help="Go on where samples held out here were seen in training; the result records it."
+)
+init_from = click.option(
+    "--init-from",
+    type=click.Path(),
+    help="Override the recipe's weights: start from those of this run, or of the same anatomy in this teachers folder.",
+)
 resident = click.option(
     "--resident",
     type=click.Choice(["auto", "device", "host", "off"]),
@@ -130,8 +158,18 @@ def _is_first_process() -> bool:
 
 
 def recipe_of(options: Mapping[str, Any], values: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe that --recipe, --set and --seed name, with the values of a command's own options, by key."""
-    return load_recipe(options["recipe"], options["overrides"], {"seed": options.get("seed"), **(values or {})})
+    """The recipe that --recipe, --set and --seed name, with the values of a command's own options, by key.
+
+    Raises MtkdError where the recipe's file names code to be imported: only the command line does.
+    """
+    loaded = load_recipe(options["recipe"], options["overrides"], {"seed": options.get("seed"), **(values or {})})
+    named = " ".join(map(str, (*options["overrides"], *(values or {}).values())))
+    for arch in (loaded.teacher.arch, loaded.student.arch):
+        if ":" in arch and arch not in named:
+            raise MtkdError(
+                f"{arch} in {options['recipe']} is your own code, imported only where you name it: add --arch {arch}."
+            )
+    return loaded
 
 
 def accelerator_of(options: Mapping[str, Any]) -> "Accelerator":
@@ -160,6 +198,14 @@ def dice_table(dice: Mapping[str, float | None]) -> str:
 def file_size(count: float) -> str:
     """A number of bytes for people."""
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def say_overlap(content: Mapping[str, Any] | None) -> None:
+    """Tell which samples that are held out were seen in training, or that it is unknown; content: of an `Overlap` in JSON."""
+    from mtkd_cache.models.seen import Overlap
+
+    if content and (overlap := str(Overlap.from_json(content, "overlap"))) != "none":
+        say(f"held-out samples that were seen in training: {overlap}")
 
 
 def plural(count: int, noun: str) -> str:

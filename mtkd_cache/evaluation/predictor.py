@@ -26,7 +26,7 @@ class Predictor:
     Attributes:
         folder: where it was loaded from.
         device: where it computes.
-        layout: "shared" for a student, one network with a head for each anatomy, or "separate" for teachers, a network each.
+        layout: "separate" for teachers, a network each; of a student that of its network, see `create_network`.
         heads: {anatomy: (network, number of its head)}.
         records: of the trainings, where they are recorded.
         weights_sha256: of the student's weights, or {anatomy: of its teacher's}.
@@ -42,13 +42,20 @@ class Predictor:
     operating_points: Sequence[OperatingPoints] = ()
 
     @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str = "cpu", anatomies: Sequence[str] | None = None) -> "Predictor":
+    def load(
+        cls,
+        folder: Path | str,
+        device: torch.device | str = "cpu",
+        anatomies: Sequence[str] | None = None,
+        arch: str | None = None,
+    ) -> "Predictor":
         """The student in a run folder, or the teachers in a teachers folder, in eval mode.
 
         Args:
             folder: a run folder (weights.safetensors) or a teachers folder (ANATOMY/weights.safetensors).
             device: where to compute.
             anatomies: a student must know just these, in this order; of the teachers only these are loaded. None takes all.
+            arch: the architecture, which has to be named where it is your own, see `load_network`.
 
         Raises:
             MtkdError: the folder holds neither, a network is missing or damaged, or it knows other anatomies.
@@ -56,9 +63,9 @@ class Predictor:
         folder, device = Path(folder), torch.device(device)
         weights: str | dict[str, str]
         if (folder / WEIGHTS).exists() or (folder / RUN).exists():
-            network, known = load_heads(folder, anatomies)
+            network, known = load_heads(folder, anatomies, arch)
             heads = {anatomy: (network.to(device), head) for head, anatomy in enumerate(known)}
-            layout, weights = "shared", file_sha256(folder / WEIGHTS)
+            layout, weights = network.layout, file_sha256(folder / WEIGHTS)
             points = [read_operating_points(folder, weights)]
         else:
             trained = [path.parent.name for path in sorted(folder.glob(f"*/{WEIGHTS}"))]
@@ -135,7 +142,7 @@ class Predictor:
         chosen = [self.heads[anatomy] for anatomy in anatomies or self.heads]
         images = images.to(self.device)
         with torch.inference_mode():
-            if self.layout == "shared":
+            if self.layout != "separate":
                 logits: Tensor = chosen[0][0](images, [head for _, head in chosen])
                 return logits
             return torch.cat([network(images) for network, _ in chosen], dim=1)
@@ -167,7 +174,7 @@ class Predictor:
     def description(self) -> dict[str, Any]:
         """What an evaluation records of the networks."""
         content = self.records[0].to_json() if self.records else {}
-        if self.layout == "shared":
+        if self.layout != "separate":
             own = {"kind": "student", **{key: content.get(key) for key in ("seed", "kd", "cache_fingerprint")}}
         else:
             own = {"kind": "teachers", "seed": content.get("seed"), "kd": False}

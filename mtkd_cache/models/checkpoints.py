@@ -5,6 +5,7 @@ The file's one metadata entry, "about", is a JSON object: what the file is, and 
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.network import Network, create_network
+from mtkd_cache.models.own import is_own
 from mtkd_cache.models.records import RUN, TEACHER, differing_settings, read_json
 from mtkd_cache.runtime.accelerator import precision_name
 from mtkd_cache.storage.checked_json import digest
@@ -25,6 +27,7 @@ from mtkd_cache.storage.folder import write_durably
 WEIGHTS = "weights.safetensors"
 STATE = "state.safetensors"
 CHECKSUM = "crc32c"
+LOG = logging.getLogger(__name__)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -71,8 +74,10 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> int:
 
 
 def save_network(path: Path, network: Network, anatomies: Sequence[str]) -> None:
-    """Write a network's weights with its architecture and the anatomies of its heads, in order."""
-    write_tensors(path, network.state_dict(), {"arch": network.arch, "anatomies": list(anatomies)})
+    """Write a network's weights with its architecture, its layout, the anatomies of its heads in order, and its source."""
+    told = {} if network.layout == "shared" else {"layout": network.layout}  # the only one in earlier versions
+    told |= {"source_sha256": network.source_sha256} if network.source_sha256 else {}
+    write_tensors(path, network.state_dict(), {"arch": network.arch, "anatomies": list(anatomies), **told})
 
 
 def load_network(folder: Path | str, *, anatomies: Sequence[str] | None = None, arch: str | None = None) -> Network:
@@ -81,7 +86,8 @@ def load_network(folder: Path | str, *, anatomies: Sequence[str] | None = None, 
     Args:
         folder: holds `weights.safetensors`.
         anatomies: those that its heads must be of, in order.
-        arch: the architecture that it must have.
+        arch: the architecture that it must have. The code of a network of your own is imported only where you name it here, and
+            a warning is logged where it is not the code that was trained.
 
     Returns:
         the network, as `create_network` makes it.
@@ -112,7 +118,15 @@ def load_heads(
         raise MtkdError(f"{path} is a {metadata['arch']}, not a {arch}. Name the matching --arch or another folder.")
     if anatomies is not None and metadata["anatomies"] != list(anatomies):
         raise MtkdError(f"{path} knows the anatomies {', '.join(metadata['anatomies'])}; here they are {', '.join(anatomies)}.")
-    network = create_network(metadata["arch"], len(metadata["anatomies"]))
+    if is_own(metadata["arch"]) and arch is None:
+        raise MtkdError(
+            f"{path} is a network of your own, {metadata['arch']}, whose code is imported only where you name it. "
+            f"Add --arch {metadata['arch']} (in Python arch={metadata['arch']!r})."
+        )
+    network = create_network(metadata["arch"], len(metadata["anatomies"]), metadata.get("layout"))
+    if network.source_sha256 != (trained := metadata.get("source_sha256")):
+        code = f"SHA-256 {str(network.source_sha256)[:12]}, trained {str(trained)[:12]}"
+        LOG.warning(f"{path}: the file of {network.arch} is not the one that was trained ({code}). Its logits may be others.")
     load_weights(network, tensors, path)
     return network.eval(), tuple(metadata["anatomies"])
 
@@ -143,12 +157,16 @@ def load_trained(network: Network, folder: Path, anatomies: Sequence[str]) -> No
     """
     path = folder / WEIGHTS
     tensors, about = read_weights(folder)
-    if about["arch"] != network.arch:
-        raise MtkdError(f"{path} is a {about['arch']}, not a {network.arch}. Name the matching --arch or another folder.")
+    if (about["arch"], about.get("layout", "shared")) != (network.arch, network.layout):
+        name = f"{about['arch']} ({about.get('layout', 'shared')})"
+        raise MtkdError(f"{path} is a {name}, not a {network.arch} ({network.layout}). Name another folder.")
     if missing := [anatomy for anatomy in anatomies if anatomy not in about["anatomies"]]:
         known = ", ".join(about["anatomies"])
         raise MtkdError(f"{path} knows the anatomies {known}, but not {', '.join(missing)}. Name a network that does.")
     if about["anatomies"] != list(anatomies):
+        if network.layout == "joint":
+            known = ", ".join(about["anatomies"])
+            raise MtkdError(f"{path} has one decoder for just {known}. Start from a network with a decoder an anatomy.")
         decoders = {f"decoders.{new}.": f"decoders.{about['anatomies'].index(name)}." for new, name in enumerate(anatomies)}
         pairs = [(key, *prefixes) for key in tensors for prefixes in decoders.items()]
         heads = {new + key.removeprefix(old): tensors[key] for key, new, old in pairs if key.startswith(old)}

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mtkd_cache.models.parts import IMAGENET, Parts, channels_of
 
-LAYOUTS = ("shared", "joint")
-UNITS = 4  # of a decoder
+LAYOUTS = ("shared", "shared-start", "joint")
+UNITS, SHARED_UNITS = 4, 2  # of a decoder; of those, what the layout "shared-start" shares
 DILATIONS = (1, 2, 1, 4, 1, 8, 1, 16, 1, 1, 1, 2, 1, 4, 1, 8)
 
 
@@ -137,4 +137,9 @@ class End(nn.Module):
 
 def parts(layout: str, heads: int) -> Parts:
     """The network's parts in one of `LAYOUTS`."""
-    return Parts(Encoder(), [Decoder(channels) for channels in channels_of(layout, heads)], IMAGENET, stride=2, multiple=8)
+    encoder = Encoder()
+    if layout == "shared-start":
+        neck = Start(SHARED_UNITS)
+        ends = [End(UNITS - SHARED_UNITS) for _ in range(heads)]
+        return Parts(encoder, ends, IMAGENET, stride=2, multiple=8, neck=neck)
+    return Parts(encoder, [Decoder(channels) for channels in channels_of(layout, heads)], IMAGENET, stride=2, multiple=8)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models import mininetv2
 from mtkd_cache.models.decoders import DECODERS, smp_parts
+from mtkd_cache.models.own import is_own, own_parts
 from mtkd_cache.models.parts import Parts
 
 PAPER_ARCHITECTURES = (
@@ -39,6 +40,7 @@ class Network(nn.Module):
     stride: pixels of the image for each native logit, along each axis (SegFormer 4, DeepLabV3 8, MiniNetV2 2)
     multiple: `native` takes images whose height and width are multiples of it
     mean, std: (1, 3, 1, 1), subtracted from and dividing the images
+    source_sha256: of the file with the factory, where the network is the user's own
     """
 
     mean: Tensor
@@ -48,7 +50,7 @@ class Network(nn.Module):
         super().__init__()
         self.arch, self.layout, self.heads = arch, layout, heads
         self.encoder, self.neck, self.decoders = parts.encoder, parts.neck, nn.ModuleList(parts.decoders)
-        self.stride, self.multiple = parts.stride, parts.multiple
+        self.stride, self.multiple, self.source_sha256 = parts.stride, parts.multiple, parts.source_sha256
         for name, values in zip(("mean", "std"), parts.statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
@@ -116,39 +118,50 @@ def _check(images: Tensor) -> None:
         )
 
 
-def create_network(arch: str, heads: int, layout: str = "shared") -> Network:
+def create_network(arch: str, heads: int, layout: str | None = None) -> Network:
     """Create a network with random weights, drawn from torch's global generator.
 
     Args:
         arch: "mininetv2", or one of smp's decoders ("deeplabv3", "segformer", "unet", ...), a hyphen and the name of any smp
             encoder, as "segformer-mit_b3"; "tu-NAME" is timm's encoder NAME. SegFormer's decoder has 768 channels on mit_b2 to
-            mit_b5 and 256 otherwise, which are the paper's parameter counts.
+            mit_b5 and 256 otherwise, which are the paper's parameter counts. Or the user's own, "package.module:factory":
+            the factory gets the number of anatomies and returns a module that maps images (B, 3, H, W) to logits
+            (B, heads, h, w) of any h and w; its attributes `normalization` (mean, std) and `multiple`, of the images' sides,
+            are respected. That module is imported.
         heads: number of anatomies.
-        layout: what the anatomies share. "shared": the encoder, each has a decoder (the paper's student); "joint": the decoder
-            too, whose last layer has a channel for each.
+        layout: what the anatomies share. "shared" (the default): the encoder, each has a decoder (the paper's student);
+            "shared-start" (MiniNetV2): the start of the decoder too; "joint" (of the user's own the only one): all but the
+            channels of the last layer.
 
     Returns:
         a module that maps images float (B, 3, H, W) in [0, 1] to logits (B, heads, H, W); its method `native` returns them
         before the upsampling, (B, heads, H/stride, W/stride).
 
     Raises:
-        MtkdError: the decoder or encoder is unknown, they do not fit each other, there is no such layout, or heads < 1.
+        MtkdError: the decoder or encoder is unknown, they do not fit each other, there is no such layout or factory, or
+            heads < 1.
 
     Reference: Maack et al. 2024, section 3.2; Alonso et al. 2020 for MiniNetV2.
     """
     if heads < 1:
         raise MtkdError(f"a network needs at least one head, not {heads}. Give the number of anatomies.")
-    if layout not in layouts_of(arch):
-        raise MtkdError(f"{arch} has no layout {layout!r}. Give one of {', '.join(layouts_of(arch))}.")
+    layouts = layouts_of(arch)
+    if layout not in (None, *layouts):
+        raise MtkdError(f"{arch} has no layout {layout!r}. Give {' or '.join(layouts)}.")
+    layout = layout or layouts[0]
     return Network(arch, layout, heads, _parts(arch, layout, heads))
 
 
 def layouts_of(arch: str) -> tuple[str, ...]:
-    """The layouts that an architecture has."""
+    """The layouts that an architecture has, its default first."""
+    if is_own(arch):
+        return ("joint",)
     return mininetv2.LAYOUTS if arch == "mininetv2" else LAYOUTS
 
 
 def _parts(arch: str, layout: str, heads: int) -> Parts:
+    if is_own(arch):
+        return own_parts(arch, heads)
     if arch in WHOLE_NETWORKS:
         return WHOLE_NETWORKS[arch](layout, heads)
     decoder_name, _, encoder_name = arch.partition("-")
@@ -156,5 +169,5 @@ def _parts(arch: str, layout: str, heads: int) -> Parts:
         return smp_parts(decoder_name, encoder_name, layout, heads)
     raise MtkdError(
         f"unknown architecture {arch!r}. The paper's are {', '.join(PAPER_ARCHITECTURES)}; any other is "
-        f"DECODER-ENCODER, with a decoder ({', '.join(DECODERS)}) and the name of an smp encoder."
+        f"DECODER-ENCODER, with a decoder ({', '.join(DECODERS)}) and the name of an smp encoder, or package.module:factory."
     )

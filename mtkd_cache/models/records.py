@@ -57,13 +57,17 @@ class Training(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Training):
-    """A student's run. kd: whether it was distilled, and then from teachers {anatomy: {arch, weights_sha256}}."""
+    """A student's run. kd: whether it was distilled, and then from teachers {anatomy: {arch, weights_sha256}}.
+
+    source_sha256: of the file of a network of the user's own.
+    """
 
     layout: str
     kd: bool
     dataset: str | None = None
     cache_fingerprint: str | None
     teachers: dict[str, dict[str, Any]] | None = None
+    source_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +163,16 @@ class MultilabelEvaluation(Evaluation):
 def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """What differs between the settings of two trainings, for people: "student.lr 0.001 (now 0.01)"; empty for nothing."""
     told = ", ".join(difference.removeprefix("recipe.") for difference in differences(old, new))
-    return told.replace("store_fingerprint", "sample store or split").replace("cache_fingerprint", "logit cache")
+    return (
+        told.replace("store_fingerprint", "sample store or split")
+        .replace("cache_fingerprint", "logit cache")
+        .replace("source_sha256", "source code")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoEvaluation(Evaluation):
-    """See `mtkd_cache.evaluation.video`. split: the clip's name; mvc: video consistency by the number of frames; smooth: in frames."""
+    """See `mtkd_cache.evaluation.video`. split: the clip's name. mvc: video consistency by number of frames. smooth: in frames."""
 
     FILE: ClassVar[str] = "video-{}.json"
     mvc: dict[str, float | None]

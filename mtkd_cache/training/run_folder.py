@@ -122,7 +122,7 @@ def _train(
         "weights_sha256": file_sha256(path.parent / WEIGHTS),
     }
     record = kind.from_json(content, path)
-    network, anatomies = load_heads(path.parent)  # of the best epoch
+    network, anatomies = load_heads(path.parent, arch=task.network.arch)  # of the best epoch
     network = network.to(accelerator.device)
     heads = {anatomy: (network, head) for head, anatomy in enumerate(anatomies)}
     write_operating_points(path.parent, heads, content["weights_sha256"], task.store, accelerator, task.validation)
@@ -133,13 +133,15 @@ def _train(
     return record
 
 
-def start_network(stage: Stage, store: SampleStore, anatomies: Sequence[str], seed: int) -> tuple[Network, dict[str, Any]]:
+def start_network(
+    stage: Stage, store: SampleStore, anatomies: Sequence[str], seed: int, layout: str | None = None
+) -> tuple[Network, dict[str, Any]]:
     """A new network of these anatomies, its random weights drawn from the seed, and the initial ones of the recipe loaded.
 
     Returns also what the `Task` has to know of a network of this project that it starts from: initial_weights and inherited.
     """
     torch.manual_seed(seed)
-    network = create_network(stage.arch, len(anatomies))
+    network = create_network(stage.arch, len(anatomies), layout)
     folder = trained_folder(stage.weights, anatomies)
     if folder is None:
         load_pretrained(network, paper_source(stage.arch) if stage.weights == "paper" else stage.weights)

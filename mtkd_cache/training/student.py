@@ -1,4 +1,4 @@
-"""Stage 2: a shared encoder with one decoder an anatomy, trained on the masks and on the cached logits.
+"""Stage 2: one network for all anatomies, trained on the masks and on the cached logits.
 
 No teacher is run.
 """
@@ -17,6 +17,8 @@ from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.augment import apply_views
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.losses import TERMS, cross_entropy_by_head, distillation_objective, exclusive_cross_entropy
+from mtkd_cache.models.network import layouts_of
+from mtkd_cache.models.own import is_own, source_sha256
 from mtkd_cache.models.records import RUN, RunRecord
 from mtkd_cache.models.seen import NOTHING, UNKNOWN
 from mtkd_cache.recipe import Recipe, seed_for
@@ -35,11 +37,12 @@ def train_student(
     resident: str = "auto",
     compiled: bool = False,
     allow_overlap: bool = False,
+    layout: str | None = None,
 ) -> RunRecord:
     """Train a student into the folder `run` and return its record; without a cache it is the paper's baseline, all else equal.
 
     resident: see `mtkd_cache.cache.loader.preload`; compiled: see `mtkd_cache.training.loop.Task`;
-    allow_overlap: see `train_or_resume`.
+    allow_overlap: see `train_or_resume`; layout: see `mtkd_cache.models.network.create_network`.
     Raises MtkdError where the cache does not belong to the store, and where the folder holds a run with other settings.
     """
     sections = ["student", "augmentation"]
@@ -53,7 +56,7 @@ def train_student(
     run_config = {
         "kind": "student",
         "arch": recipe.student.arch,
-        "layout": "shared",
+        "layout": layout or layouts_of(recipe.student.arch)[0],
         "kd": cache is not None,
         "anatomies": list(store.anatomies),
         "size": list(store.size),
@@ -63,17 +66,25 @@ def train_student(
         "store_fingerprint": store.fingerprint,
         "cache_fingerprint": cache.fingerprint if cache else None,
     }
-    make_task = partial(student_task, store, recipe, accelerator, signal, resident, compiled)
+    if is_own(recipe.student.arch):
+        run_config["source_sha256"] = source_sha256(recipe.student.arch)
+    make_task = partial(student_task, store, recipe, accelerator, signal, resident, compiled, layout)
     details = {"teachers": cache.manifest.teachers} if cache else {}
     return train_or_resume(RunRecord, run / RUN, run_config, make_task, accelerator, store, details, allow_overlap)
 
 
 def student_task(
-    store: SampleStore, recipe: Recipe, accelerator: Accelerator, signal: TeacherSignal, resident: str, compiled: bool = False
+    store: SampleStore,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    signal: TeacherSignal,
+    resident: str,
+    compiled: bool = False,
+    layout: str | None = None,
 ) -> Task:
     """What `fit` trains: the student on the store's training samples, distilled where the signal has teachers' logits."""
     seed, rows = seed_for(recipe.seed, "student"), store.rows("train")
-    network, initial = start_network(recipe.student, store, store.anatomies, seed)
+    network, initial = start_network(recipe.student, store, store.anatomies, seed, layout)
     inherited = initial.pop("inherited", NOTHING) | ((signal.cache.manifest.seen or UNKNOWN) if signal.cache else NOTHING)
     return Task(
         label=f"student {'without' if isinstance(signal, NoTeachers) else 'with'} KD",
