@@ -22,6 +22,7 @@ from .common import file_size, plural, reports, say
 @click.option("--batch", type=click.IntRange(1), default=8, help="Images per forward pass.")
 @common.compute
 @common.compiled
+@common.allow_overlap
 @reports
 def command(store: str, teachers: Path, cache: str, **options: Any) -> dict[str, Any]:
     """Run the teachers once over the samples and cache their logits. Resumes after an interruption."""
@@ -30,7 +31,7 @@ def command(store: str, teachers: Path, cache: str, **options: Any) -> dict[str,
     samples = mc.SampleStore.open(store)
     loaded = mc.Teachers.load(teachers, samples)
     spec = mc.CacheSpec.of(samples, loaded.stride, recipe, accelerator.mixed_precision)
-    settings = {key: options[key] for key in ("splits", "batch", "compiled")}
+    settings = {key: options[key] for key in ("splits", "batch", "compiled", "allow_overlap")}
     temperature = recipe.distillation.temperature
     result = mc.build_cache(samples, loaded, spec, cache, accelerator, temperature=temperature, **settings)
     say(
@@ -38,4 +39,5 @@ def command(store: str, teachers: Path, cache: str, **options: Any) -> dict[str,
         f"{file_size(result['bytes'])}; largest error {result['max_abs_error']:.4g} of {result['step'] / 2:g} allowed, "
         f"mean KL {result['mean_kl_nats']:.2g} nats"
     )
+    common.say_overlap(result["overlap"])
     return result

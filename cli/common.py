@@ -86,6 +86,9 @@ resident = click.option(
     default="auto",
     help="Keep samples in device or host memory, or stream them from disk (off); auto uses memory if they fit.",
 )
+own_arch = click.option(
+    "--arch", metavar="MODULE:FACTORY", help="The network's own code, where it is yours: imported only where you name it."
+)
 compiled = click.option("--compile", "compiled", is_flag=True, help="Use torch.compile: a slow first step, then often faster.")
 log_with = click.option("--log-with", metavar="NAME", help="Log epochs to this tracker of Accelerate, e.g. tensorboard.")
 

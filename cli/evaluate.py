@@ -20,18 +20,22 @@ if TYPE_CHECKING:
 @common.store
 @click.option("--split", type=common.SPLIT, default="test", help="Split to evaluate on.")
 @click.option("--multilabel", type=common.FOLDER, metavar="DATASET", help="Evaluate on this dataset's multilabel subset instead.")
+@click.option("--video", type=common.FOLDER, metavar="CLIP", help="Evaluate on the frames of this clip folder instead.")
+@click.option("--smooth", type=click.FloatRange(0), default=0, metavar="FRAMES", help="With --video: as mtkd-cache predict.")
 @click.option(
     "--surface",
     type=click.FloatRange(0),
     metavar="PIXELS",
     help="Add normalized surface Dice at this tolerance and the 95 % Hausdorff distance to the CSV files (extra 'surface').",
 )
+@common.allow_overlap
+@common.own_arch
 @common.compute
 @common.reports
 def command(run: Path | None, teachers: Path | None, store: str, split: str, **options: Any) -> dict[str, Any]:
     """Compute Dice per anatomy, each on its own subset, and write it beside the weights.
 
-    The file is evaluation-SPLIT.json, with --multilabel multilabel-SPLIT.json.
+    The file is evaluation-SPLIT.json, with --multilabel multilabel-SPLIT.json, with --video video-CLIP.json.
     Beside evaluation-SPLIT.json stand the figures of each picture (evaluation-SPLIT.csv), their means by anatomy and patient
     with 95 % intervals (evaluation-SPLIT-summary.csv), and a page of the pictures with the lowest Dice (worst-SPLIT.html).
     """
@@ -41,16 +45,21 @@ def command(run: Path | None, teachers: Path | None, store: str, split: str, **o
     folder = run or teachers
     if folder is None or (run and teachers):
         raise click.UsageError("Name either --run or --teachers.")
-    accelerator, opened = common.accelerator_of(options), mc.SampleStore.open(store)
-    predictor = mc.Predictor.load(folder, accelerator.device, opened.anatomies)
+    accelerator = common.accelerator_of(options)
+    if (clip := options["video"]) is not None:
+        return _on_video(mc.Predictor.load(folder, accelerator.device, arch=options["arch"]), clip, options["smooth"])
+    opened = mc.SampleStore.open(store)
+    predictor = mc.Predictor.load(folder, accelerator.device, opened.anatomies, options["arch"])
     if (multilabel := options["multilabel"]) is None:
-        evaluation = evaluate(predictor, opened, split, accelerator, tolerance=options["surface"])
+        evaluation = evaluate(predictor, opened, split, accelerator, options["surface"], options["allow_overlap"])
     else:
-        evaluation = several = evaluate_multilabel(predictor, multilabel, opened, split, accelerator)
+        evaluation = several = evaluate_multilabel(predictor, multilabel, opened, split, accelerator, options["allow_overlap"])
         common.say(f"{100 * several.claimed_twice:.1f} % of the pixels are predicted by two heads or more")
     intervals = ", with 95 % intervals over patients" if evaluation.intervals else ""
     common.say(f"Dice on {split} (%){intervals}\n{_dice_table(evaluation)}")
-    return evaluation.to_json()
+    result = evaluation.to_json()
+    common.say_overlap(result.get("overlap"))
+    return result
 
 
 def _dice_table(evaluation: "Evaluation") -> str:
@@ -73,3 +82,13 @@ def _with_interval(value: float | None, interval: Sequence[float] | None) -> str
     if value is None:
         return "-"
     return f"{100 * value:.1f}" + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")
+
+
+def _on_video(predictor: mc.Predictor, clip: Path, smooth: float) -> dict[str, Any]:
+    from mtkd_cache.evaluation.video import evaluate_video
+
+    evaluation = evaluate_video(predictor, clip, smooth)
+    dice = {**(evaluation.dice_at_operating_point or {}), "mean": evaluation.mean_dice_at_operating_point}
+    common.say(f"Dice on {clip} (%)\n" + common.dice_table(dice))
+    common.say("video consistency (%)\n" + common.dice_table({f"over {n} frames": value for n, value in evaluation.mvc.items()}))
+    return evaluation.to_json()

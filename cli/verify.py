@@ -10,7 +10,8 @@ import mtkd_cache as mc
 from . import common
 from .common import FOLDER, file_size, plural, reports, say
 
-VERDICTS = {"unfinished": "incomplete", "samples": "not current", "teacher": "not current", "other store": "not current"}
+NOT_CURRENT = dict.fromkeys(("samples", "teacher", "other store"), "not current")
+VERDICTS = {"unfinished": "incomplete", "overlap": "leaking", **NOT_CURRENT}
 
 
 @click.command("verify")
@@ -22,6 +23,7 @@ VERDICTS = {"unfinished": "incomplete", "samples": "not current", "teacher": "no
 @click.option("--repair", is_flag=True, help="Rebuild damaged and outdated shards, and only those.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Random seed of --live.")
 @common.device
+@common.allow_overlap
 @reports
 def command(cache: str, store: str | None, teachers: Path | None, **options: Any) -> dict[str, Any]:
     """Check every file of a cache by its checksum, and with --store and --teachers whether the cache is current.
@@ -36,6 +38,7 @@ def command(cache: str, store: str | None, teachers: Path | None, **options: Any
         say(f"repaired {plural(len(result['repaired']), 'problem')}, recomputed {plural(result['maps_computed'], 'map')}")
     if live := result["live"]:
         say(f"re-ran the teachers on {plural(live['samples'], 'sample')}: largest difference {live['max_difference']:.4g}")
+    common.say_overlap(result["overlap"])
     say(f"checked {result['files']} files, {file_size(result['bytes'])}, in {result['seconds']:.1f} s")
     return result
 

@@ -18,12 +18,15 @@ from mtkd_cache.cache.build import check_teachers, hashes_of, update
 from mtkd_cache.cache.builder import Builder
 from mtkd_cache.cache.integrity import METADATA, IntegrityReport, check_integrity
 from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, fingerprint
+from mtkd_cache.cache.overlap import find_overlap, seen_by
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.data.sample_store import PREPROCESSING, SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256
+from mtkd_cache.models.records import read_teacher
+from mtkd_cache.models.seen import UNKNOWN, Overlap
 from mtkd_cache.runtime.accelerator import make_accelerator
 from mtkd_cache.storage.checked_json import GROUP, MANIFEST, dump_checked_json, mark_incomplete
 from mtkd_cache.storage.columns import read_hashes
@@ -32,7 +35,7 @@ from mtkd_cache.storage.lock import locked
 
 ROUNDING = {"no": 1e-5, "fp16": 4e-3, "bf16": 3e-2}  # of the largest logit: what another batch size may change
 TF32 = 4e-3  # the same on a GPU, whose convolutions round to TF32 by default
-OTHER_STORE = "other store"  # the kind of problem that cannot be repaired
+OTHER_STORE, OVERLAP = "other store", "overlap"  # the kinds of problems that cannot be repaired
 
 
 def verify_cache(
@@ -45,6 +48,7 @@ def verify_cache(
     repair: bool = False,
     seed: int = 0,
     device: str | None = None,
+    allow_overlap: bool = False,
 ) -> dict[str, Any]:
     """Check every byte of a logit cache, and whatever else can be checked with what is given.
 
@@ -56,11 +60,13 @@ def verify_cache(
         live: re-run the teachers on this many random samples and compare; needs store and teachers.
         repair: rebuild what is damaged or not current, and nothing else; needs store and teachers.
         seed: draws the samples of live.
-        device: where the teachers run, "cpu" or "cuda"; None for what is available.
+        device: where the teachers run, see `make_accelerator`; None for what is available.
+        allow_overlap: that the teachers have seen validation or test samples of the store is no problem.
 
     Returns:
         ok; problems, a list of {kind, where, what_to_do}; repaired, those that are no more; maps_computed by the repair;
-        cache, finished, fingerprint, files, bytes, seconds; live, None or {samples, maps, max_difference, seed}.
+        cache, finished, fingerprint, files, bytes, seconds; live, None or {samples, maps, max_difference, seed}; overlap, None
+        without store or {seen, of, patients, complete}.
 
     Raises:
         MtkdError: there is no cache, or what was in it is lost, so that it cannot be repaired.
@@ -81,6 +87,9 @@ def verify_cache(
             report = _check(folder, store, teachers, splits)
     if live and sources and report.manifest and not report.broken:
         spot_check = _spot_check(LogitCache.open(url), sources, live, seed, report)
+    overlap = _overlap(report, store, teachers) if store is not None else None
+    if overlap and overlap.found and not allow_overlap:
+        report.add(OVERLAP, f"the teachers saw {overlap}", "Train teachers on this store, or allow it with --allow-overlap.")
     return {
         "ok": not report.problems,
         "problems": report.problems,
@@ -92,6 +101,7 @@ def verify_cache(
         "bytes": report.bytes,
         "maps_computed": computed,
         "live": spot_check,
+        "overlap": overlap and overlap.to_json(),
         "seconds": time.perf_counter() - started,
     }
 
@@ -150,6 +160,16 @@ def _compare_teachers(report: IntegrityReport, teachers: Teachers | Path) -> Non
         elif {source.teachers[anatomy]["weights_sha256"] for source in sources} != {sha256}:
             text = "It was trained since. Run mtkd-cache build, which computes this teacher's maps again and no others."
             report.add("teacher", where, text)
+
+
+def _overlap(report: IntegrityReport, store: SampleStore, teachers: Teachers | Path | None) -> Overlap:
+    """The store's validation and test samples that the teachers have seen, by the cache's manifest or else by their records."""
+    seen = report.manifest and report.manifest.seen
+    if seen is None and isinstance(teachers, Path):
+        seen = seen_by([read_teacher(teachers / anatomy) for anatomy in store.anatomies], store.size)
+    elif seen is None and isinstance(teachers, Teachers):
+        seen = teachers.seen
+    return find_overlap(seen or UNKNOWN, store)
 
 
 def _repair(folder: Folder, report: IntegrityReport, sources: _Sources, splits: Sequence[str]) -> int:

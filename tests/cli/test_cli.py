@@ -157,17 +157,18 @@ def test_verify_prints_its_verdict_first(organ_cache, organ_store, organ_teacher
     both = ("--store", organ_store.url, "--teachers", organ_teachers)
     cache = copy_of(organ_cache.url)
     assert call("verify", "--cache", cache).stderr.startswith(f"{cache}: whole (name --store and --teachers to check")
-    first, second, last = call("verify", "--cache", cache, *both, "--live", 2).stderr.splitlines()
+    first, second, third, last = call("verify", "--cache", cache, *both, "--live", 2).stderr.splitlines()
+    assert third == "held-out samples that were seen in training: unknown"
     assert first == f"{cache}: whole and current"
     assert second.startswith("re-ran the teachers on 2 samples: largest difference 0.")
     assert last.startswith("checked ") and " kB, in " in last
     other = copy_of(organ_teachers)
     untrained_teacher(other, "kidney", seed=7)
     (cache / "zarr.json").write_text("{}")
-    first, *problems, _ = call("verify", "--cache", cache, *both[:2], "--teachers", other, status=1).stderr.splitlines()
+    first, *problems, _, _ = call("verify", "--cache", cache, *both[:2], "--teachers", other, status=1).stderr.splitlines()
     assert first == f"{cache}: damaged and not current: 2 problems"
     assert [problem.split(":")[0] for problem in problems] == ["  truncated", "  teacher"]
-    first, second, _ = call("verify", "--cache", cache, *both, "--repair").stderr.splitlines()
+    first, second, *_ = call("verify", "--cache", cache, *both, "--repair").stderr.splitlines()
     assert (first, second) == (f"{cache}: whole and current", "repaired 1 problem, recomputed 0 maps")
 
 
