@@ -45,7 +45,7 @@ def find_scenes(dataset: Path, patients: set[str]) -> dict[Path, dict[str, Path]
     root = dataset / MULTILABEL
     if not root.is_dir():
         raise MtkdError(f"{dataset} has no folder {MULTILABEL}. Name the dataset's folder, which holds it beside the anatomies'.")
-    scenes = {}
+    scenes: dict[Path, dict[str, Path]] = {}
     for folder in sorted(path for path in root.iterdir() if patient_of(path.name) in patients):
         scenes |= scenes_in(folder)
     if not scenes:

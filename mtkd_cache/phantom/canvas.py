@@ -97,8 +97,20 @@ class Canvas:
         albedo += ((color[:, *box] if color.shape[1:] == self.label.shape else color) - albedo) * share
         self.label[box] = np.where(inside > 0, np.int8(label), self.label[box])
 
-    def photograph(self, rng: np.random.Generator, view: View, style: Style) -> Array:
-        """The lit image, uint8 (H, W, 3). Sets `label` to BACKGROUND outside a round field of view, where there is one."""
+    def part(self, box: tuple[slice, slice]) -> "Canvas":
+        """A copy of a rectangle of it: rows and columns."""
+        cut = Canvas((0, 0))
+        for name, layer in vars(self).items():
+            setattr(cut, name, layer[..., *box].copy())
+        return cut
+
+    def photograph(
+        self, rng: np.random.Generator, view: View, style: Style, grain_rng: np.random.Generator | None = None
+    ) -> Array:
+        """The lit image, uint8 (H, W, 3). Sets `label` to BACKGROUND outside a round field of view, where there is one.
+
+        grain_rng: where the grain is drawn from instead of `rng`.
+        """
         relief = _blur(self.relief, 0.004)
         diffuse, highlight = _shade(relief, view, style, rng.uniform(-0.08, 0.08, 2))
         glint = np.clip(0.8 + 0.5 * noise(rng, view.shape, 45), 0, 2)
@@ -114,7 +126,7 @@ class Canvas:
             radius = np.sqrt(view.u * view.u + view.v * view.v)
             image *= np.clip((np.float32(style.circle) - radius) * 60 + 1, 0, 1)
             self.label[radius > style.circle] = BACKGROUND
-        grain = rng.standard_normal(image.shape, np.float32) * np.float32(style.grain)
+        grain = (grain_rng or rng).standard_normal(image.shape, np.float32) * np.float32(style.grain)
         image = 255 * np.sqrt(np.clip(image, 0, 1)) + grain + np.float32(0.5)
         return np.ascontiguousarray(np.clip(image, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 

@@ -157,19 +157,19 @@ def _draw_folder(
     visible = []
     for index, (image, masks) in enumerate(scenes):
         name, mask = f"image{index:02d}.png", f"mask{index:02d}"
-        _save(image, target / name)
-        _save(masks[anatomy], target / f"{mask}.png")
+        save(image, target / name)
+        save(masks[anatomy], target / f"{mask}.png")
         visible.append([name, *(int(masks[other].any()) for other in ANATOMIES)])
         if anatomy == "stomach":
-            _save(image, multilabel / name)
+            save(image, multilabel / name)
             for other in MULTILABEL_ANATOMIES:
-                _save(masks[other], multilabel / f"{mask}_{other}.png")
+                save(masks[other], multilabel / f"{mask}_{other}.png")
         for shift, rater in enumerate(raters, start=-1):
-            _save(np.roll(masks[anatomy], shift, axis=1), target / rater / f"{mask}.png")
+            save(np.roll(masks[anatomy], shift, axis=1), target / rater / f"{mask}.png")
     with (target / WEAK_LABELS).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([["image", *ANATOMIES], *visible])
 
 
-def _save(pixels: np.ndarray, path: Path) -> None:
+def save(pixels: np.ndarray, path: Path) -> None:
     """Write an RGB image, or a mask as 0 and 255."""
     Image.fromarray(pixels * np.uint8(255) if pixels.dtype == bool else pixels).save(path, compress_level=1)

@@ -35,7 +35,7 @@ def render(seed: int, surgery: int, anatomy: str, index: int, size: tuple[int, i
     style = Style(rng_for(seed, surgery), len(ANATOMIES) + 1)  # one for all images of a surgery; the last tint is the bladder's
     number = ANATOMIES.index(anatomy)
     for attempt in range(ATTEMPTS):
-        scene = _compose(rng_for(seed, surgery, number, index, attempt), style, anatomy, size)
+        scene = compose(rng_for(seed, surgery, number, index, attempt), style, anatomy, size)
         image = scene.canvas.photograph(scene.rng, scene.view, style)
         label = scene.canvas.label
         if np.count_nonzero(label == number) >= VISIBLE_SHARE * label.size:
@@ -43,7 +43,8 @@ def render(seed: int, surgery: int, anatomy: str, index: int, size: tuple[int, i
     return image, {name: label == i for i, name in enumerate(ANATOMIES)}
 
 
-def _compose(rng: np.random.Generator, style: Style, focus: str, size: tuple[int, int]) -> Scene:
+def compose(rng: np.random.Generator, style: Style, focus: str, size: tuple[int, int]) -> Scene:
+    """A painted scene of size = (width, height) pixels in which the anatomy `focus` lies."""
     view = make_view(rng, size)
     scene = Scene(rng, view, Canvas(view.shape), style, focus)
     region = rng.choice(list(REGIONS), p=REGION_SHARES[focus])
