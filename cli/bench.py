@@ -72,6 +72,13 @@ def cache(teacher: str, **options: Any) -> dict[str, Any]:
 
 @measures(
     click.option("--arch", "archs", multiple=True, help="Only this architecture (repeatable).  [default: the paper's]"),
+    click.option(
+        "--layout",
+        "layouts",
+        multiple=True,
+        type=click.Choice(["separate", *common.LAYOUTS]),
+        help="Only this layout (repeatable).  [default: separate and shared; of your own network joint]",
+    ),
     click.option("--size", type=common.SIZE, default="1280x720", help="Image size, width x height."),
     click.option("--heads", type=click.IntRange(1), default=11, help="Number of anatomies."),
     rounds,
@@ -79,7 +86,7 @@ def cache(teacher: str, **options: Any) -> dict[str, Any]:
     common.device,
 )
 def inference(accelerator: "Accelerator", archs: tuple[str, ...], **options: Any) -> dict[str, Any]:
-    """One image through every architecture in both layouts: plain, folded and compiled."""
+    """One image through every architecture and layout: plain, folded and compiled."""
     from mtkd_cache.bench.inference import bench_inference
     from mtkd_cache.bench.machine import machine
     from mtkd_cache.models.network import PAPER_ARCHITECTURES

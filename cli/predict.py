@@ -23,6 +23,7 @@ from . import common
 @click.option("--probabilities", is_flag=True, help="Write the probabilities too, as float16 in an .npz file per frame.")
 @click.option("--overlays/--no-overlays", default=True, help="Draw outlines, names and a legend; of a video as H.264.")
 @click.option("--smooth", type=click.FloatRange(0), default=0, metavar="FRAMES", help="Average logits over time, lagging FRAMES.")
+@common.own_arch
 @common.device
 @common.reports
 def command(run: Path, inputs: tuple[Path, ...], out: Path, smooth: float, **options: Any) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def command(run: Path, inputs: tuple[Path, ...], out: Path, smooth: float, **opt
     from mtkd_cache.deploy.predict import Outputs, predict
     from mtkd_cache.runtime.accelerator import make_accelerator
 
-    predictor = mc.Predictor.load(run, make_accelerator(options.pop("device")).device)
+    predictor = mc.Predictor.load(run, make_accelerator(options.pop("device")).device, arch=options.pop("arch"))
     result = predict(predictor, inputs, out, Outputs(**options), smooth)
     for message in result["damaged"]:
         common.say(message)

@@ -8,20 +8,28 @@ import torch
 from mtkd_cache.bench.machine import Result, Size
 from mtkd_cache.models.fast import FORMS, plain
 from mtkd_cache.models.network import create_network
+from mtkd_cache.models.own import is_own
 from mtkd_cache.models.segformer import reference_smp
 from mtkd_cache.runtime.timing import interleaved, medians, ratio, seconds, spreads
 
 
 def bench_inference(
-    archs: Sequence[str], size: Size, heads: int, rounds: int, device: torch.device, forms: Sequence[str]
+    archs: Sequence[str],
+    size: Size,
+    heads: int,
+    rounds: int,
+    device: torch.device,
+    forms: Sequence[str],
+    layouts: Sequence[str] = (),
 ) -> Iterator[Result]:
-    """Time one image (batch 1, eval mode) through each architecture in both layouts, all forms interleaved.
+    """Time one image (batch 1, eval mode) through each architecture and layout, all forms interleaved.
 
     Separate networks run one after the other, as in the paper: one network is timed and counted `heads` times.
 
     Args:
         size: (width, height).
         forms: those of `mtkd_cache.models.fast.FORMS` to measure besides the plain network.
+        layouts: "separate" or those of `create_network`; by default the paper's two, "separate" and "shared".
 
     Returns:
         A row for each architecture and layout. ms: median of the fastest form, which `form` names ("plain" if no other is
@@ -31,8 +39,9 @@ def bench_inference(
     torch.manual_seed(0)
     images = torch.rand(1, 3, size[1], size[0], device=device)
     for arch in archs:
-        for layout, outputs, calls in (("separate", 1, heads), ("shared", heads, 1)):
-            network = create_network(arch, outputs)
+        for layout in layouts or (("joint",) if is_own(arch) else ("separate", "shared")):
+            outputs, calls = (1, heads) if layout == "separate" else (heads, 1)
+            network = create_network(arch, outputs, None if layout == "separate" else layout)
             networks = {name: FORMS[name](network, device) for name in ("plain", *forms)}
             if arch.startswith("segformer"):
                 networks["smp"] = plain(reference_smp(network), device)

@@ -14,6 +14,7 @@ from mtkd_cache.data.augment import apply_views, draw_views
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.losses import exclusive_cross_entropy
+from mtkd_cache.models.own import is_own
 from mtkd_cache.models.records import TEACHER, TeacherRecord
 from mtkd_cache.recipe import Recipe, seed_for
 from mtkd_cache.runtime.accelerator import mean_across_ranks
@@ -39,6 +40,10 @@ def train_teachers(
     Raises MtkdError for an unknown anatomy, for a teacher that was trained with other settings or samples, and for images of a
     size at which the architecture has no native logits to cache.
     """
+    if is_own(recipe.teacher.arch):
+        raise MtkdError(
+            f"{recipe.teacher.arch}: teachers of your own are not trained here. Name them to mtkd-cache build --teacher."
+        )
     for anatomy in anatomies:
         if anatomy not in store.anatomies:
             raise MtkdError(f"anatomy {anatomy!r} is not in {store.url}. It has {', '.join(store.anatomies)}.")
