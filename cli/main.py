@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": "segment images and videos: masks and overlays",
     "report": "write tables and figures, the paper's results beside",
     "study": "reproduce all rows of Table 1, on one or many GPUs",
+    "gain": "measure what distillation gains, by its objective",
     "recipe": "list, show and compare recipes",
     "models": "list the networks' parameters beside Table 1",
     "bench": "measure speed, size and scaling on this machine",

@@ -18,7 +18,8 @@ class Job:
     """One step of the study.
 
     kind: "teacher", "cache", "student" or "evaluation". folder: where it writes, below the study's folder.
-    needs: the names of the jobs it depends on. seed: of a student, or of the teachers. anatomy: of a teacher.
+    needs: the names of the jobs it depends on. seed: of a student, or of the teachers. anatomy: of a teacher. split: of an
+    evaluation.
     """
 
     kind: str
@@ -28,10 +29,11 @@ class Job:
     seed: int
     anatomy: str = ""
     needs: tuple[str, ...] = ()
+    split: str = "test"
 
     @property
     def name(self) -> str:
-        return f"{self.kind} {self.folder}"
+        return f"{self.kind} {self.folder}" + ("" if self.split == "test" else f" on {self.split}")
 
 
 def row_names(recipe: Recipe) -> list[str]:

@@ -62,7 +62,7 @@ class Study:
         if job.kind == "cache":
             return self._cache_is_current(folder)
         if job.kind == "evaluation":
-            evaluation = read_evaluation(folder, "test")
+            evaluation = read_evaluation(folder, job.split)
             if evaluation is None or evaluation.store_fingerprint != self.store.fingerprint:
                 return False
             return evaluation.is_of(read_training_records(folder))
@@ -92,7 +92,8 @@ class Study:
         """Do a job; a network that is already trained is compared with the recipe and left as it is. Raises MtkdError."""
         folder = self.out / job.folder
         if job.kind in TRAINED and accelerator.is_main_process and not self.done(job):
-            (folder.parent if job.kind == "teacher" else folder).joinpath(EVALUATED).unlink(missing_ok=True)
+            for evaluation in (folder.parent if job.kind == "teacher" else folder).glob(EVALUATION.format("*")):
+                evaluation.unlink()
         try:
             if job.kind == "teacher":
                 recipe = replace(self.recipe, teacher=replace(self.recipe.teacher, arch=job.arch))
@@ -103,13 +104,17 @@ class Study:
                 temperature = self.recipe.distillation.temperature
                 build_cache(self.store, teachers, spec, str(folder), accelerator, temperature=temperature)
             elif job.kind == "student":
-                recipe = replace(self.recipe, seed=job.seed, student=replace(self.recipe.student, arch=job.arch))
-                cache = LogitCache.open(str(self.out / CACHE)) if job.arm == KD else None
+                recipe, cache = self.student(job)
                 train_student(self.store, folder, recipe, accelerator, cache, self.resident)
             else:
-                evaluate(Predictor.load(folder, accelerator.device, self.store.anatomies), self.store, "test", accelerator)
+                evaluate(Predictor.load(folder, accelerator.device, self.store.anatomies), self.store, job.split, accelerator)
         finally:
             accelerator.free_memory()
+
+    def student(self, job: Job) -> tuple[Recipe, LogitCache | None]:
+        """What a student is trained with."""
+        recipe = replace(self.recipe, seed=job.seed, student=replace(self.recipe.student, arch=job.arch))
+        return recipe, LogitCache.open(str(self.out / CACHE)) if job.arm == KD else None
 
     def report(self, pause: Callable[[], None]) -> dict[str, Any] | None:
         """Write the report of every row that is evaluated in the study's folder, also by others; None where there is none."""

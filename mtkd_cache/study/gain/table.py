@@ -1,0 +1,86 @@
+"""The study's result as Markdown, and its figure of the thresholds."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mtkd_cache.study.gain.arms import ARMS, BASELINE, PAPER
+from mtkd_cache.study.gain.results import Gain, Group, Result, gains
+from mtkd_cache.study.report.formats import full_name, percent, signed
+from mtkd_cache.study.report.style import OTHERS, QUIET, save, styled
+
+COLUMNS = ("arm", "seeds", "at 0.5", "at operating points", "over masks", "over KL", "pixel AP", "minutes")
+ORDER = {arm: place for place, arm in enumerate(ARMS)}
+NOTE = (
+    "Dice in percent, mean ± standard deviation over the seeds. Operating points: the threshold of each head, chosen on "
+    "validation. Over masks, over KL: difference at operating points, paired by seed, with its 95 % t-interval. All arms of a "
+    "table take equally many steps; minutes: of a training."
+)
+
+
+def groups(results: Sequence[Result]) -> list[tuple[Group, dict[str, list[Result]]]]:
+    """The results by group, and in each by arm in the order of ARMS."""
+    found: dict[Group, dict[str, list[Result]]] = {}
+    for result in sorted(results, key=lambda result: (*result.group, ORDER[result.arm], result.seed)):
+        found.setdefault(result.group, {}).setdefault(result.arm, []).append(result)
+    return list(found.items())
+
+
+def markdown(results: Sequence[Result], teachers: Mapping[str, Mapping[str, tuple[float, float | None]]]) -> str:
+    """A table for each study, split, architecture and length. teachers: by study, see `read_teachers`."""
+    parts = []
+    for (study, split, arch, length), arms in groups(results):
+        epochs = "/".join(map(str, sorted({result.epochs for each in arms.values() for result in each})))
+        title = f"{study}, {split}: {full_name(arch)}, {length} ({epochs} epochs)"
+        if split in teachers[study]:
+            title += f"; teachers {percent(teachers[study][split][0])} and {percent(teachers[study][split][1])}"
+        lines = [COLUMNS, ("---",) * len(COLUMNS), *(_row(arm, arms) for arm in arms)]
+        parts += [f"**{title}**\n", *(f"| {' | '.join(line)} |" for line in lines), ""]
+    return "\n".join([*parts, NOTE, ""])
+
+
+def _row(arm: str, arms: Mapping[str, Sequence[Result]]) -> tuple[str, ...]:
+    results, over = arms[arm], gains(arm, arms)
+    figures = ([100 * result.dice for result in results], [100 * result.dice_at_operating_point for result in results])
+    precision = 100 * statistics.mean(result.average_precision for result in results)
+    minutes = statistics.mean(result.minutes for result in results)
+    seeds = ", ".join(str(result.seed) for result in results)
+    return (
+        arm,
+        seeds,
+        *map(_spread, figures),
+        *(_gain(over.get(other)) for other in (BASELINE, PAPER)),
+        f"{precision:.1f}",
+        f"{minutes:.1f}",
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _gain(found: Gain | None) -> str:
+    if found is None:
+        return ""
+    return signed(found.mean) + (f" [{signed(found.interval[0])}, {signed(found.interval[1])}]" if found.interval else "")
+
+
+@styled
+def threshold_figure(results: Sequence[Result], stem: Path) -> list[Path]:
+    """The threshold that was best on validation after each epoch, mean over heads and seeds: stem.png and stem.svg."""
+    panels = groups(results)
+    figure = Figure(figsize=(3.2 * len(panels), 2.8), layout="constrained")
+    for axes, ((study, _, arch, length), arms) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for color, (arm, each) in zip((QUIET, *OTHERS, *OTHERS), arms.items(), strict=False):
+            shortest = min(len(result.thresholds) for result in each)
+            course = np.mean([result.thresholds[:shortest] for result in each], axis=0)
+            axes.plot(range(1, shortest + 1), course, color=color, linewidth=1.2, label=arm)
+        axes.set_title(f"{study}: {full_name(arch)}, {length}", fontsize=8)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("best threshold, logit")
+        axes.legend(fontsize=6)
+    return save(figure, stem)
