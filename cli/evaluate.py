@@ -39,7 +39,7 @@ def command(run: Path | None, teachers: Path | None, store: str, split: str, **o
     Beside evaluation-SPLIT.json stand the figures of each picture (evaluation-SPLIT.csv), their means by anatomy and patient
     with 95 % intervals (evaluation-SPLIT-summary.csv), and a page of the pictures with the lowest Dice (worst-SPLIT.html).
     """
-    from mtkd_cache.evaluation.dice import evaluate
+    from mtkd_cache.evaluation.dice import evaluate, without_operating_points
     from mtkd_cache.evaluation.multilabel import evaluate_multilabel
 
     folder = run or teachers
@@ -57,16 +57,20 @@ def command(run: Path | None, teachers: Path | None, store: str, split: str, **o
         common.say(f"{100 * several.claimed_twice:.1f} % of the pixels are predicted by two heads or more")
     intervals = ", with 95 % intervals over patients" if evaluation.intervals else ""
     common.say(f"Dice on {split} (%){intervals}\n{_dice_table(evaluation)}")
+    if evaluation.thresholds is None:
+        common.say(f"only at probability 0.5: {without_operating_points(predictor, opened)}")
     result = evaluation.to_json()
     common.say_overlap(result.get("overlap"))
     return result
 
 
 def _dice_table(evaluation: "Evaluation") -> str:
-    """Dice by anatomy at probability 0.5, and at the operating points where there are some, with intervals, in percent."""
-    columns = {"dice": ("at probability 0.5", evaluation.dice, evaluation.mean_dice)}
+    """Dice at probability 0.5, Dice at the operating points and average precision by anatomy, with intervals, in percent."""
+    columns = {"dice": ("at 0.5, as in the paper", evaluation.dice, evaluation.mean_dice)}
     if (dice := evaluation.dice_at_operating_point) is not None:
         columns["dice_at_operating_point"] = ("at operating point", dice, evaluation.mean_dice_at_operating_point or 0.0)
+    if (precision := evaluation.average_precision) is not None:
+        columns["average_precision"] = ("average precision", precision, evaluation.mean_average_precision or 0.0)
     rows = [["", *(title for title, _, _ in columns.values())]]
     for anatomy in (*evaluation.dice, "mean"):
         cells = []

@@ -14,7 +14,7 @@ from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.evaluation.surface import check_surface_extra
 from mtkd_cache.evaluation.tables import figure_intervals, write_tables
 from mtkd_cache.evaluation.worst_cases import write_worst_cases
-from mtkd_cache.models.records import Evaluation, write_json
+from mtkd_cache.models.records import Evaluation, OperatingPoints, write_json
 from mtkd_cache.training.metrics import summarize
 from mtkd_cache.training.operating_points import write_operating_points
 
@@ -82,6 +82,15 @@ def figures_of(pictures: Iterable[Picture], thresholds: dict[str, float], anatom
             "mean_dice_at_operating_point": chosen["mean_dice"],
         }
     return figures
+
+
+def without_operating_points(predictor: Predictor, store: SampleStore) -> str:
+    """Why there are no figures at the operating points, and how to get them."""
+    files = [each for each in predictor.operating_points if each.store_fingerprint != store.fingerprint]
+    first = f"Run mtkd-cache evaluate --split validation on {predictor.folder} once, which chooses them."
+    if files:
+        return f"the operating points were chosen on another sample store. Delete {OperatingPoints.FILE} there, then: {first}"
+    return f"no operating points are chosen yet. {first}"
 
 
 def with_operating_points(predictor: Predictor, store: SampleStore, accelerator: Accelerator) -> Predictor:

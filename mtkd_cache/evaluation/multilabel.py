@@ -3,7 +3,8 @@
     DATASET/multilabel/{patient}/imageNN.png beside maskNN_{anatomy}.png; a number may have leading zeros, as 03
 
 In the Dresden set these are the stomach images again, annotated for seven anatomies. Every head sees every image; a head claims a
-pixel where its logit is positive. Dice is that of `mtkd_cache.evaluation.dice`. Two figures measure mutual exclusivity, which the
+pixel where its logit is above a threshold: 0, and where all heads have one their operating points. Dice is that of
+`mtkd_cache.evaluation.dice`. Two figures measure mutual exclusivity, which the
 subsets with one annotation cannot:
 
     claimed_twice        pixels that two heads or more claim / all pixels
@@ -30,6 +31,7 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.data.samples import check_anatomies
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.dice import overlap_with, record
+from mtkd_cache.evaluation.pictures import AT_POINT
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.records import MultilabelEvaluation
 from mtkd_cache.training.metrics import image_dice, summarize
@@ -75,23 +77,35 @@ def evaluate_multilabel(
     predictor: of the store's anatomies, on the accelerator's device. dataset: the dataset folder. store: tells the size of the
     images and the patients of the split.
     Returns what `evaluate` does, of the anatomies that have masks, and claimed (pixels that a head claims / all pixels),
-    claimed_twice and known_precision {anatomy: value, None where the head claims no pixel that is annotated}.
+    claimed_twice and known_precision {anatomy: value, None where the head claims no pixel that is annotated}; each also at the
+    operating points where all heads have one.
     Raises MtkdError for an image without mask, for a mask of another size than its image, and, unless allow_overlap, where the
     networks have seen samples of the split.
     """
     overlap = overlap_with(predictor, store, split, allow_overlap)
     scenes = find_scenes(Path(dataset), set(store.patients[store.rows(split)].tolist()))
     own_scenes = list(scenes.items())[accelerator.process_index :: accelerator.num_processes]
-    counts = gather_object([_count(predictor, accelerator, store, *scene) for scene in own_scenes])
-    figures = {
-        "dataset": f"{store.name}/{MULTILABEL}",
-        **overlap,
-        **summarize((anatomy, [dice]) for count in counts for anatomy, dice in count["dice"].items()),
-        "images": len(scenes),
+    levels, points = {"": dict.fromkeys(predictor.heads, 0.0)}, predictor.thresholds_on(store)
+    if points.keys() == predictor.heads.keys():
+        levels[AT_POINT] = points
+    counts = gather_object([_count(predictor, accelerator, store, levels, *scene) for scene in own_scenes])
+    figures = {"dataset": f"{store.name}/{MULTILABEL}", **overlap, **({"thresholds": points} if AT_POINT in levels else {})}
+    for level in levels:
+        figures |= {name + level: value for name, value in _figures([count[level] for count in counts]).items()}
+    summary = summarize((anatomy, [dice]) for count in counts for anatomy, dice in count[""]["dice"].items())
+    figures |= {"images": len(scenes), "images_by_anatomy": summary["images_by_anatomy"]}
+    return record(MultilabelEvaluation, predictor, store, split, accelerator, figures)
+
+
+def _figures(counts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of all images, from what `count_pixels` gave of each."""
+    dice = summarize((anatomy, [dice]) for count in counts for anatomy, dice in count["dice"].items())
+    return {
+        "dice": dice["dice"],
+        "mean_dice": dice["mean_dice"],
         **{share: float(np.mean([count[share] for count in counts])) for share in ("claimed", "claimed_twice")},
         "known_precision": known_precision([count["known"] for count in counts]),
     }
-    return record(MultilabelEvaluation, predictor, store, split, accelerator, figures)
 
 
 def known_precision(counts: list[dict[str, tuple[int, int]]]) -> dict[str, float | None]:
@@ -127,9 +141,14 @@ def count_pixels(claims: dict[str, Tensor], truths: dict[str, Tensor]) -> dict[s
 
 
 def _count(
-    predictor: Predictor, accelerator: Accelerator, store: SampleStore, path: Path, masks: dict[str, Path]
-) -> dict[str, Any]:
-    """The figures of an image, which is resized with its masks as at ingest."""
+    predictor: Predictor,
+    accelerator: Accelerator,
+    store: SampleStore,
+    levels: dict[str, dict[str, float]],
+    path: Path,
+    masks: dict[str, Path],
+) -> dict[str, dict[str, Any]]:
+    """What `count_pixels` gives at each level's thresholds of an image, which is resized with its masks as at ingest."""
     image, size = read_image(path, store.size)
     truths: dict[str, Tensor] = {}
     threshold: Any = store.group.attrs.get("threshold")
@@ -139,5 +158,8 @@ def _count(
             raise MtkdError(f"{mask} is {mask_size[0]}x{mask_size[1]}, its image {size[0]}x{size[1]}. Restore that image's mask.")
         truths[anatomy] = torch.from_numpy(truth > 0)
     with accelerator.autocast():
-        claimed = predictor(to_float(torch.from_numpy(image.copy())[None]))[0].cpu() > 0
-    return count_pixels(dict(zip(predictor.anatomies, claimed, strict=True)), truths)
+        logits = dict(zip(predictor.anatomies, predictor(to_float(torch.from_numpy(image.copy())[None]))[0].cpu(), strict=True))
+    return {
+        name: count_pixels({anatomy: values > thresholds[anatomy] for anatomy, values in logits.items()}, truths)
+        for name, thresholds in levels.items()
+    }

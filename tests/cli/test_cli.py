@@ -71,6 +71,7 @@ def test_every_command_says_what_the_contract_names(way):
     assert said["build"]["max_abs_error"] <= said["build"]["step"] / 2
     assert said["distilled"]["cache_fingerprint"] == said["build"]["fingerprint"]
     assert said["baseline"]["cache_fingerprint"] is None
+    assert set(said["evaluate"]["thresholds"]) == set(said["teachers"]["thresholds"]) == {"kidney", "tongue"}
     assert said["evaluate"]["images"] == said["teachers"]["images"] == said["ingest"]["by_split"]["test"]
 
 
@@ -102,11 +103,13 @@ def test_finished_work_is_not_done_again(way):
 def test_results_are_printed_for_people(way):
     root, said = way
     store, teachers, cache = (("--store", root / "s.zarr"), ("--teachers", root / "teachers"), ("--cache", root / "c.zarr"))
-    dice = said["evaluate"]["dice"]
+    figures = ("dice", "dice_at_operating_point", "average_precision")
     printed = call("evaluate", *store, "--run", root / "distilled").stderr.splitlines()
-    assert printed[0] == "Dice on test (%)"
-    assert [line.split() for line in printed[1:3]] == [[name, f"{100 * value:.1f}"] for name, value in dice.items()]
-    assert printed[3].split() == ["mean", f"{100 * said['evaluate']['mean_dice']:.1f}"]
+    assert printed[0].startswith("Dice on test (%)")
+    assert re.split(" {2,}", printed[1].strip()) == ["at 0.5, as in the paper", "at operating point", "average precision"]
+    for line, name in zip(printed[2:4], ("kidney", "tongue"), strict=True):
+        assert line.split() == [name, *(f"{100 * said['evaluate'][figure][name]:.1f}" for figure in figures)]
+    assert printed[4].split() == ["mean", *(f"{100 * said['evaluate'][f'mean_{figure}']:.1f}" for figure in figures)]
     printed = call("train-teachers", *store, *teachers, *SHORT).stderr.splitlines()
     assert [line.split()[0] for line in printed] == ["validation", "kidney", "tongue"]
     printed = call("build", *store, *teachers, *cache, *SHORT).stderr

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mtkd_cache.evaluation.multilabel import count_pixels, evaluate_multilabel, 
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.checkpoints import WEIGHTS, save_network
 from mtkd_cache.models.network import create_network
+from mtkd_cache.models.records import OperatingPoint, OperatingPoints
 from mtkd_cache.phantom.dataset import MULTILABEL_ANATOMIES
 
 
@@ -81,6 +83,12 @@ def run(phantom_store, tmp_path):
     return tmp_path / "run"
 
 
+def dice_of(predictor: Predictor, path, anatomy: str, threshold: float, truth) -> float:
+    image = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None] / 255
+    claim = predictor(image, [anatomy])[0, 0].numpy() > threshold
+    return 2 * (claim & truth).sum() / (claim.sum() + truth.sum())
+
+
 def expected_dice(network, image, truth, head) -> float:
     with torch.no_grad():
         claim = network(torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255)[0, head].numpy() > 0
@@ -98,6 +106,7 @@ def test_a_student_through_the_command(run, phantom_folder, phantom_store):
     assert result["images"] == len(find_scenes(phantom_folder, set(map(str, REFERENCE_TEST))))
     assert 0 <= result["claimed_twice"] <= result["claimed"] <= 1
     assert "claimed by a head" in (run / "README.md").read_text()
+    assert "thresholds" not in result and not any(key.endswith("_at_operating_point") for key in result)
 
     from mtkd_cache.models.checkpoints import load_network
 
@@ -112,7 +121,23 @@ def test_a_student_through_the_command(run, phantom_folder, phantom_store):
 def test_the_teachers(phantom_folder, phantom_store, untrained_teacher, accelerator, tmp_path):
     for seed, anatomy in enumerate(phantom_store.anatomies):
         untrained_teacher(tmp_path, anatomy, seed=seed)
-    result = evaluate_multilabel(Predictor.load(tmp_path), phantom_folder, phantom_store, "test", accelerator)
+    predictor = Predictor.load(tmp_path)
+    points = OperatingPoints(
+        store_fingerprint=phantom_store.fingerprint,
+        weights_sha256="",
+        points={anatomy: OperatingPoint(threshold=-2.0, images=1, patients=1) for anatomy in phantom_store.anatomies},
+    )
+    result = evaluate_multilabel(
+        replace(predictor, operating_points=[points]), phantom_folder, phantom_store, "test", accelerator
+    )
+    assert set(result.thresholds.values()) == {-2.0}
+    assert result.claimed_at_operating_point > result.claimed
+    assert result.claimed_twice_at_operating_point > result.claimed_twice
+    image = phantom_folder / "multilabel" / "02" / "image00.png"
+    truth = np.asarray(Image.open(image.with_name("mask00_liver.png"))) > 0
+    assert len(find_scenes(phantom_folder, {"2"})) == 1
+    assert result.dice["liver"] == pytest.approx(dice_of(predictor, image, "liver", 0, truth), abs=1e-6)
+    assert result.dice_at_operating_point["liver"] == pytest.approx(dice_of(predictor, image, "liver", -2, truth), abs=1e-6)
     assert (result.kind, result.layout, result.arch) == ("teachers", "separate", "mininetv2")
     assert (tmp_path / "multilabel-test.json").exists()
     assert not (tmp_path / "README.md").exists()  # nothing is recorded of their training
