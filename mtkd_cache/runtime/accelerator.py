@@ -1,5 +1,6 @@
 """The device and the processes that trainings and teachers run on."""
 
+import os
 import platform
 import re
 from collections.abc import Callable
@@ -48,15 +49,16 @@ def make_accelerator(device: str | None, precision: str = "no", log_with: str | 
     """What trainings and teachers run on. Without a GPU, the processes of a launch (torchrun, accelerate) are joined on the CPU.
 
     Args:
-        device: "cpu", "cuda", or None for a GPU if there is one.
+        device: "cpu", "cuda", "cuda:1" for one of several GPUs, or None for a GPU if there is one. The processes of a launch
+            take a GPU each.
         precision: mixed precision: "no", "bf16" or "fp16".
         log_with: the tracker that trainings report their epochs to: "tensorboard", or another that Accelerate supports.
 
     Raises:
-        MtkdError: "cuda" without a GPU; a tracker that is unknown or not installed.
+        MtkdError: "cuda" without a GPU, or without that one; a tracker that is unknown or not installed.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise MtkdError("no CUDA device is available to torch. Leave --device out to use the available one.")
+    if device is not None and device != "cpu":
+        _choose_gpu(device)
     known = sorted(set(LoggerType.list()) - {"all"})
     if log_with is not None and log_with not in known:
         raise MtkdError(f"tracker {log_with!r} is unknown. Choose one of {', '.join(known)}.")
@@ -69,6 +71,21 @@ def make_accelerator(device: str | None, precision: str = "no", log_with: str | 
 def precision_name(precision: str) -> str:
     """Accelerate's name of a precision as --precision takes it: "no" mixed precision is fp32."""
     return {"no": "fp32"}.get(precision, precision)
+
+
+def _choose_gpu(device: str) -> None:
+    """Let Accelerate and this thread use "cuda" or, as "cuda:1", one of several GPUs. Raises MtkdError where there is none."""
+    if not torch.cuda.is_available():
+        raise MtkdError("no CUDA device is available to torch. Leave --device out to use the available one.")
+    count, number = torch.cuda.device_count(), torch.device(device).index
+    if number is None:
+        return
+    if number >= count:
+        raise MtkdError(f"there is no {device}: torch sees {count} GPU{'s' * (count > 1)}. Give cuda:0 to cuda:{count - 1}.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise MtkdError(f"{device} is one GPU, and each process of a launch takes its own. Choose them by CUDA_VISIBLE_DEVICES.")
+    os.environ["ACCELERATE_TORCH_DEVICE"] = device  # Accelerate has no argument for it
+    torch.cuda.set_device(number)
 
 
 def run_on_all_ranks(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
