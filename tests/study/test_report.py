@@ -18,6 +18,8 @@ from mtkd_cache.data.dresden import ANATOMIES
 from mtkd_cache.data.ingest import ingest
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.evaluation.pictures import Picture
+from mtkd_cache.evaluation.tables import write_pictures
 from mtkd_cache.models.checkpoints import WEIGHTS, save_network
 from mtkd_cache.models.network import create_network
 from mtkd_cache.study.published import published
@@ -95,6 +97,37 @@ def cells(text: str) -> list[dict]:
 
 
 # ---- rows
+
+
+def with_pictures(run: Path, dice: dict[str, dict[str, float]]) -> Path:
+    """A run with an evaluation-test.csv of one picture for each of {anatomy: {patient: Dice}}."""
+    rows = [
+        Picture(patient=patient, frame=0, anatomy=anatomy, sha256=patient + anatomy, dice=value)
+        for anatomy, by_patient in dice.items()
+        for patient, value in by_patient.items()
+    ]
+    write_pictures(run / "evaluation-test.csv", rows)
+    return run
+
+
+def test_intervals_are_of_all_seeds_over_patients(tmp_path):
+    by_seed = [
+        {"disc": {"A": 0.2, "B": 0.6}, "ring": {"A": 0.5, "C": 0.7}},
+        {"disc": {"A": 0.4, "B": 0.8}, "ring": {"A": 0.7, "C": 0.9}},
+    ]
+    runs = [
+        with_pictures(student(tmp_path / f"{seed}", {"disc": 0.4 + 0.2 * seed, "ring": 0.6 + 0.2 * seed}, seed=seed), dice)
+        for seed, dice in enumerate(by_seed)
+    ]
+    old = student(tmp_path / "old", {"disc": 0.5, "ring": 0.6}, kd=True)
+    rows = collect([*runs, old])
+    mean, each = rows[0].intervals()
+    assert each == {"disc": (pytest.approx(0.3), pytest.approx(0.7)), "ring": (pytest.approx(0.6), pytest.approx(0.8))}
+    assert mean[0] < rows[0].mean_dice < mean[1]
+    assert rows[1].intervals() == (None, {})
+    table = cells(markdown(table1(rows, {}, {}, comparable=False)))
+    assert [row["Mean Dice, %: 95 % interval"] for row in table] == [f"{100 * mean[0]:.1f}{DASH}{100 * mean[1]:.1f}", DASH]
+    assert [row["disc"] for row in cells(markdown(table2(rows, SHAPES, {})))] == [f"50.0 [30{DASH}70]", "50.0"]
 
 
 def test_seeds_of_one_arm_become_one_row_with_mean_and_sample_deviation(tmp_path):

@@ -9,11 +9,15 @@ Both need the `evaluation-test.json` that `mtkd-cache evaluate` writes.
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.evaluation.pictures import Picture
+from mtkd_cache.evaluation.statistics import Interval, intervals
+from mtkd_cache.evaluation.tables import PICTURES, read_pictures, totals_of
 from mtkd_cache.models.records import (
     Evaluation,
     RunRecord,
@@ -96,6 +100,16 @@ class Row:
     def spread(self) -> float | None:
         """Sample standard deviation of the mean Dice over the seeds; None for fewer than two."""
         return spread(result.mean_dice for result in self.results)
+
+    @cached_property
+    def pictures(self) -> list[Picture]:
+        """The figures by picture of all seeds; empty where a result is of an earlier version, which did not write them."""
+        by_seed = [read_pictures(result.path / PICTURES.format("test")) for result in self.results]
+        return [picture for pictures in by_seed for picture in pictures or ()] if all(by_seed) else []
+
+    def intervals(self, figure: str = "dice") -> tuple[Interval | None, dict[str, Interval | None]]:
+        """95 % intervals over patients of the mean of a figure and of each anatomy's, all seeds together; None if unknown."""
+        return intervals(totals_of(self.pictures, figure))
 
     def dice(self, anatomy: str) -> float | None:
         """The mean over the seeds for which the anatomy's Dice exists."""

@@ -1,5 +1,7 @@
 """How the report writes names and numbers. Pure functions; an absent value is the empty string."""
 
+from collections.abc import Sequence
+
 TIMES, MINUS, DASH = "\u00d7", "\u2212", "\u2013"
 
 DECODERS = {"deeplabv3": "DeepLabV3", "segformer": "SegFormer", "fpn": "FPN", "mininetv2": "MiniNetV2"}
@@ -32,6 +34,11 @@ def percent(value: float | None, sd: float | None = None) -> str:
     if value is None:
         return ""
     return f"{100 * value:.1f}" if sd is None else f"{100 * value:.1f} ± {100 * sd:.1f}"
+
+
+def span(bounds: Sequence[float] | None, digits: int) -> str:
+    """An interval of fractions in percent: 57.1–63.4."""
+    return "" if bounds is None else DASH.join(f"{100 * bound:.{digits}f}" for bound in bounds)
 
 
 def signed(points: float | None, sd: float | None = None) -> str:

@@ -18,7 +18,8 @@ class Column:
 class Cell:
     """One cell.
 
-    text: as it is read; empty shows a dash. below: a second, quieter line (Markdown: after a slash), None for none.
+    text: as it is read; empty shows a dash. interval: a quieter line below it (Markdown: in brackets), empty for none.
+    below: another one (Markdown: after a slash), None for none.
     value: what the column is sorted by; None sorts last. kind: a CSS class.
     """
 
@@ -26,6 +27,7 @@ class Cell:
     value: float | str | None = None
     below: str | None = None
     kind: str = ""
+    interval: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from functools import partial
 
 from mtkd_cache.study.published import Key, Paper, Published
 from mtkd_cache.study.report.collect import LAYOUTS, Row, Timings, mean, spread
-from mtkd_cache.study.report.formats import MINUS, TIMES, display_name, fixed, full_name, percent, signed, spoken
+from mtkd_cache.study.report.formats import MINUS, TIMES, display_name, fixed, full_name, percent, signed, span, spoken
 from mtkd_cache.study.report.markup import Cell, Column, Table
 
 MARKS = {"separate": "■ separate", "shared": "★ shared"}
@@ -14,6 +14,7 @@ PAPER_DEVICE = "paper: RTX 3090 ‡"
 DAGGER = "†"
 MARKS_NOTE = "■ one network an anatomy, ★ one encoder shared by all decoders; KD: trained with multi-teacher distillation."
 SPREAD_NOTE = "± sd is the sample standard deviation over the seeds."
+INTERVAL_NOTE = "95 % intervals are of these networks on other patients: bootstrap over the patients of the test split."
 MININET = ("mininetv2", "shared")
 MININET_NOTE = (
     f"{DAGGER} MiniNetV2 shared: the official split into encoder and decoder gives 1.52 M with 11 decoders; "
@@ -48,6 +49,7 @@ def table1(rows: Sequence[Row], paper: Paper, timings: Timings, *, comparable: b
     """
     keys = list(dict.fromkeys([*(paper if comparable else ()), *(row.key for row in rows)]))
     means, spreads = {row.key: row.mean_dice for row in rows}, {row.key: row.spread for row in rows if row.spread is not None}
+    bounds = {row.key: interval for row in rows if (interval := row.intervals()[0])}
     gaps = {key: 100 * score - paper[key].dice for key, score in means.items() if score and key in paper}
     times = _time_columns(keys, timings, paper)
     parameters, dice = "Parameters, M", "Mean Dice, %"
@@ -61,13 +63,14 @@ def table1(rows: Sequence[Row], paper: Paper, timings: Timings, *, comparable: b
         ),
         Column("paper", parameters, True): _published(paper, lambda row: row.params_m, 1),
         Column("ours", dice, True): _numbers(means, percent),
+        **({Column("95 % interval", dice, True): lambda key: Cell(span(bounds.get(key), 1))} if bounds else {}),
         **({Column("± sd", dice, True): _numbers(spreads, percent)} if spreads else {}),
         Column("seeds", dice, True): _numbers({row.key: len(row.seeds) for row in rows}, str),
         Column("paper", dice, True): _published(paper, lambda row: row.dice, 1),
         **({Column("difference", dice, True): lambda key: _difference(gaps.get(key))} if comparable else {}),
         **times,
     }
-    notes = [MARKS_NOTE + (f" {SPREAD_NOTE}" if spreads else ""), *([TIME_NOTE] if times else [])]
+    notes = [MARKS_NOTE + f" {SPREAD_NOTE}" * bool(spreads) + f" {INTERVAL_NOTE}" * bool(bounds), *([TIME_NOTE] if times else [])]
     if any(key[:2] == MININET for key in keys):
         notes.append(MININET_NOTE)
     title = f"Table 1. Parameters{', mean Dice and time' if times else ' and mean Dice'}"
@@ -123,6 +126,7 @@ def _time_columns(keys: Sequence[Key], timings: Timings, paper: Paper) -> dict[C
 def table2(rows: Sequence[Row], anatomies: Sequence[str], paper: Paper) -> Table:
     """Dice of every row by anatomy, the mean over the seeds; below it the paper's and the difference, unless `paper` is empty."""
     ours = {row.key: row for row in rows}
+    bounds = {row.key: row.intervals()[1] for row in rows}
 
     def beside(key: Key, anatomy: str) -> Cell:
         dice = ours[key].dice(anatomy)
@@ -130,7 +134,7 @@ def table2(rows: Sequence[Row], anatomies: Sequence[str], paper: Paper) -> Table
         below = fixed(published, 0) if paper else None
         if published is not None and dice is not None:
             below = f"{below} ({signed(100 * dice - published)})"
-        return Cell(percent(dice), dice, below)
+        return Cell(percent(dice), dice, below, interval=span(bounds[key].get(anatomy), 0))
 
     columns: dict[Column, CellOf] = {
         Column("Network"): lambda key: _text(full_name(key[0])),
@@ -138,6 +142,7 @@ def table2(rows: Sequence[Row], anatomies: Sequence[str], paper: Paper) -> Table
         **{Column(spoken(anatomy), number=True): partial(beside, anatomy=anatomy) for anatomy in anatomies},
     }
     note = "Dice in percent, the mean over the seeds"
+    note += ", with its 95 % interval over patients" * any(row.pictures for row in rows)
     note += "; below it the paper's and, in brackets, the difference." if paper else "."
     return Table("table2", "Table 2. Dice by anatomy", tuple(columns), _parts(ours, columns.values()), [note])
 

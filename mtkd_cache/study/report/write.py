@@ -123,7 +123,7 @@ def teachers_shown(rows: Sequence[Row], student: Result) -> Result | None:
 
 
 def _row(row: Row, paper: Paper) -> dict[str, Any]:
-    reference = paper.get(row.key)
+    reference, (interval, intervals) = paper.get(row.key), row.intervals()
     return {
         "arch": row.arch,
         "layout": row.layout,
@@ -132,7 +132,9 @@ def _row(row: Row, paper: Paper) -> dict[str, Any]:
         "params_m": row.params_m,
         "mean_dice": row.mean_dice,
         "sd_dice": row.spread,
+        "mean_dice_interval": interval,
         "dice": {anatomy: row.dice(anatomy) for anatomy in row.results[0].training.anatomies},
+        "dice_intervals": intervals,
         "runs": [str(result.path) for result in row.results],
         "paper": reference
         and {"params_m": reference.params_m, "dice": reference.dice / 100, "ms": reference.ms, "fps": reference.fps},
