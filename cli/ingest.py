@@ -16,6 +16,7 @@ from . import common
 @click.option("--threshold", type=click.IntRange(0, 254), help="Foreground is mask > THRESHOLD; for masks that are not binary.")
 @click.option("--validation", type=common.NUMBERS, help="Surgeries of the validation split, instead of the reference split's.")
 @click.option("--test", type=common.NUMBERS, help="Surgeries of the test split, instead of the reference split's.")
+@click.option("--resplit", is_flag=True, help="Move samples that the store holds already to another split.")
 @click.option("--workers", type=click.IntRange(1), default=2, help="Number of processes.")
 @common.reports
 def command(dataset: Path | None, csv: Path | None, store: str, **options: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from mtkd_cache.storage.checked_json import FileEntry, dump_checked_json, file_e
 from mtkd_cache.storage.columns import encode_column, encode_hashes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
+from mtkd_cache.storage.record import differences
 
 
 def build_cache(
@@ -141,8 +142,8 @@ def write_plan(folder: Folder, wanted: CachePlan) -> None:
     folder.delete_temporaries()
     current = plan or replace(wanted, samples=())
     old, new = current.settings.to_json(), wanted.settings.to_json()
-    if differing := [f"{key} {old.get(key)} (now {value})" for key, value in new.items() if old.get(key) != value]:
-        raise MtkdError(f"{folder} was started with {', '.join(differing)}. Name another --cache, or delete that one.")
+    if told := differences({key: old.get(key) for key in new}, new):
+        raise MtkdError(f"{folder} was started with other settings: {', '.join(told)}. Name another --cache, or delete that one.")
     if gone := set(current.samples) - set(wanted.samples):
         raise MtkdError(
             f"{folder} holds {len(gone)} samples that are no longer selected (changed, removed, or of another split). "

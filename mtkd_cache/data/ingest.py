@@ -23,6 +23,7 @@ def ingest(
     split: Split | None = None,
     threshold: int | None = None,
     workers: int = 1,
+    resplit: bool = False,
 ) -> dict[str, Any]:
     """Write the sample store of a dataset folder with ANATOMY/SURGERY/imageNN.png and maskNN.png.
 
@@ -32,7 +33,7 @@ def ingest(
     samples, skipped = find_samples(dataset)
     name = dataset.resolve().name
     result = ingest_samples(
-        with_split(samples, split or Split()), store, name=name, size=size, threshold=threshold, workers=workers
+        with_split(samples, split or Split()), store, name=name, size=size, threshold=threshold, workers=workers, resplit=resplit
     )
     return {**result, "skipped": skipped}
 
@@ -51,6 +52,7 @@ def ingest_samples(
     size: tuple[int, int] = (640, 512),
     threshold: int | None = None,
     workers: int = 1,
+    resplit: bool = False,
 ) -> dict[str, Any]:
     """Write a sample store. What an earlier call wrote of unchanged files, and is whole, is kept.
 
@@ -61,6 +63,7 @@ def ingest_samples(
         size: (width, height) of the stored images and masks.
         threshold: mask values above it are foreground. None: a mask must have at most two levels, 0 and one other.
         workers: processes that read and resize.
+        resplit: samples that the store holds already may move to another split.
 
     Returns:
         What `mtkd-cache ingest --json` prints: samples, by_split, by_anatomy, patients {split: [patient]}, assigned (whether the
@@ -70,12 +73,12 @@ def ingest_samples(
 
     Raises:
         MtkdError: a sample breaks a rule of `Sample`, is unreadable or has a mask of another size than its image; a split lacks
-            an anatomy; another process writes the store, or it was started with other settings.
+            an anatomy; another process writes the store, it was started with other settings, or has samples in another split.
     """
     given = list(samples)
     listed = complete(given)
     settings = StoreSettings(size=size, threshold=threshold, preprocessing=PREPROCESSING)
-    manifest, rows = write_store(Folder(store), name, listed, settings, workers)
+    manifest, rows = write_store(Folder(store), name, listed, settings, workers, resplit)
     return {
         "samples": len(listed),
         "by_split": dict(Counter(sample.split for sample in listed)),

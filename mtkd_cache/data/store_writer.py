@@ -11,7 +11,16 @@ import numpy as np
 from tqdm import tqdm
 
 from mtkd_cache.data.dresden import read_image, read_mask
-from mtkd_cache.data.sample_store import COORDINATES, SETTINGS, SHARD, StoreManifest, StoreSettings, content_hash, picture_specs
+from mtkd_cache.data.sample_store import (
+    COORDINATES,
+    SETTINGS,
+    SHARD,
+    SampleStore,
+    StoreManifest,
+    StoreSettings,
+    content_hash,
+    picture_specs,
+)
 from mtkd_cache.data.samples import SPLITS, Sample, patient_order, stored_patient
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.runtime.processes import run_in_processes
@@ -30,7 +39,7 @@ from mtkd_cache.storage.checked_json import (
 from mtkd_cache.storage.columns import encode_column, encode_hashes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
-from mtkd_cache.storage.record import JsonRecord
+from mtkd_cache.storage.record import JsonRecord, differences
 from mtkd_cache.storage.shard_writer import row_checksum
 
 IDENTITY = ("anatomy", "surgery", "frame", "split", "sha256")  # what the fingerprint takes of each sample
@@ -51,15 +60,18 @@ class IngestedShard(JsonRecord):
 
 
 def write_store(
-    folder: Folder, name: str, samples: Sequence[Sample], settings: StoreSettings, workers: int
+    folder: Folder, name: str, samples: Sequence[Sample], settings: StoreSettings, workers: int, resplit: bool = False
 ) -> tuple[StoreManifest, list[dict[str, Any]]]:
     """Write a sample store, except for the shards that are there already.
 
-    samples: complete and in the order of the store. Returns the manifest and what `IngestedShard` holds of each sample.
+    samples: complete and in the order of the store. resplit: samples may change their split. Returns the manifest and what
+    `IngestedShard` holds of each sample.
     Raises MtkdError: see `mtkd_cache.data.ingest.ingest_samples`.
     """
     with locked(folder):
         _check_settings(folder, settings)
+        if not resplit:
+            _check_splits(folder, samples)
         folder.delete_temporaries()
         shards = [samples[start : start + SHARD] for start in range(0, len(samples), SHARD)]
         records = _write_shards(folder, shards, settings, workers)
@@ -71,15 +83,36 @@ def _check_settings(folder: Folder, settings: StoreSettings) -> None:
     """Write the settings of a new store. Raises MtkdError where the folder holds one with other settings, or something else."""
     written = if_intact(read_record, folder, SETTINGS, StoreSettings)
     existing = written or if_intact(read_record, folder, MANIFEST, StoreSettings)
-    if existing and replace(existing, extra={}) != settings:
-        raise MtkdError(
-            f"{folder} was started with other settings (size {existing.size}, threshold {existing.threshold}, preprocessing "
-            f"{existing.preprocessing}). Name another --store, or delete that one."
-        )
+    if existing and (told := differences(replace(existing, extra={}).to_json(), settings.to_json())):
+        raise MtkdError(f"{folder} was started with other settings: {', '.join(told)}. Name another --store, or delete that one.")
     if not existing and any(True for _ in folder.keys()):
         raise MtkdError(f"{folder} is not empty and is not a sample store, or a damaged one. Name another --store.")
     if written != settings:
         folder.write(SETTINGS, dump_checked_json(settings.to_json()))
+
+
+def _check_splits(folder: Folder, samples: Sequence[Sample]) -> None:
+    """Raises MtkdError where a finished store has some of these samples in another split."""
+    store = if_intact(SampleStore.open, folder.url)
+    if store is None:
+        return
+    names = zip((store.anatomies[index] for index in store.anatomy), store.patients, store.frame, strict=True)
+    splits = dict(zip(names, (SPLITS[index] for index in store.split), strict=True))
+    moved: dict[tuple[str, str], list[str]] = {}
+    for sample in samples:
+        patient, split = str(stored_patient(sample.patient)), str(sample.split)
+        before = splits.get((sample.anatomy, patient, sample.frame), split)
+        if before != split:
+            moved.setdefault((before, split), []).append(patient)
+    if moved:
+        told = "; ".join(
+            f"{len(patients)} samples of {', '.join(sorted(set(patients), key=patient_order))} from {before} to {split}"
+            for (before, split), patients in moved.items()
+        )
+        raise MtkdError(
+            f"{folder} has another split, this would move {told}: networks and caches made of it would not fit it any more. "
+            "Name another --store, or change this one's split with --resplit."
+        )
 
 
 def _write_shards(

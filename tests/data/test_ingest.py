@@ -41,7 +41,7 @@ def write(folder, key, data):
 Folder.write = write
 for left, store in enumerate(sys.argv[2:]):
     if not os.fork():
-        ingest(Path(sys.argv[1]), store, size=(64, 64), split=Split((50,), (40,), None))
+        ingest(Path(sys.argv[1]), store, size=(64, 64), split=Split((50,), (40,), None), resplit=True)
     assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
 """
 
@@ -119,6 +119,18 @@ def test_other_settings_and_strange_folders_are_refused(organ_folder, organ_spli
     with pytest.raises(MtkdError, match="is not empty"):
         ingest(organ_folder, str(tmp_path / "full"), size=(64, 64), split=organ_split)
     assert {path.name for path in (tmp_path / "full").iterdir()} >= {"a.txt", "b.tmp"}
+
+
+def test_a_store_keeps_its_split_unless_told(organ_folder, organ_store, copy_of):
+    store = copy_of(organ_store.url)
+    told = (
+        "would move 6 samples of 40 from validation to test; 6 samples of 50 from test to validation: .* change this one's split"
+    )
+    with pytest.raises(MtkdError, match=told):
+        ingest(organ_folder, str(store), size=(64, 64), split=OTHER_SPLIT)
+    assert SampleStore.open(str(store)).fingerprint == organ_store.fingerprint
+    ingest(organ_folder, str(store), size=(64, 64), split=OTHER_SPLIT, resplit=True)
+    assert SampleStore.open(str(store)).fingerprint != organ_store.fingerprint
 
 
 def test_a_store_that_gets_another_split_is_unfinished_until_it_has_it(organ_folder, organ_store, copy_of, tmp_path):
