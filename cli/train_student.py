@@ -31,7 +31,7 @@ def command(store: str, cache: str, run: Path | None, arch: str | None, no_kd: b
     samples, accelerator = mc.SampleStore.open(store), common.accelerator_of(options)
     settings = {key: options[key] for key in ("resident", "compiled", "allow_overlap")}
     record = train_student(samples, run, recipe, accelerator, opened, **settings)
-    common.say(f"{run}: validation Dice {100 * record.val_dice:.1f} % in epoch {record.best_epoch}")
+    common.say(f"{run}: validation Dice {100 * record.val_dice:.1f} % in epoch {record.best_epoch + 1} of {len(record.history)}")
     common.say_overlap(record.to_json().get("overlap"))
     if options["compiled"] and record.warm_up_seconds:
         common.say(f"the first step took {record.warm_up_seconds:.0f} s, compilation included")

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,14 @@ TINY = (
     "student.epochs=2",
     "student.batch=4",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_curves() -> Iterator[None]:
+    """Trainings draw no curves.png, which takes longer than training does here; tests/training/test_history.py draws one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtkd_cache.training.run_folder.draw_curves", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session")

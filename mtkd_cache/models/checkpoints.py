@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.models.own import is_own
-from mtkd_cache.models.records import RUN, TEACHER, differing_settings, read_json
+from mtkd_cache.models.records import RUN, TEACHER, differing_settings, read_json, with_epochs
 from mtkd_cache.runtime.accelerator import precision_name
 from mtkd_cache.storage.checked_json import digest
 from mtkd_cache.storage.folder import write_durably
@@ -203,12 +203,13 @@ def save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
 def load_state(
     path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any], precision: str
 ) -> dict[str, Any]:
-    """Restore what `save_state` wrote and return its description.
+    """Restore what `save_state` wrote and return its description; a finished training may be continued with more epochs.
 
     Raises MtkdError where it is the state of a training with other settings or in another precision, or damaged.
     """
     tensors, metadata = read_tensors(path, identity=str, history=list)
-    if metadata["identity"] != digest(settings):
+    finished = with_epochs(settings, min(len(metadata["history"]), settings["recipe"][settings["kind"]]["epochs"]))
+    if metadata["identity"] not in (digest(settings), digest(finished)):
         told = differing_settings(metadata["settings"], settings) if "settings" in metadata else "the recipe, seed or samples"
         raise MtkdError(
             f"{path.parent} holds an interrupted training with other settings: {told}. Name another folder, or delete {path}."

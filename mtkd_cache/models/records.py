@@ -27,7 +27,8 @@ class Training(JsonRecord):
     """What a finished training records. Earlier versions did not write the fields with a default.
 
     anatomies: of the whole store; size: (width, height) of its images; recipe: the sections that the training depends on.
-    history: a dict for each epoch; val_dice: the validation Dice in [0, 1] of best_epoch, whose weights are kept.
+    history: a dict for each epoch; val_dice: the validation Dice in [0, 1] of best_epoch (from 0), whose weights are kept.
+    schedule_epochs: those over which the learning rate fell, where the training was continued with more at the final rate.
     initial_weights: where another training's, the file (source) and its sha256. seen: which samples it, its teachers and the
     network it started from have seen; overlap: which of the store's validation and test samples the latter two have seen.
     """
@@ -41,6 +42,7 @@ class Training(JsonRecord):
     recipe: dict[str, Any] = field(default_factory=dict)
     store_fingerprint: str | None = None
     history: tuple[dict[str, Any], ...] = ()
+    schedule_epochs: int | None = None
     best_epoch: int
     val_dice: float
     seconds_per_epoch: float | None = None
@@ -175,11 +177,17 @@ def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoEvaluation(Evaluation):
-    """See `mtkd_cache.evaluation.video`. split: the clip's name. mvc: video consistency by number of frames. smooth: in frames."""
+    """See `mtkd_cache.evaluation.video`. split: the clip. mvc: video consistency by number of frames. smooth: in frames."""
 
     FILE: ClassVar[str] = "video-{}.json"
     mvc: dict[str, float | None]
     smooth: float = 0
+
+
+def with_epochs(settings: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """The settings of a training with another number of epochs."""
+    stage, recipe = settings["kind"], settings["recipe"]
+    return {**settings, "recipe": {**recipe, stage: {**recipe[stage], "epochs": epochs}}}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -103,22 +103,25 @@ def fit(task: Task, folder: Path, settings: dict[str, Any], accelerator: Acceler
 
     settings: what must be equal for an interrupted training to be resumed. Each epoch's figures go to the
     accelerator's trackers.
-    Returns history, best_epoch, val_dice, seconds_per_epoch, warm_up_seconds (of the first step, with its compilation).
+    Returns history, schedule_epochs (see `Training`), best_epoch, val_dice, seconds_per_epoch, warm_up_seconds (of the first
+    step, with its compilation).
     Raises MtkdError for a loss that is not finite, for a batch that is too small, and where the folder holds the state of a
     training with other settings or in another precision.
     """
     task.check_batch()
     network, optimizer = task.start(accelerator.device)
-    history: list[dict[str, Any]] = []
-    state, precision = folder / STATE, accelerator.mixed_precision
+    state, precision, epochs = folder / STATE, accelerator.mixed_precision, task.stage.epochs
+    metadata = {"identity": digest(settings), "settings": settings, "precision": precision}
+    metadata |= {"history": [], "schedule_epochs": epochs}
     if state.exists():
-        history = load_state(state, network, optimizer, settings, precision)["history"]
+        resumed = load_state(state, network, optimizer, settings, precision)
+        metadata |= {key: resumed[key] for key in ("history", "schedule_epochs") if key in resumed}
+    history, schedule_epochs = metadata["history"], metadata["schedule_epochs"]
     forward, optimizer = accelerator.prepare(network, optimizer)
     _start_trackers(accelerator, task, folder)
-    rates, score = learning_rates(task.stage), SCORES[task.stage.select]
-    shown = accelerator.is_main_process
-    progress = Progress(task.label, task.place, task.stage.epochs, task.steps, history, score, shown)
-    for epoch in range(len(history), task.stage.epochs):
+    rates, score = learning_rates(task.stage, schedule_epochs), SCORES[task.stage.select]
+    progress = Progress(task.label, task.place, epochs, task.steps, history, score, accelerator.is_main_process)
+    for epoch in range(len(history), epochs):
         row = _train_epoch(task, epoch, rates[epoch], forward, optimizer, progress)
         network.eval()
         row |= task.validate(network)
@@ -130,14 +133,13 @@ def fit(task: Task, folder: Path, settings: dict[str, Any], accelerator: Acceler
             if best:
                 save_network(folder / WEIGHTS, network, task.anatomies)
             write_metrics(folder, history)
-            metadata = {"identity": digest(settings), "settings": settings, "precision": precision, "history": history}
             save_state(state, network, optimizer.optimizer, metadata)
         accelerator.wait_for_everyone()
     progress.close()
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.free_memory()
-    return _summary(history, score)
+    return _summary(history, score) | ({"schedule_epochs": schedule_epochs} if schedule_epochs < epochs else {})
 
 
 def _start_trackers(accelerator: Accelerator, task: Task, folder: Path) -> None:

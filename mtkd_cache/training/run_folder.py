@@ -17,12 +17,13 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import STATE, WEIGHTS, check_present, file_sha256, load_heads, load_trained, read_weights
 from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.models.pretrained import load_pretrained, paper_source
-from mtkd_cache.models.records import Training, differing_settings, read_as, read_run, read_teacher, write_json
+from mtkd_cache.models.records import Training, differing_settings, read_as, read_run, read_teacher, with_epochs, write_json
 from mtkd_cache.models.seen import DIGITS, NOTHING, Seen
 from mtkd_cache.recipe import Stage
 from mtkd_cache.runtime.accelerator import environment, precision_name
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
+from mtkd_cache.training.history import draw_curves
 from mtkd_cache.training.loop import Task, fit
 from mtkd_cache.training.operating_points import write_operating_points
 
@@ -42,6 +43,7 @@ def train_or_resume(
 ) -> Record:
     """The record of a finished training at `path`, trained or resumed first where it or its weights are not there.
 
+    A finished training that is asked for more epochs is continued from its last one, at the final learning rate.
     run_config: what the record must agree with. store: the samples. details: what the record tells besides. allow_overlap: train
     also where the teachers or the initial weights have seen samples that the store holds out. The folder is locked meanwhile.
     Raises MtkdError, naming what differs from `run_config` or the precision, for weights that are damaged or not those recorded,
@@ -56,7 +58,9 @@ def train_or_resume(
             try:
                 lock.enter_context(locked(Folder(path.parent)))
                 if (outcome := finished()) is None:
-                    path.unlink(missing_ok=True)  # a record without its weights
+                    path.unlink(missing_ok=True)  # of a training that lacks its weights, or is continued
+                    if not (path.parent / WEIGHTS).exists():
+                        (path.parent / STATE).unlink(missing_ok=True)
             except MtkdError as error:
                 outcome = error
         [outcome] = broadcast_object_list([outcome])
@@ -69,20 +73,32 @@ def train_or_resume(
 
 
 def _finished(kind: type[Record], path: Path, run_config: dict[str, Any], precision: str, store: SampleStore) -> Record | None:
-    """The record of a finished training, None where it or its weights are not there. Raises as `train_or_resume` does."""
+    """The record of a finished training, None where it is to be trained or continued. Raises as `train_or_resume` does."""
     record = read_as(kind, path)
     if record is None:
         return None
     recorded, expected = record.to_json(), {**run_config, "precision": precision_name(precision)}
     recorded["precision"] = precision_name(record.precision or precision)  # earlier versions recorded none
-    if told := differing_settings({key: recorded.get(key) for key in expected}, expected):
+    trained, more = {key: recorded.get(key) for key in expected}, _more_epochs(record, run_config)
+    if told := differing_settings(trained, with_epochs(expected, len(record.history)) if more else expected):
         if expected["store_fingerprint"] != record.store_fingerprint:
             told += _other_store(record, store)
         raise MtkdError(f"{path.parent} was trained with other settings: {told}. Name another folder, or delete that one.")
     if not (path.parent / WEIGHTS).exists():
         return None
     read_weights(path.parent)
-    return record
+    if more and not (path.parent / STATE).exists():
+        raise MtkdError(
+            f"{path.parent} ended after epoch {len(record.history)} and has no {STATE} to continue from. "
+            f"Name another folder, and start there from these weights with --init-from {path.parent}."
+        )
+    return None if more else record
+
+
+def _more_epochs(record: Training, run_config: dict[str, Any]) -> bool:
+    """Whether a finished training is asked for more epochs."""
+    asked: int = run_config["recipe"][run_config["kind"]]["epochs"]
+    return 0 < len(record.history) < asked
 
 
 def _other_store(record: Training, store: SampleStore) -> str:
@@ -128,7 +144,7 @@ def _train(
     write_operating_points(path.parent, heads, content["weights_sha256"], task.store, accelerator, task.validation)
     if accelerator.is_main_process:
         write_json(path, record.to_json())
-        (path.parent / STATE).unlink(missing_ok=True)
+        draw_curves(path.parent, f"{task.label}, {task.network.arch}", record.history, record.best_epoch)
     accelerator.wait_for_everyone()
     return record
 

@@ -115,7 +115,7 @@ def test_results_are_printed_for_people(way):
     printed = call("build", *store, *teachers, *cache, *SHORT).stderr
     assert f"{root}/c.zarr: 12 samples x 1 view x 2 anatomies" in printed and "of 0.125 allowed" in printed
     printed = call("train-student", *store, *cache, "--run", root / "distilled", *SHORT).stderr
-    assert printed == f"{root}/distilled: validation Dice {100 * said['distilled']['val_dice']:.1f} % in epoch 0\n"
+    assert printed == f"{root}/distilled: validation Dice {100 * said['distilled']['val_dice']:.1f} % in epoch 1 of 1\n"
 
 
 def test_the_dataset_and_its_store_are_counted(tmp_path):

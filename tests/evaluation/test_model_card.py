@@ -78,7 +78,7 @@ def test_a_students_card(tmp_path):
         "weights: none",
         "Seed: 7",
         "cached logits of its teachers (segformer-mit_b3)",
-        "epoch 1 of 0 to 1",
+        "epoch 2 of 2",
         "51.2 %",
         "torch: 9.9",
     ):

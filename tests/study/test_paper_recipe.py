@@ -65,12 +65,12 @@ def test_rates_fall_from_end_to_end(paper):
     finals = numbers(EPOCHS)[-2:]
     for stage, rate, count, final in zip((paper.teacher, paper.student), (first, second), epochs, finals, strict=True):
         assert (stage.epochs, stage.lr, stage.final_lr) == (count, rate, final)
-        assert learning_rates(stage)[0] == rate
+        assert learning_rates(stage, stage.epochs)[0] == rate
 
 
 def test_rates_fall_by_one_factor_an_epoch_and_reach_the_final_one_after_the_last(paper):
     for stage, gamma in zip((paper.teacher, paper.student), numbers(GAMMAS), strict=True):
-        rates = [*learning_rates(stage), stage.final_lr]
+        rates = [*learning_rates(stage, stage.epochs), stage.final_lr]
         factors = [after / before for before, after in pairwise(rates)]
         assert factors == pytest.approx([gamma] * stage.epochs, abs=5e-6)
 

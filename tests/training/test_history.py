@@ -18,7 +18,7 @@ def rows(folder: Path) -> list[dict]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def test_metrics_hold_each_epoch_once_however_often_a_training_is_killed(organ_store, recipe, accelerator, tmp_path, monkeypatch):
+def test_metrics_hold_each_epoch_once_however_often_a_training_is_killed(store, recipe, accelerator, tmp_path, monkeypatch):
     """Killed before and after the state of an epoch is written."""
     whole, settings = loop.save_state, recipe("student.epochs=3")
 
@@ -33,10 +33,10 @@ def test_metrics_hold_each_epoch_once_however_often_a_training_is_killed(organ_s
     for attempt, before in enumerate((False, True, False)):
         monkeypatch.setattr(loop, "save_state", killed(before))
         with pytest.raises(KeyboardInterrupt):
-            train_student(organ_store, tmp_path, settings, accelerator, None)
+            train_student(store, tmp_path, settings, accelerator, None)
         assert [row["epoch"] for row in rows(tmp_path)] == [0, 1][: attempt + 1]
     monkeypatch.setattr(loop, "save_state", whole)
-    record = train_student(organ_store, tmp_path, settings, accelerator, None)
+    record = train_student(store, tmp_path, settings, accelerator, None)
     assert rows(tmp_path) == list(record.history) == json.loads((tmp_path / "run.json").read_text())["history"]
     for row in record.history:
         assert row["val_dice"] == pytest.approx((row["val_dice/kidney"] + row["val_dice/tongue"]) / 2)

@@ -22,7 +22,11 @@ def version_0_1(stage: Stage) -> list[float]:
 
 def test_cosine_rates_fall_along_half_a_cosine():
     rates = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * epoch / 7)) / 2 for epoch in range(7)]
-    assert learning_rates(replace(STAGE, schedule="cosine")) == pytest.approx(rates, rel=1e-12)
+    assert learning_rates(replace(STAGE, schedule="cosine"), 7) == pytest.approx(rates, rel=1e-12)
+
+
+def test_epochs_beyond_the_schedule_keep_the_final_rate():
+    assert learning_rates(replace(STAGE, epochs=9), 7) == [*learning_rates(STAGE, 7), 1e-4, 1e-4]
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -30,17 +34,17 @@ def test_step_sizes_are_those_of_version_0_1(name):
     """Adam divides the rate by 1 - 0.9^step and multiplies in float32; after some 400 steps the divisor is 1."""
     divisors = 1 - 0.9 ** np.arange(1, 400)
     for stage in (load_recipe(name).teacher, load_recipe(name).student):
-        for rate, before in zip(learning_rates(stage), version_0_1(stage), strict=True):
+        for rate, before in zip(learning_rates(stage, stage.epochs), version_0_1(stage), strict=True):
             assert np.array_equal((rate / divisors).astype(np.float32), (before / divisors).astype(np.float32))
 
 
-def test_weights_are_those_of_version_0_1(organ_store, recipe, accelerator, tmp_path, monkeypatch):
+def test_weights_are_those_of_version_0_1(store, recipe, accelerator, tmp_path, monkeypatch):
     def train(name: str) -> bytes:
-        train_teachers(organ_store, tmp_path / name, recipe("teacher.epochs=3"), accelerator, ["kidney"])
+        train_teachers(store, tmp_path / name, recipe("teacher.epochs=3"), accelerator, ["kidney"])
         return (tmp_path / name / "kidney" / WEIGHTS).read_bytes()
 
     today = train("today")
-    monkeypatch.setattr(loop, "learning_rates", version_0_1)
+    monkeypatch.setattr(loop, "learning_rates", lambda stage, _: version_0_1(stage))
     monkeypatch.setattr(loop, "make_optimizer", lambda stage, parameters, fused: torch.optim.Adam(parameters, lr=stage.lr))
     assert train("then") == today
 

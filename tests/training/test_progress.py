@@ -100,7 +100,7 @@ def test_other_processes_show_nothing(terminal, capsys):
     assert stderr.getvalue() == ""
 
 
-def test_teachers_know_their_place_and_the_steps_to_come(organ_store, recipe, accelerator, tmp_path, monkeypatch):
+def test_teachers_know_their_place_and_the_steps_to_come(store, recipe, accelerator, tmp_path, monkeypatch):
     places, whole = [], progress.Progress.__init__
 
     def init(self, label, place, *rest):
@@ -109,11 +109,11 @@ def test_teachers_know_their_place_and_the_steps_to_come(organ_store, recipe, ac
 
     monkeypatch.setattr(progress.Progress, "__init__", init)
     settings = recipe("teacher.epochs=1", "teacher.batch=2")
-    train_teachers(organ_store, tmp_path, settings, accelerator)
+    train_teachers(store, tmp_path, settings, accelerator)
     assert places == [("kidney", Place(1, 2, later_steps=3)), ("tongue", Place(2, 2, 0))]
     (tmp_path / "kidney" / "teacher.json").unlink()
     places.clear()
-    train_teachers(organ_store, tmp_path, settings, accelerator)
+    train_teachers(store, tmp_path, settings, accelerator)
     assert places == [("kidney", Place(1, 2, later_steps=0))]
 
 
