@@ -50,7 +50,7 @@ ARCHITECTURES = (
     f"mininetv2; DECODER-ENCODER as segformer-mit_b3, with a decoder ({DECODERS}) and any smp encoder; "
     "or package.module:factory, your own"
 )
-LAYOUTS = ("shared", "shared-start", "joint")
+LAYOUTS = ("shared", "shared-refine", "joint")
 
 store = click.option("--store", default="data/samples.zarr", help="Sample store: a folder or fsspec URL.")
 cache = click.option("--cache", default="data/logits.zarr", help="Logit cache: a folder or fsspec URL.")
@@ -190,7 +190,7 @@ def table(rows: Iterable[Iterable[str]]) -> str:
 
 def _aligned(column: Sequence[str]) -> list[str]:
     width = max(map(len, column))
-    return [cell.rjust(width) if column[-1][:1].isdigit() else cell.ljust(width) for cell in column]
+    return [cell.rjust(width) if column[-1].lstrip("+-")[:1].isdigit() else cell.ljust(width) for cell in column]
 
 
 def dice_table(dice: Mapping[str, float | None]) -> str:

@@ -22,11 +22,13 @@ def command(run_a: Path, run_b: Path, split: str, figure: str | None) -> dict[st
     those of the anatomies for their number.
     """
     from mtkd_cache.evaluation.compare import compare
+    from mtkd_cache.evaluation.statistics import smallest_p
 
     comparison = compare(run_a, run_b, split, figure)
     scale, unit = (1, "pixels") if comparison.figure.startswith("hd95") else (100, "%")
-    rows = [["", "A", "B", "B - A", "95 % interval", "p", "effect d_z", "patients up, down"]]
-    for name, row in comparison.differences.items():
+    rows = [["", "A", "B", "B - A", "95 % interval", "p", "effect d_z", "patients higher, lower"]]
+    mean, *anatomies = comparison.differences.items()
+    for name, row in (*anatomies, mean):
         if row:
             low, high = row.interval or (math.nan, math.nan)
             values = [f"{scale * row.first:.1f}", f"{scale * row.second:.1f}", f"{scale * row.difference:+.1f}"]
@@ -37,4 +39,5 @@ def command(run_a: Path, run_b: Path, split: str, figure: str | None) -> dict[st
     patients = common.plural(comparison.patients, "patient")
     common.say(f"{comparison.figure} ({unit}) on {split}, {comparison.images} pictures of {patients}\nA: {run_a}\nB: {run_b}")
     common.say(common.table(rows))
+    common.say(f"the smallest p that {patients} can give is {smallest_p(comparison.patients):.2g}")
     return comparison.to_json()

@@ -6,7 +6,7 @@ from typing import Any
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.pictures import AT_POINT, Picture
-from mtkd_cache.evaluation.statistics import LEVEL, RESAMPLES, SEED, Difference, paired_differences
+from mtkd_cache.evaluation.statistics import LEVEL, RESAMPLES, SEED, Difference, paired_differences, smallest_p
 from mtkd_cache.evaluation.tables import PICTURES, known_figures, read_pictures, totals_of
 from mtkd_cache.models.records import Evaluation, RunRecord, read_evaluation, read_training_records
 
@@ -24,7 +24,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         rows = {name: row and asdict(row) for name, row in self.differences.items()}
-        settings = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
+        settings = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "smallest_p": smallest_p(self.patients)}
         first, second = map(str, self.folders)
         counts = {"split": self.split, "figure": self.figure, "images": self.images, "patients": self.patients}
         return {"first": first, "second": second, **counts, **settings, "mean": rows.pop("mean"), "by_anatomy": rows}

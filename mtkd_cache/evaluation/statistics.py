@@ -173,6 +173,11 @@ def _percentiles(drawn: np.ndarray, patients: np.ndarray) -> list[Interval | Non
     return [None if pair is None else (float(pair[0]), float(pair[1])) for pair in bounds]
 
 
+def smallest_p(patients: int) -> float:
+    """The smallest p value that a paired test with so many patients can have: all of them differ in one direction."""
+    return max(2.0 / 2**patients, 1 / (RESAMPLES + 1)) if patients else 1.0
+
+
 def _permutation_p(first: PatientTotals, second: PatientTotals, observed: np.ndarray, seed: int) -> np.ndarray:
     """Two-sided p values of the observed differences (1 + anatomies,); NaN where there is none."""
     patients = len(first.patients)

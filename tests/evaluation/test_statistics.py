@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtkd_cache.evaluation import statistics as module
-from mtkd_cache.evaluation.statistics import PatientTotals, holm, intervals, paired_differences
+from mtkd_cache.evaluation.statistics import PatientTotals, holm, intervals, paired_differences, smallest_p
 from mtkd_cache.training.metrics import summarize
 
 PICTURES = [  # patient, anatomy, the Dice of two networks
@@ -119,11 +119,24 @@ def test_a_network_does_not_differ_from_itself(few_resamples):
         assert (one.difference, one.interval, one.p, one.effect_size) == (0, (0, 0), 1, None)
 
 
+def test_an_interval_of_a_difference_needs_two_patients_that_count_for_both(few_resamples):
+    pictures = [("P1", "liver", 0.5, 0.6), ("P2", "liver", math.nan, 0.6), ("P1", "colon", 0.5, 0.6), ("P2", "colon", 0.4, 0.6)]
+    mean, liver, colon = paired_differences(totals(pictures, 0), totals(pictures, 1))
+    assert (mean is None, liver.interval is None, colon.interval is None) == (False, True, False)
+
+
 def test_an_anatomy_without_pictures_has_no_difference(few_resamples):
     nothing = [("P1", "liver", 0.5, 0.6), ("P2", "liver", 0.4, 0.6), ("P2", "colon", math.nan, math.nan)]
     mean, liver, colon = paired_differences(totals(nothing, 0), totals(nothing, 1))
     assert colon is None
     assert (mean.difference, liver.difference) == (pytest.approx(0.15), pytest.approx(0.15))
+
+
+@pytest.mark.parametrize("patients", [1, 2, 4])
+def test_the_smallest_p_is_that_of_patients_that_all_gain(patients, few_resamples):
+    names = [f"P{number}" for number in range(patients)]
+    worse, better = (PatientTotals.of(np.arange(patients) + gain, names, ["liver"] * patients) for gain in (0, 1))
+    assert paired_differences(worse, better)[0].p == pytest.approx(smallest_p(patients))
 
 
 def test_holm():
