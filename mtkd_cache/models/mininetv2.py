@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from mtkd_cache.models.parts import IMAGENET, Parts, channels_of
 
-LAYOUTS = ("shared", "shared-start", "joint")
-UNITS, SHARED_UNITS = 4, 2  # of a decoder; of those, what the layout "shared-start" shares
+LAYOUTS = ("shared", "shared-refine", "joint")
 DILATIONS = (1, 2, 1, 4, 1, 8, 1, 16, 1, 1, 1, 2, 1, 4, 1, 8)
 
 
@@ -88,58 +87,48 @@ class Encoder(nn.Module):
         return [images, pooled, self.deep(self.down3(self.shallow(self.down2(self.down1(images, pooled)))))]
 
 
-class Start(nn.Module):
-    """What `Encoder` returns -> features (B, 64, H/4, W/4): the start of a decoder, from the encoder's features and the image."""
+class Refine(nn.Sequential):
+    """What `Encoder` returns -> a look at the image itself (B, 64, H/4, W/4)."""
 
-    def __init__(self, units: int):
+    def __init__(self) -> None:
+        super().__init__(Down(3, 16), Down(16, 64))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        look: Tensor = self[1](self[0](features[0], features[1]))
+        return look
+
+
+class SharedRefine(nn.Module):
+    """What `Encoder` returns -> [one look at the image for all decoders (B, 64, H/4, W/4), features (B, 128, H/8, W/8)]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refine = Refine()
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        return [self.refine(features), features[-1]]
+
+
+class Decoder(nn.Module):
+    """What `Encoder` returns, or without a look of its own what `SharedRefine` does -> logits (B, channels, H/2, W/2)."""
+
+    def __init__(self, channels: int = 1, own_look: bool = True):
         super().__init__()
         self.up1 = nn.ConvTranspose2d(128, 64, 3, stride=2, padding=1, output_padding=1)
         self.norm = nn.BatchNorm2d(64)
-        self.refine = nn.Sequential(Down(3, 16), Down(16, 64))
-        self.units = nn.Sequential(*[Unit(64) for _ in range(units)])
+        self.refine = Refine() if own_look else None
+        self.units = nn.Sequential(*[Unit(64) for _ in range(4)])
+        self.out = nn.ConvTranspose2d(64, channels, 3, stride=2, padding=1, output_padding=1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        images, pooled, deep = features
-        refined = self.refine[1](self.refine[0](images, pooled))
-        started: Tensor = self.units(F.relu_(self.norm(self.up1(deep))) + refined)
-        return started
-
-
-def last_layer(channels: int) -> nn.Module:
-    """(B, 64, H/4, W/4) -> logits (B, channels, H/2, W/2)"""
-    return nn.ConvTranspose2d(64, channels, 3, stride=2, padding=1, output_padding=1)
-
-
-class Decoder(Start):
-    """What `Encoder` returns -> logits (B, channels, H/2, W/2)."""
-
-    def __init__(self, channels: int = 1):
-        super().__init__(UNITS)
-        self.out = last_layer(channels)
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        logits: Tensor = self.out(super().forward(features))
-        return logits
-
-
-class End(nn.Module):
-    """What `Start` returns -> logits (B, 1, H/2, W/2): the rest of a decoder."""
-
-    def __init__(self, units: int):
-        super().__init__()
-        self.units = nn.Sequential(*[Unit(64) for _ in range(units)])
-        self.out = last_layer(1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.out(self.units(features))
+        look = features[0] if self.refine is None else self.refine(features)
+        logits: Tensor = self.out(self.units(F.relu_(self.norm(self.up1(features[-1]))) + look))
         return logits
 
 
 def parts(layout: str, heads: int) -> Parts:
     """The network's parts in one of `LAYOUTS`."""
-    encoder = Encoder()
-    if layout == "shared-start":
-        neck = Start(SHARED_UNITS)
-        ends = [End(UNITS - SHARED_UNITS) for _ in range(heads)]
-        return Parts(encoder, ends, IMAGENET, stride=2, multiple=8, neck=neck)
-    return Parts(encoder, [Decoder(channels) for channels in channels_of(layout, heads)], IMAGENET, stride=2, multiple=8)
+    encoder, shared_look = Encoder(), layout == "shared-refine"
+    neck = SharedRefine() if shared_look else nn.Identity()
+    decoders = [Decoder(channels, own_look=not shared_look) for channels in channels_of(layout, heads)]
+    return Parts(encoder, decoders, IMAGENET, stride=2, multiple=8, neck=neck)

@@ -130,8 +130,8 @@ def create_network(arch: str, heads: int, layout: str | None = None) -> Network:
             are respected. That module is imported.
         heads: number of anatomies.
         layout: what the anatomies share. "shared" (the default): the encoder, each has a decoder (the paper's student);
-            "shared-start" (MiniNetV2): the start of the decoder too; "joint" (of the user's own the only one): all but the
-            channels of the last layer.
+            "shared-refine" (MiniNetV2): also the look at the image itself that each of its decoders takes; "joint" (of your own
+            the only one): one decoder, whose last layer has a channel for each.
 
     Returns:
         a module that maps images float (B, 3, H, W) in [0, 1] to logits (B, heads, H, W); its method `native` returns them

@@ -104,10 +104,10 @@ def test_cut_and_missing_shards_are_errors(tmp_path):
         read(reader, 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("arch", "layout"),
-    [*((arch, "shared") for arch in PAPER_ARCHITECTURES), ("mininetv2", "joint"), ("segformer-mit_b0", "joint")],
-)
+LAYOUTS = [("mininetv2", "shared-refine"), ("mininetv2", "joint"), ("segformer-mit_b0", "joint")]
+
+
+@pytest.mark.parametrize(("arch", "layout"), [*((arch, "shared") for arch in PAPER_ARCHITECTURES), *LAYOUTS])
 def test_the_fast_network_says_what_the_plain_one_says(arch, layout):
     network = settled(arch, 2, layout)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

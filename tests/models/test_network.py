@@ -102,7 +102,7 @@ def test_joint_is_one_decoder_whose_channels_are_the_anatomies(arch):
     logits = network(images)
     torch.testing.assert_close(network(images, [2, 0]), logits[:, [2, 0]])
     assert not torch.equal(logits[:, 0], logits[:, 1])
-    with pytest.raises(MtkdError, match=r"has no layout 'together'.*shared, .*joint"):
+    with pytest.raises(MtkdError, match=r"has no layout 'together'.*shared .*joint"):
         create_network(arch, 3, "together")
 
 
@@ -334,6 +334,26 @@ def test_mininetv2_pools_the_image_once_for_all_decoders(monkeypatch):
     (once, logits, grads), (often, expected, expected_grads) = gradients
     assert (once, often) == (1, 4)
     assert torch.equal(logits, expected) and all(map(torch.equal, grads, expected_grads))
+
+
+def test_shared_refine_looks_at_the_image_once():
+    """With equal looks it is the network in which each decoder has its own; its keys tell whose each weight is."""
+    shared = create_network("mininetv2", 2).eval()
+    network = create_network("mininetv2", 2, "shared-refine").eval()
+    state = shared.state_dict()
+    for key in [key for key in state if key.startswith("decoders.0.refine")]:
+        state[key.replace("decoders.0", "neck")] = state[key.replace("decoders.0", "decoders.1")].copy_(state[key])
+    network.load_state_dict({key: tensor for key, tensor in state.items() if not re.match(r"decoders\.\d\.refine", key)})
+    images = torch.rand(1, 3, 32, 64)
+    looks = []
+    network.neck.refine.register_forward_hook(lambda *_: looks.append(1))
+    with torch.no_grad():
+        assert torch.equal(network(images), shared(images))
+        torch.testing.assert_close(network(images, [1]), network(images)[:, 1:])
+    assert len(looks) == 3
+    assert network.params_m == pytest.approx(0.405119 + 2 * 0.101632 - 0.007423)
+    network.train()(torch.rand(2, 3, 32, 32)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_parameter_table_agrees_with_the_paper(rows):
