@@ -14,7 +14,7 @@ PAPER_DEVICE = "paper: RTX 3090 ‡"
 DAGGER = "†"
 MARKS_NOTE = "■ one network an anatomy, ★ one encoder shared by all decoders; KD: trained with multi-teacher distillation."
 SPREAD_NOTE = "± sd is the sample standard deviation over the seeds."
-INTERVAL_NOTE = "95 % intervals are of these networks on other patients: bootstrap over the patients of the test split."
+INTERVAL_NOTE = "95 % intervals are over the patients of the test split (bootstrap), for these trained networks."
 MININET = ("mininetv2", "shared")
 MININET_NOTE = (
     f"{DAGGER} MiniNetV2 shared: the official split into encoder and decoder gives 1.52 M with 11 decoders; "
