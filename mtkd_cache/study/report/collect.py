@@ -67,6 +67,12 @@ class Result:
         return None if all(dice is None for dice in self.evaluation.dice.values()) else self.evaluation.mean_dice
 
     @property
+    def mean_dice_at_point(self) -> float | None:
+        """At the heads' operating points; None also where they have none that was chosen on this store."""
+        dice = self.evaluation.dice_at_operating_point or {}
+        return None if all(value is None for value in dice.values()) else self.evaluation.mean_dice_at_operating_point
+
+    @property
     def store_fingerprint(self) -> str | None:
         return self.evaluation.store_fingerprint or self.training.store_fingerprint
 
@@ -114,6 +120,18 @@ class Row:
     def dice(self, anatomy: str) -> float | None:
         """The mean over the seeds for which the anatomy's Dice exists."""
         return mean(result.evaluation.dice.get(anatomy) for result in self.results)
+
+    @property
+    def means_at_point(self) -> list[float]:
+        """The mean Dice of each seed at the operating points; empty where one of them has none."""
+        means = [result.mean_dice_at_point for result in self.results]
+        return [value for value in means if value is not None] if None not in means else []
+
+    def dice_at_point(self, anatomy: str) -> float | None:
+        """As `dice`, at the operating points; None where a seed has none."""
+        if not self.means_at_point:
+            return None
+        return mean((result.evaluation.dice_at_operating_point or {}).get(anatomy) for result in self.results)
 
 
 class Timing(NamedTuple):

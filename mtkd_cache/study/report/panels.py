@@ -48,6 +48,6 @@ def panels(store: SampleStore, teachers: Path | None, baseline: Path, distilled:
 
 
 def _mask(network: Predictor, image: np.ndarray, anatomy: str) -> np.ndarray:
-    """The mask (H, W), bool, predicted for an image (H, W, 3) uint8: probability above one half."""
+    """The mask (H, W), bool, predicted for an image (H, W, 3) uint8: logits above the head's threshold."""
     logits = network(to_float(torch.from_numpy(image)[None]), [anatomy])
-    return np.asarray(logits[0, 0] > 0)
+    return np.asarray(logits[0, 0] > network.thresholds[anatomy])

@@ -12,6 +12,12 @@ from mtkd_cache.study.report.markup import Cell, Column, Table
 MARKS = {"separate": "■ separate", "shared": "★ shared"}
 PAPER_DEVICE = "paper: RTX 3090 ‡"
 DAGGER = "†"
+AT_HALF, AT_POINT = "at probability 0.5, as in the paper", "at operating points"
+THRESHOLD_NOTE = (
+    "At probability 0.5 a head is judged by logit 0, as in the paper; at its operating point by the threshold with the best Dice "
+    "on the validation split. Logits trained on few positives and many negatives lie low, which costs most of what a head knows "
+    "at 0.5. What distillation gains at 0.5 alone, a threshold gains without a teacher."
+)
 MARKS_NOTE = "■ one network an anatomy, ★ one encoder shared by all decoders; KD: trained with multi-teacher distillation."
 SPREAD_NOTE = "± sd is the sample standard deviation over the seeds."
 INTERVAL_NOTE = "95 % intervals are over the patients of the test split (bootstrap), for these trained networks."
@@ -32,10 +38,14 @@ CellOf = Callable[[Key], Cell]
 
 @dataclass(frozen=True)
 class Gain:
-    """Both training arms of an architecture. dice: by seed that both have, the mean Dice (0..1) without and with distillation."""
+    """Both training arms of an architecture, judged at probability 0.5 or, at_point, at the operating points.
+
+    dice: by seed that both have, the mean Dice (0..1) without and with distillation.
+    """
 
     arch: str
     dice: dict[int, tuple[float, float]]
+    at_point: bool = False
 
     @property
     def differences(self) -> dict[int, float]:
@@ -50,6 +60,7 @@ def table1(rows: Sequence[Row], paper: Paper, timings: Timings, *, comparable: b
     keys = list(dict.fromkeys([*(paper if comparable else ()), *(row.key for row in rows)]))
     means, spreads = {row.key: row.mean_dice for row in rows}, {row.key: row.spread for row in rows if row.spread is not None}
     bounds = {row.key: interval for row in rows if (interval := row.intervals()[0])}
+    points = {row.key: row.means_at_point for row in rows if row.means_at_point}
     gaps = {key: 100 * score - paper[key].dice for key, score in means.items() if score and key in paper}
     times = _time_columns(keys, timings, paper)
     parameters, dice = "Parameters, M", "Mean Dice, %"
@@ -65,12 +76,14 @@ def table1(rows: Sequence[Row], paper: Paper, timings: Timings, *, comparable: b
         Column("ours", dice, True): _numbers(means, percent),
         **({Column("95 % interval", dice, True): lambda key: Cell(span(bounds.get(key), 1))} if bounds else {}),
         **({Column("± sd", dice, True): _numbers(spreads, percent)} if spreads else {}),
+        **({Column("at operating points", dice, True): lambda key: _mean_and_spread(points.get(key))} if points else {}),
         Column("seeds", dice, True): _numbers({row.key: len(row.seeds) for row in rows}, str),
         Column("paper", dice, True): _published(paper, lambda row: row.dice, 1),
         **({Column("difference", dice, True): lambda key: _difference(gaps.get(key))} if comparable else {}),
         **times,
     }
     notes = [MARKS_NOTE + f" {SPREAD_NOTE}" * bool(spreads) + f" {INTERVAL_NOTE}" * bool(bounds), *([TIME_NOTE] if times else [])]
+    notes += [f"Ours and the paper's: {AT_HALF}; {AT_POINT}: see Table 3."] if points else []
     if any(key[:2] == MININET for key in keys):
         notes.append(MININET_NOTE)
     title = f"Table 1. Parameters{', mean Dice and time' if times else ' and mean Dice'}"
@@ -87,6 +100,10 @@ def _parts(keys: Iterable[Key], cells: Iterable[CellOf]) -> list[list[list[Cell]
 def _numbers(values: Mapping[Key, float | None], shown: Callable[[float], str], kind: str = "") -> CellOf:
     """A column of numbers; a row that has none is empty."""
     return lambda key: EMPTY if (value := values.get(key)) is None else Cell(shown(value), value, kind=kind)
+
+
+def _mean_and_spread(values: Sequence[float] | None) -> Cell:
+    return EMPTY if not values else Cell(percent(mean(values), spread(values)), mean(values))
 
 
 def _text(text: str, kind: str = "") -> Cell:
@@ -123,13 +140,16 @@ def _time_columns(keys: Sequence[Key], timings: Timings, paper: Paper) -> dict[C
     return columns
 
 
-def table2(rows: Sequence[Row], anatomies: Sequence[str], paper: Paper) -> Table:
-    """Dice of every row by anatomy, the mean over the seeds; below it the paper's and the difference, unless `paper` is empty."""
-    ours = {row.key: row for row in rows}
-    bounds = {row.key: row.intervals()[1] for row in rows}
+def table2(rows: Sequence[Row], anatomies: Sequence[str], paper: Paper, *, at_point: bool = False) -> Table:
+    """Dice of every row by anatomy, the mean over the seeds; below it the paper's and the difference, unless `paper` is empty.
+
+    at_point: at the operating points, of the rows that have them, as Table 3.
+    """
+    ours = {row.key: row for row in rows if row.means_at_point or not at_point}
+    bounds = {key: row.intervals("dice_at_operating_point" if at_point else "dice")[1] for key, row in ours.items()}
 
     def beside(key: Key, anatomy: str) -> Cell:
-        dice = ours[key].dice(anatomy)
+        dice = ours[key].dice_at_point(anatomy) if at_point else ours[key].dice(anatomy)
         published = paper[key].by_anatomy[anatomy] if key in paper else None
         below = fixed(published, 0) if paper else None
         if published is not None and dice is not None:
@@ -141,20 +161,25 @@ def table2(rows: Sequence[Row], anatomies: Sequence[str], paper: Paper) -> Table
         Column("Layout"): lambda key: _text(f"{MARKS[key[1]]} + KD", "kd") if key[2] else _text(MARKS[key[1]]),
         **{Column(spoken(anatomy), number=True): partial(beside, anatomy=anatomy) for anatomy in anatomies},
     }
-    note = "Dice in percent, the mean over the seeds"
+    note = f"Dice in percent, {AT_POINT if at_point else AT_HALF}, the mean over the seeds"
     note += ", with its 95 % interval over patients" * any(row.pictures for row in rows)
     note += "; below it the paper's and, in brackets, the difference." if paper else "."
-    return Table("table2", "Table 2. Dice by anatomy", tuple(columns), _parts(ours, columns.values()), [note])
+    name, title = ("table3", f"Table 3. Dice by anatomy {AT_POINT}") if at_point else ("table2", "Table 2. Dice by anatomy")
+    return Table(name, title, tuple(columns), _parts(ours, columns.values()), [note])
 
 
-def gains(rows: Sequence[Row]) -> list[Gain]:
-    """One gain for each architecture that was trained with and without distillation, over the seeds both arms have."""
+def gains(rows: Sequence[Row], *, at_point: bool = False) -> list[Gain]:
+    """One gain for each architecture that was trained with and without distillation, over the seeds both arms have.
+
+    at_point: judge at the operating points; an architecture that lacks them in one arm is left out.
+    """
     arms: dict[tuple[str, bool], dict[int, float]] = {}
     for row in rows:
-        if row.layout == "shared":
-            arms[row.arch, row.kd] = {r.seed: r.mean_dice for r in row.results if r.mean_dice is not None}
+        if row.layout == "shared" and (row.means_at_point or not at_point):
+            dice = {result.seed: result.mean_dice_at_point if at_point else result.mean_dice for result in row.results}
+            arms[row.arch, row.kd] = {seed: value for seed, value in dice.items() if value is not None}
     return [
-        Gain(arch, {seed: (old, distilled[seed]) for seed, old in arms[arch, False].items() if seed in distilled})
+        Gain(arch, {seed: (old, distilled[seed]) for seed, old in arms[arch, False].items() if seed in distilled}, at_point)
         for (arch, kd), distilled in arms.items()
         if kd and (arch, False) in arms
     ]
@@ -163,12 +188,13 @@ def gains(rows: Sequence[Row]) -> list[Gain]:
 def gain_table(rows: Sequence[Gain], paper: Paper) -> Table:
     """Baseline, distilled, their difference over the common seeds, each seed's, and the paper's if `paper` has it."""
     group = "Mean Dice, %"
-    columns = [Column("Architecture"), Column("Encoder")]
+    columns = [Column("Architecture"), Column("Encoder"), Column("judged")]
     columns += [Column(title, group, True) for title in ("without KD", "with KD", "difference")]
     columns += [Column("each seed's difference")] + [Column("paper's difference", number=True)] * bool(paper)
     notes = [
         "Means over the seeds both arms have; differences in percentage points"
-        + (", ± their sample standard deviation." if any(len(gain.dice) > 1 for gain in rows) else ".")
+        + (", ± their sample standard deviation." if any(len(gain.dice) > 1 for gain in rows) else "."),
+        THRESHOLD_NOTE,
     ]
     return Table("gain", "What distillation gains", tuple(columns), [[_gain_row(gain, paper) for gain in rows]], notes)
 
@@ -177,13 +203,13 @@ def _gain_row(gain: Gain, paper: Paper) -> list[Cell]:
     points = {seed: 100 * difference for seed, difference in gain.differences.items()}
     each = ", ".join(f"seed {seed}: {signed(point)}" for seed, point in points.items())
     gained = mean(points.values())
-    cells = [_text(name) for name in display_name(gain.arch)]
+    cells = [_text(name) for name in (*display_name(gain.arch), AT_POINT if gain.at_point else AT_HALF)]
     for arm in (0, 1):
         dice = mean(pair[arm] for pair in gain.dice.values())
         cells.append(Cell(percent(dice), dice))
     cells += [_difference(gained, spread(points.values())), Cell(each or "no seed in common", gained)]
     if paper:
         baseline, distilled = (paper.get((gain.arch, "shared", kd)) for kd in (False, True))
-        published = distilled.dice - baseline.dice if baseline and distilled else None
+        published = distilled.dice - baseline.dice if baseline and distilled and not gain.at_point else None
         cells.append(Cell(signed(published), published, kind="paper"))
     return cells

@@ -8,7 +8,7 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import WEIGHTS
 from mtkd_cache.study.published import Paper, published
-from mtkd_cache.study.report.collect import BENCH, TIMINGS, Result, Row, collect, find_timings, results_of, teachers_of
+from mtkd_cache.study.report.collect import BENCH, TIMINGS, Result, Row, collect, find_timings, mean, results_of, teachers_of
 from mtkd_cache.study.report.formats import full_name
 from mtkd_cache.study.report.header import cache_fingerprints, describe_data, facts, remarks, whole_study
 from mtkd_cache.study.report.markup import Table
@@ -17,14 +17,18 @@ from mtkd_cache.study.report.panels import panels
 from mtkd_cache.study.report.qualitative import qualitative_figure
 from mtkd_cache.study.report.scatter import paper_points, points_of, scatter_figure
 from mtkd_cache.study.report.style import save
-from mtkd_cache.study.report.tables import gain_table, gains, table1, table2
+from mtkd_cache.study.report.tables import Gain, gain_table, gains, table1, table2
 
 TITLE = "Multi-teacher knowledge distillation: results"
-FIGURE1 = "Figure 1. Parameters against mean Dice. Squares: one network an anatomy; stars: one encoder shared by all decoders"
+FIGURE1 = (
+    "Figure 1. Parameters against mean Dice at probability 0.5. "
+    "Squares: one network an anatomy; stars: one encoder shared by all decoders"
+)
 FIGURE1_KD = "; red: with distillation, the arrow from the same network without it"
 FIGURE3 = (
     "Figure 3. Truth and predictions. One test sample an anatomy: the one whose truth has the median area of its "
-    "anatomy's test samples, so that no result had a say in the choice. White outline: the truth; number: Dice, %."
+    "anatomy's test samples, so that no result had a say in the choice. Each head at its operating point, or at probability 0.5 "
+    "where it has none. White outline: the truth; number: Dice, %."
 )
 NO_TIMES = f"Time and FPS are left out: there is no {TIMINGS} beside the run folders. It holds what {BENCH} prints."
 NO_STORE = "Figure 3 (pictures and predictions) is left out: it needs the sample store (--store)."
@@ -51,8 +55,10 @@ def write_report(runs: Sequence[Path], out: Path, *, store: str | None = None) -
     data = describe_data(rows, opened)
     compared = data.is_papers or whole_study(data, rows)
     tables = [table1(rows, paper, timings, comparable=compared), table2(rows, data.anatomies, paper if compared else {})]
-    if distilled := gains(rows):
-        tables.insert(0, gain_table(distilled, paper if data.same_anatomies else {}))
+    distilled, at_points = gains(rows), {gain.arch: gain for gain in gains(rows, at_point=True)}
+    if distilled:
+        both = [each for gain in distilled for each in (gain, at_points.get(gain.arch)) if each]
+        tables.insert(0, gain_table(both, paper if data.same_anatomies else {}))
     try:
         out.mkdir(parents=True, exist_ok=True)
         pictures = _figure1(rows, paper if data.is_papers else {}, out)
@@ -60,8 +66,10 @@ def write_report(runs: Sequence[Path], out: Path, *, store: str | None = None) -
         pictures += figure3
         notes = remarks(data, rows) + notes + ([] if timings else [NO_TIMES])
         header = facts(data, rows)
-        # tables and pictures alternate, the widest table (by anatomy) stands last
+        # tables and pictures alternate, the widest tables (by anatomy) stand last
         blocks: list[Table | Picture] = [*tables[:-2], *pictures[:1], tables[-2], *pictures[1:], tables[-1]]
+        if any(row.means_at_point for row in rows):
+            blocks.append(table2(rows, data.anatomies, {}, at_point=True))
         texts = [out / "report.md", out / "report.html"]
         for path in texts:
             path.write_text(render(path.name, TITLE, header, notes, blocks), encoding="utf-8")
@@ -70,7 +78,10 @@ def write_report(runs: Sequence[Path], out: Path, *, store: str | None = None) -
     drawn = [picture.path.with_suffix(suffix) for picture in pictures for suffix in (".png", ".svg")]
     return {
         "rows": [_row(row, paper) for row in rows],
-        "gains": [{"arch": g.arch, "seeds": list(g.dice), "differences": list(g.differences.values())} for g in distilled],
+        "gains": [
+            {"arch": gain.arch, **_gain(gain), **({"at_operating_point": _gain(at)} if (at := at_points.get(gain.arch)) else {})}
+            for gain in distilled
+        ],
         "store_fingerprint": data.fingerprint,
         "cache_fingerprints": cache_fingerprints(rows),
         "files": [str(path) for path in (*texts, *drawn)],
@@ -122,6 +133,10 @@ def teachers_shown(rows: Sequence[Row], student: Result) -> Result | None:
     return None
 
 
+def _gain(gain: Gain) -> dict[str, Any]:
+    return {"seeds": list(gain.dice), "differences": list(gain.differences.values())}
+
+
 def _row(row: Row, paper: Paper) -> dict[str, Any]:
     reference, (interval, intervals) = paper.get(row.key), row.intervals()
     return {
@@ -133,6 +148,8 @@ def _row(row: Row, paper: Paper) -> dict[str, Any]:
         "mean_dice": row.mean_dice,
         "sd_dice": row.spread,
         "mean_dice_interval": interval,
+        "mean_dice_at_operating_point": mean(row.means_at_point),
+        "dice_at_operating_point": {anatomy: row.dice_at_point(anatomy) for anatomy in row.results[0].training.anatomies},
         "dice": {anatomy: row.dice(anatomy) for anatomy in row.results[0].training.anatomies},
         "dice_intervals": intervals,
         "runs": [str(result.path) for result in row.results],
