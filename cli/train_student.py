@@ -13,9 +13,10 @@ from . import common
 @click.command("train-student")
 @common.store
 @common.cache
-@click.option("--run", type=common.FOLDER, help="Folder of the run.  [default: runs/ARCH-(no-)kd-seedN]")
+@click.option("--run", type=common.FOLDER, help="Folder of the run.  [default: runs/ARCH-(LAYOUT-)(no-)kd-seedN]")
 @common.from_recipe
 @click.option("--arch", help=f"Override the recipe's architecture of the student: {common.ARCHITECTURES}.")
+@click.option("--layout", type=click.Choice(common.LAYOUTS), help="What the anatomies share.  [default: shared, the encoder]")
 @click.option("--no-kd", is_flag=True, help="Train the baseline: the same without distillation, on the masks alone.")
 @common.init_from
 @common.training
@@ -26,10 +27,12 @@ def command(store: str, cache: str, run: Path | None, arch: str | None, no_kd: b
     from mtkd_cache.training.student import train_student
 
     recipe = common.recipe_of(options, {"student.arch": arch, "student.weights": options["init_from"]})
-    run = run or Path("runs", f"{recipe.student.arch}-{'no-kd' if no_kd else 'kd'}-seed{recipe.seed}")
+    layout = "" if options["layout"] in (None, "shared") else f"{options['layout']}-"
+    name = f"{recipe.student.arch.replace(':', '.')}-{layout}{'no-kd' if no_kd else 'kd'}-seed{recipe.seed}"
+    run = run or Path("runs", name)
     opened = None if no_kd else mc.LogitCache.open(cache)
     samples, accelerator = mc.SampleStore.open(store), common.accelerator_of(options)
-    settings = {key: options[key] for key in ("resident", "compiled", "allow_overlap")}
+    settings = {key: options[key] for key in ("resident", "compiled", "layout", "allow_overlap")}
     record = train_student(samples, run, recipe, accelerator, opened, **settings)
     common.say(f"{run}: validation Dice {100 * record.val_dice:.1f} % in epoch {record.best_epoch + 1} of {len(record.history)}")
     common.say_overlap(record.to_json().get("overlap"))
