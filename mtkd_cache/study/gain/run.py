@@ -58,6 +58,7 @@ def write_gain(studies: Sequence[Path], out: Path) -> dict[str, Any]:
     Returns results (a dict for each student and split), gains (over masks and over the KL, for each arm, by group), teachers,
     best_arm (on validation, over all the studies), markdown, and files, the paths written.
     """
+    out.mkdir(parents=True, exist_ok=True)
     results = [result for study in studies for result in read_results(study)]
     teachers = {study.name: read_teachers(study) for study in studies}
     text = markdown(results, teachers)
@@ -73,7 +74,6 @@ def write_gain(studies: Sequence[Path], out: Path) -> dict[str, Any]:
         "teachers": teachers,
         "best_arm": best_arm(results),
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "gain.json", content)
     write_durably(out / "gain.md", text.encode())
     return {**content, "markdown": text, "files": [str(path) for path in (out / "gain.json", out / "gain.md", *figures)]}
