@@ -43,6 +43,20 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Student(Stage):
+    """How a student is trained.
+
+    cross_entropy: "pixels", one mean over all that count (the paper's), or "heads", a mean in each head, then over the heads.
+    prior_bias: start each head's last bias at its prior, see `mtkd_cache.training.balance.start_at_prior`.
+    balanced: draw every anatomy equally often, see `mtkd_cache.training.balance.balanced_rows`.
+    """
+
+    cross_entropy: str = "pixels"
+    prior_bias: bool = False
+    balanced: bool = False
+
+
+@dataclass(frozen=True)
 class Distillation:
     """The distillation terms of stage 2.
 
@@ -101,7 +115,7 @@ class Recipe:
 
     seed: int
     teacher: Stage
-    student: Stage
+    student: Student
     distillation: Distillation
     augmentation: Augmentation
     cache: Cache
@@ -233,6 +247,7 @@ def _read(kind: type[Section], table: Any, where: str) -> Section:
 
 def _check(recipe: Recipe, where: str) -> None:
     distillation = recipe.distillation
+    cross_entropy = recipe.student.cross_entropy
     sigmoid_temperature, sigmoid_weight = distillation.sigmoid_temperature, distillation.sigmoid_weight
     limits = [
         ("seed", recipe.seed, recipe.seed >= 0, "0 or more"),
@@ -242,6 +257,7 @@ def _check(recipe: Recipe, where: str) -> None:
         ("distillation.term", distillation.term, set(distillation.terms) <= {*TERMS}, f"one of {', '.join(TERMS)}, or A+B"),
         ("distillation.sigmoid_temperature", sigmoid_temperature, 0 < sigmoid_temperature < math.inf, "more than 0"),
         ("distillation.sigmoid_weight", sigmoid_weight, 0 <= sigmoid_weight < math.inf, "0 or more"),
+        ("student.cross_entropy", cross_entropy, cross_entropy in ("pixels", "heads"), '"pixels" or "heads"'),
         ("cache.views", recipe.cache.views, recipe.cache.views >= 1, "1 or more"),
     ]
     for name, stage in (("teacher", recipe.teacher), ("student", recipe.student)):

@@ -154,6 +154,8 @@ def test_values_override_the_recipe_and_its_overrides_where_they_are_not_none():
         ("distillation.temperature=0", r"distillation\.temperature = 0\.0 is out of range"),
         ("distillation.temperature=nan", r"distillation\.temperature = nan is out of range"),
         ("distillation.weight=-1", r"distillation\.weight = -1\.0 is out of range"),
+        ("student.cross_entropy=batch", r"student\.cross_entropy = 'batch' is out of range"),
+        ("teacher.balanced=true", r"\[teacher\]: unknown key 'balanced'"),
         ("distillation.combine=mean", r"distillation\.combine = 'mean' is out of range"),
         ("distillation.term=cosine", r"distillation\.term = 'cosine' is out of range\. Give one of kl, sigmoid, .* or A\+B"),
         ("distillation.term=kl+", r"distillation\.term = 'kl\+' is out of range"),

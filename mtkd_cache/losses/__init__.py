@@ -5,7 +5,7 @@ Logits may have any floating type: the loss is computed in float32 at least, and
 bool, or numbers that are 0 or 1.
 """
 
-from mtkd_cache.losses.cross_entropy import cross_entropy_by_head, exclusive_cross_entropy
+from mtkd_cache.losses.cross_entropy import cross_entropy_by_head, exclusive_cross_entropy, head_mean_cross_entropy
 from mtkd_cache.losses.kl import channelwise_kl, kl_by_head, map_kl
 from mtkd_cache.losses.objective import TERMS, distillation_objective
 from mtkd_cache.losses.pearson import pearson_by_head
@@ -18,6 +18,7 @@ __all__ = [
     "cross_entropy_by_head",
     "distillation_objective",
     "exclusive_cross_entropy",
+    "head_mean_cross_entropy",
     "kl_by_head",
     "map_kl",
     "pearson_by_head",

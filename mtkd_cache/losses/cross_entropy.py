@@ -50,6 +50,17 @@ def cross_entropy_by_head(
     return sums / _at_least_one_term(counts)
 
 
+def head_mean_cross_entropy(
+    logits: Tensor, mask: Tensor, anatomy: Tensor, valid: Tensor | None = None, average: Average | None = None
+) -> Tensor:
+    """The mean of `cross_entropy_by_head` over the heads in which a pixel of the batch counts, a scalar.
+
+    Args, Raises: see `exclusive_cross_entropy`, in whose single mean a head weighs as much as it has pixels.
+    """
+    sums, counts = _sums_and_counts(logits, mask, anatomy, valid, average)
+    return (sums / _at_least_one_term(counts)).sum() / _at_least_one_term((counts > 0).sum())
+
+
 def _at_least_one_term(counts: Tensor) -> Tensor:
     return torch.where(counts > 0, counts, 1)
 

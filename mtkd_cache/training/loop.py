@@ -26,6 +26,7 @@ from mtkd_cache.models.network import Network
 from mtkd_cache.models.seen import NOTHING, Seen
 from mtkd_cache.recipe import Stage
 from mtkd_cache.storage.checked_json import digest
+from mtkd_cache.training.balance import balanced_rows
 from mtkd_cache.training.history import write_metrics
 from mtkd_cache.training.metrics import split_curves
 from mtkd_cache.training.operating_points import SCORES, validation_figures
@@ -43,7 +44,8 @@ class Task:
     where these and the validation samples are read. losses(forward, batch, epoch): the loss's parts by name; "loss" is
     minimized. compiled: compile encoder and decoders, which makes the first step long, the others shorter, and the weights differ
     in the last digits. place: among the trainings of its command. initial_weights: what the record says of the network of this
-    project that it starts from; inherited: the samples that this network and the teachers have seen.
+    project that it starts from; inherited: the samples that this network and the teachers have seen. balanced: an epoch has every
+    anatomy equally often.
     """
 
     label: str
@@ -61,6 +63,7 @@ class Task:
     place: Place = ALONE
     initial_weights: dict[str, str] | None = None
     inherited: Seen = NOTHING
+    balanced: bool = False
 
     def start(self, device: torch.device) -> tuple[Network, torch.optim.Optimizer]:
         """The network on a device, as it is trained there, and its optimizer."""
@@ -72,7 +75,8 @@ class Task:
     def rows_of_epoch(self, epoch: int) -> list[np.ndarray]:
         """The rows of each of this process's batches."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        return epoch_batches(self.rows, self.stage.batch, self.seed, epoch, rank, world)
+        rows = balanced_rows(self.rows, self.store.anatomy[self.rows], self.seed, epoch) if self.balanced else self.rows
+        return epoch_batches(rows, self.stage.batch, self.seed, epoch, rank, world)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         view = epoch % self.source.views

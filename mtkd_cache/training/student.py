@@ -16,16 +16,25 @@ from mtkd_cache.cache.loader import Batch, BatchReader, preload
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.augment import apply_views
 from mtkd_cache.data.sample_store import SampleStore
-from mtkd_cache.losses import TERMS, cross_entropy_by_head, distillation_objective, exclusive_cross_entropy
+from mtkd_cache.losses import (
+    TERMS,
+    cross_entropy_by_head,
+    distillation_objective,
+    exclusive_cross_entropy,
+    head_mean_cross_entropy,
+)
 from mtkd_cache.models.network import layouts_of
 from mtkd_cache.models.own import is_own, source_sha256
 from mtkd_cache.models.records import RUN, RunRecord
 from mtkd_cache.models.seen import NOTHING, UNKNOWN
 from mtkd_cache.recipe import Recipe, seed_for
 from mtkd_cache.runtime.accelerator import mean_across_ranks
+from mtkd_cache.training.balance import prior_log_odds, start_at_prior
 from mtkd_cache.training.loop import Forward, Task
 from mtkd_cache.training.run_folder import start_network, train_or_resume
 from mtkd_cache.training.signal import CachedTeachers, NoTeachers, TeacherSignal
+
+CROSS_ENTROPIES = {"pixels": exclusive_cross_entropy, "heads": head_mean_cross_entropy}
 
 
 def train_student(
@@ -85,6 +94,8 @@ def student_task(
     """What `fit` trains: the student on the store's training samples, distilled where the signal has teachers' logits."""
     seed, rows = seed_for(recipe.seed, "student"), store.rows("train")
     network, initial = start_network(recipe.student, store, store.anatomies, seed, layout)
+    if recipe.student.prior_bias:
+        start_at_prior(network, prior_log_odds(store, rows))
     inherited = initial.pop("inherited", NOTHING) | ((signal.cache.manifest.seen or UNKNOWN) if signal.cache else NOTHING)
     return Task(
         label=f"student {'without' if isinstance(signal, NoTeachers) else 'with'} KD",
@@ -94,6 +105,7 @@ def student_task(
         seed=seed,
         store=store,
         rows=rows,
+        balanced=recipe.student.balanced,
         source=preload(BatchReader(store, signal.cache), rows, accelerator.device, resident),
         validation=preload(BatchReader(store), store.rows("validation"), accelerator.device, resident),
         losses=StudentLoss(store, recipe, signal, mean_across_ranks(accelerator)),
@@ -122,9 +134,10 @@ class StudentLoss:
         logits = forward(images).float()
         distillation, by_head = self.recipe.distillation, self.recipe.distillation.combine == "printed"
         teachers = self.signal.logits(batch, images, views)
+        one_mean = CROSS_ENTROPIES[self.recipe.student.cross_entropy]
         if teachers is None:
-            return {"loss": exclusive_cross_entropy(logits, masks, batch.anatomy, valid, self.average)}
-        cross_entropy_of = cross_entropy_by_head if by_head else exclusive_cross_entropy
+            return {"loss": one_mean(logits, masks, batch.anatomy, valid, self.average)}
+        cross_entropy_of = cross_entropy_by_head if by_head else one_mean
         cross_entropy = self._across_ranks(cross_entropy_of(logits, masks, batch.anatomy, valid, self.average))
         parts, distilled = {"cross_entropy": cross_entropy.detach().mean()}, torch.zeros_like(cross_entropy)
         for name, (temperature, weight) in distillation.terms.items():

@@ -16,6 +16,7 @@ from mtkd_cache.losses import (
     cross_entropy_by_head,
     distillation_objective,
     exclusive_cross_entropy,
+    head_mean_cross_entropy,
     kl_by_head,
     map_kl,
 )
@@ -116,6 +117,18 @@ def test_the_printed_objective_is_equation_3(shape):
     naive = sum(sum(terms) / len(terms) * 3.0 * kl[i] for i, terms in enumerate(heads) if terms)
     torch.testing.assert_close(ours, naive, atol=1e-6, rtol=0)
     torch.testing.assert_close(gradient(ours, student), gradient(naive, student), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES[::3])
+def test_the_mean_of_the_heads_leaves_out_those_in_which_nothing_counts(shape):
+    e = example(shape, True)
+    e["mask"][1:] = False  # so that heads without a pixel are among them
+    ours = head_mean_cross_entropy(e["student"], e["mask"], e["anatomy"], e["valid"])
+    heads = [naive_terms(e["student"], e["mask"], e["anatomy"], e["valid"], [i]) for i in range(shape[1])]
+    means = [sum(terms) / len(terms) for terms in heads if terms]
+    naive = sum(means) / len(means)
+    torch.testing.assert_close(ours, naive, atol=1e-6, rtol=0)
+    torch.testing.assert_close(gradient(ours, e["student"]), gradient(naive, e["student"]), atol=1e-6, rtol=0)
 
 
 def test_a_head_in_which_nothing_counts_has_no_cross_entropy():

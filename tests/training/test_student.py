@@ -10,7 +10,14 @@ from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.augment import apply_views, draw_views, identity_views, warp
 from mtkd_cache.data.samples import SPLITS
-from mtkd_cache.losses import channelwise_kl, cross_entropy_by_head, exclusive_cross_entropy, kl_by_head, sigmoid_by_head
+from mtkd_cache.losses import (
+    channelwise_kl,
+    cross_entropy_by_head,
+    exclusive_cross_entropy,
+    head_mean_cross_entropy,
+    kl_by_head,
+    sigmoid_by_head,
+)
 from mtkd_cache.recipe import seed_for
 from mtkd_cache.training.signal import CachedTeachers, NoTeachers
 from mtkd_cache.training.student import student_task
@@ -61,6 +68,12 @@ def test_the_student_meets_what_the_teachers_say_of_the_picture_it_sees(
     assert both["sigmoid"] == pytest.approx(float(sigmoid.mean()))
     assert both["kl"] == pytest.approx(float(said["kl"]))
     assert both["loss"] == pytest.approx(float(said["cross_entropy"] + 2 * both["sigmoid"] + 0.3 * said["kl"]))
+    by_heads = losses(other, "student.cross_entropy=heads")
+    assert (
+        by_heads["cross_entropy"]
+        == pytest.approx(float(head_mean_cross_entropy(other, masks, batch.anatomy, valid)))
+        != float(said["cross_entropy"])
+    )
     printed = losses(other, "distillation.combine=printed")
     by_head = cross_entropy_by_head(other, masks, batch.anatomy, valid) * kl_by_head(other, teacher, 4.0, valid)
     assert printed["loss"] == pytest.approx(float(3 * by_head.sum()))

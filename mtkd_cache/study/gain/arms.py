@@ -10,6 +10,9 @@ from mtkd_cache.study.jobs import Job
 BASELINE, PAPER = "masks", "kl"
 ARMS: dict[str, dict[str, Any]] = {  # by name, what differs from the recipe; those called masks have no teacher
     BASELINE: {},
+    "masks-prior": {"student.prior_bias": True},
+    "masks-heads": {"student.cross_entropy": "heads"},
+    "masks-balanced": {"student.balanced": True},
     PAPER: {},
     "printed": {"distillation.combine": "printed"},
     "sigmoid": {"distillation.term": "sigmoid"},
@@ -24,7 +27,7 @@ SEEDS = {"choose": (0, 1, 2), "test": (10, 11, 12, 13, 14)}
 
 
 @dataclass(frozen=True)
-class Student(Job):
+class StudentJob(Job):
     """A student's training or evaluation. length: one of LENGTHS."""
 
     length: str = "short"
@@ -52,6 +55,6 @@ def plan(
             for arch in archs:
                 for arm in arms:
                     place = f"{arch}/{length}/{arm}/seed{seed}", arch, arm, seed
-                    student = Student("student", *place, length=length)
-                    jobs += [student, Student("evaluation", *place, needs=(student.name,), split=split, length=length)]
+                    student = StudentJob("student", *place, length=length)
+                    jobs += [student, StudentJob("evaluation", *place, needs=(student.name,), split=split, length=length)]
     return jobs
