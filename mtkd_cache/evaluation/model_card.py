@@ -7,7 +7,17 @@ from typing import TypeVar
 
 from mtkd_cache.evaluation.markdown import plain, templates
 from mtkd_cache.models.pretrained import paper_source
-from mtkd_cache.models.records import Evaluation, MultilabelEvaluation, RunRecord, Training, read_as, read_training_records
+from mtkd_cache.models.records import (
+    Evaluation,
+    MultilabelEvaluation,
+    OperatingPoint,
+    RunRecord,
+    TeacherRecord,
+    Training,
+    read_as,
+    read_operating_points,
+    read_training_records,
+)
 from mtkd_cache.storage.folder import write_durably
 
 CARD = "README.md"
@@ -48,8 +58,10 @@ def card_text(folder: Path) -> str | None:
         weights=_weights(first),
         teachers=sorted({teacher["arch"] for teacher in ((run and run.teachers) or {}).values()}),
         evaluations=evaluations,
+        columns=[column for evaluation in evaluations for column in _columns(evaluation)],
+        points=_operating_points(folder, trainings),
         multilabel=_current(MultilabelEvaluation, folder, trainings),
-        name=folder.name if run else f"{folder.name}/{getattr(first, 'anatomy', '')}",
+        name=folder.name,
         unknown="not recorded",
     )
 
@@ -58,6 +70,26 @@ def _current(kind: type[Kind], folder: Path, trainings: Sequence[Training]) -> l
     """The evaluations in a folder that are of its weights, by split."""
     evaluations = (read_as(kind, path) for path in sorted(folder.glob(kind.FILE.format("*"))))
     return [evaluation for evaluation in evaluations if evaluation and evaluation.is_of(trainings)]
+
+
+def _columns(evaluation: Evaluation) -> list[tuple[str, dict[str, float | None], float | None]]:
+    """Title, figures by anatomy and mean of each of an evaluation's figures that exist."""
+    figures = (
+        ("at 0.5", evaluation.dice, evaluation.mean_dice),
+        ("at operating point", evaluation.dice_at_operating_point, evaluation.mean_dice_at_operating_point),
+        ("average precision", evaluation.average_precision, evaluation.mean_average_precision),
+    )
+    return [(f"{evaluation.split}: {title}", values, mean) for title, values, mean in figures if values is not None]
+
+
+def _operating_points(folder: Path, trainings: Sequence[Training]) -> dict[str, OperatingPoint]:
+    """The operating points that were chosen for the recorded weights, by anatomy."""
+    points: dict[str, OperatingPoint] = {}
+    for training in trainings:
+        own = folder / training.anatomy if isinstance(training, TeacherRecord) else folder
+        if chosen := read_operating_points(own, training.weights_sha256 or ""):
+            points |= chosen.points
+    return points
 
 
 def _weights(training: Training) -> str | None:

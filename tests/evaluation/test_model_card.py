@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -85,7 +86,8 @@ def test_a_students_card(tmp_path):
         assert said in text
     for fingerprint in (STORE, CACHE, SHA):
         assert fingerprint in text
-    assert "| Anatomy | test | validation |\n" in text
+    assert "| Anatomy | test: at 0.5 | validation: at 0.5 |\n" in text
+    assert "no operating point is chosen" in text and "## Operating points" not in text
     assert "| liver | 71.5 | 60.0 |\n| ureter | - | 25.0 |\n" in text
     assert '[student]\narch = "mininetv2"\nweights = "none"\nlr = 0.001\n\n[distillation]\ntemperature = 4.0\n' in text
     assert write_card(tmp_path).read_text() == text
@@ -109,7 +111,7 @@ def test_the_teachers_card_names_each_networks_weights(tmp_path):
     assert "# segformer-mit_b3, one network for each of 2 anatomies" in text
     assert f"Weights of liver, SHA-256: `{'l' * 64}`" in text
     assert f"Weights of ureter, SHA-256: `{'u' * 64}`" in text
-    assert 'load_network("teachers/liver")' in text
+    assert 'Predictor.load("teachers")' in text
     assert "Dataset: dsad" in text
     assert "Started from weights: cityscapes, as in the paper's setting" in text
 
@@ -119,14 +121,14 @@ def test_the_loading_code_runs(tmp_path, monkeypatch, name):
     run = tmp_path / name
     torch.manual_seed(0)
     save_network(run / WEIGHTS, create_network("mininetv2", 2), ("liver", "ureter"))
-    student(run, weights_sha256=file_sha256(run / WEIGHTS))
+    student(run, weights_sha256=file_sha256(run / WEIGHTS), size=[64, 64])
     code = re.search(r"```python\n(.*?)\n```", write_card(run).read_text(), re.DOTALL)[1]
     assert len(code.splitlines()) == 3
     monkeypatch.chdir(tmp_path)
-    names = {"images": torch.rand(1, 3, 64, 64)}
+    names = {"frame": np.zeros((48, 60, 3), np.uint8)}
     exec(code, names)
-    assert names["masks"].shape == (1, 2, 64, 64)
-    assert names["masks"].dtype == torch.bool
+    assert names["masks"].shape == (2, 48, 60)
+    assert names["masks"].dtype == bool
 
 
 def test_anothers_readme_is_left(tmp_path):
@@ -152,8 +154,14 @@ def test_evaluation_writes_the_card(tmp_path, organ_store, accelerator, kind):
         teachers(folder, organs, weights_sha256=None)
     evaluation = evaluate(Predictor.load(folder), organ_store, "validation", accelerator)
     text = (folder / CARD).read_text()
-    assert f"| **mean** | **{100 * evaluation.mean_dice:.1f}** |" in text
-    assert "| Anatomy | validation |" in text
+    means = (evaluation.mean_dice, evaluation.mean_dice_at_operating_point, evaluation.mean_average_precision)
+    assert f"| **mean** | {' | '.join(f'**{100 * mean:.1f}**' for mean in means)} |" in text
+    titles = ("at 0.5", "at operating point", "average precision")
+    assert f"| Anatomy | {' | '.join(f'validation: {title}' for title in titles)} |" in text
+    if kind == "student":  # these teachers' records name no weights
+        for organ in organs:
+            assert re.search(rf"\| {organ} \| {evaluation.thresholds[organ]} \| - \| [0-9.]+ \| [0-9.]+ \|\n", text)
+        assert "no operating point is chosen" not in text
 
 
 def test_a_card_shows_markup_as_it_is(tmp_path):
@@ -172,4 +180,4 @@ def test_a_card_leaves_out_what_other_weights_were_judged(tmp_path):
         evaluation(tmp_path, split, 0.5, 0.5)
         path = tmp_path / f"evaluation-{split}.json"
         write(path, {**json.loads(path.read_text()), "weights_sha256": weights})
-    assert "| Anatomy | validation |\n" in write_card(tmp_path).read_text()
+    assert "| Anatomy | validation: at 0.5 |\n" in write_card(tmp_path).read_text()
