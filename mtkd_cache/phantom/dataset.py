@@ -24,6 +24,7 @@ from mtkd_cache.phantom.shapes import Array
 from mtkd_cache.runtime.processes import run_in_processes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
+from mtkd_cache.storage.record import differences
 
 MULTILABEL_ANATOMIES = ("abdominal_wall", "colon", "liver", "pancreas", "small_intestine", "spleen", "stomach")
 FREQUENCY = dict(zip(ANATOMIES, (1.0, 1.15, 0.85, 0.95, 1.0, 0.8, 1.1, 1.0, 1.2, 0.8, 0.7), strict=True))
@@ -106,7 +107,8 @@ def _check_folder(out: Path, settings: dict[str, Any]) -> None:
     if (out / SETTINGS).exists():
         earlier = json.loads((out / SETTINGS).read_bytes())
         if earlier != settings:
-            raise MtkdError(f"{out} was started with other settings ({earlier}). Name another folder or delete it.")
+            told = ", ".join(differences(earlier, settings))
+            raise MtkdError(f"{out} was started with other settings: {told}. Name another folder or delete it.")
     elif any(Folder(out).keys()):
         raise MtkdError(f"{out} is not empty. Name another folder or delete it.")
 

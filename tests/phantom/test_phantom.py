@@ -237,7 +237,7 @@ def test_a_killed_call_is_finished_by_the_next_one(dataset, killed):
 def test_a_folder_of_other_settings_or_that_is_being_written_is_refused(dataset):
     root, counts = dataset
     whole = contents(root)
-    with pytest.raises(MtkdError, match="started with other settings"):
+    with pytest.raises(MtkdError, match=r"started with other settings: seed 0 \(now 1\). Name another"):
         write_phantom(root, size=SIZE, images_per_surgery=2, surgeries=(3, 1), seed=1)
     with locked(Folder(root)), pytest.raises(LockedError):
         write_phantom(root, size=SIZE, images_per_surgery=2, surgeries=(3, 1))
