@@ -17,9 +17,10 @@ from . import common
 @click.option("--validation", type=common.NUMBERS, help="Surgeries of the validation split, instead of the reference split's.")
 @click.option("--test", type=common.NUMBERS, help="Surgeries of the test split, instead of the reference split's.")
 @click.option("--resplit", is_flag=True, help="Move samples that the store holds already to another split.")
+@click.option("--without-labels", is_flag=True, help="Do not read the files weak_labels.csv of a DATASET folder.")
 @click.option("--workers", type=click.IntRange(1), default=2, help="Number of processes.")
 @common.reports
-def command(dataset: Path | None, csv: Path | None, store: str, **options: Any) -> dict[str, Any]:
+def command(dataset: Path | None, csv: Path | None, store: str, without_labels: bool, **options: Any) -> dict[str, Any]:
     """Convert a DATASET folder (ANATOMY/SURGERY/imageNN.png with maskNN.png), or the samples in a CSV, into a sample store."""
     from mtkd_cache.data.dresden import Split
     from mtkd_cache.data.ingest import ingest, ingest_csv
@@ -29,12 +30,13 @@ def command(dataset: Path | None, csv: Path | None, store: str, **options: Any) 
         raise click.UsageError("Name a DATASET folder or --csv FILE.")
     if (validation is None) != (test is None):
         raise click.UsageError("--validation and --test go together.")
-    if csv and validation:
-        raise click.UsageError("--validation and --test are for a DATASET folder; a CSV has a column split.")
+    if csv and (validation or without_labels):
+        raise click.UsageError("--validation, --test and --without-labels are for a DATASET folder; a CSV has a column split.")
     if csv:
         result = ingest_csv(csv, store, **options)
     elif dataset:
-        result = ingest(dataset, store, split=Split(validation, test, None) if validation else Split(), **options)
+        split = Split(validation, test, None) if validation else Split()
+        result = ingest(dataset, store, split=split, without_labels=without_labels, **options)
     say(result)
     return result
 
@@ -48,6 +50,8 @@ def say(result: dict[str, Any]) -> None:
         common.say("no splits are given: each patient was assigned to one, see data/README.md")
     if result["skipped"]:
         common.say("skipped: " + ", ".join(f"{count} {what}" for what, count in result["skipped"].items()))
+    if result["labels"]:
+        common.say("weak_labels.csv: " + ", ".join(f"{count} {what}" for what, count in result["labels"].items()))
     for size, uneven in result["uneven_sizes"].items():
         common.say(
             f"{common.plural(uneven['samples'], 'sample')} of {size} (first {uneven['first']}): resizing stretches them by "

@@ -1,7 +1,8 @@
 """A dataset folder in the Dresden layout: ``{anatomy}/{surgery}/imageNN.png`` beside ``maskNN.png``; and reading its pictures.
 
-``multilabel/`` (the stomach images again, with masks of several anatomies), the single raters' folders ``anno_*`` and ``merged``,
-and ``weak_labels.csv`` are recognized and skipped. The anatomies are the names of the other folders, in alphabetical order.
+``multilabel/`` (the stomach images again, with masks of several anatomies) and the single raters' folders ``anno_*`` and
+``merged`` are recognized and skipped; ``weak_labels.csv`` is read by `mtkd_cache.data.weak_labels`. The anatomies are the names
+of the other folders, in alphabetical order.
 """
 
 import re
@@ -112,7 +113,6 @@ def _content(root: Path) -> str:
 def _surgery_samples(anatomy: str, folder: Path, skipped: Counter[str]) -> list[Sample]:
     names = {path.name for path in folder.iterdir()}
     patient = str(_number(folder.name, folder))
-    skipped["weak_labels.csv"] += "weak_labels.csv" in names
     skipped["single raters' folders"] += sum(name == "merged" or name.startswith("anno_") for name in names)
     samples = []
     for name in names:

@@ -10,6 +10,7 @@ from mtkd_cache.data.sample_csv import read_csv
 from mtkd_cache.data.sample_store import PREPROCESSING, StoreSettings
 from mtkd_cache.data.samples import SPLITS, Sample, complete, patient_order
 from mtkd_cache.data.store_writer import write_store
+from mtkd_cache.data.weak_labels import with_labels
 from mtkd_cache.storage.folder import Folder
 
 UNEVEN = 0.02  # aspect ratios that differ by more are reported
@@ -24,18 +25,23 @@ def ingest(
     threshold: int | None = None,
     workers: int = 1,
     resplit: bool = False,
+    without_labels: bool = False,
 ) -> dict[str, Any]:
     """Write the sample store of a dataset folder with ANATOMY/SURGERY/imageNN.png and maskNN.png.
 
-    split: surgeries of validation and test; by default those of the reference split. Everything else as `ingest_samples`, whose
-    result it returns, with the number of files and folders of each kind that were skipped.
+    split: surgeries of validation and test; by default those of the reference split. without_labels: do not read the files
+    weak_labels.csv. Everything else as `ingest_samples`, whose result it returns, with the number of files and folders of each
+    kind that were skipped, and what of the labels was matched.
     """
     samples, skipped = find_samples(dataset)
+    labels: Counter[str] = Counter()
+    if not without_labels:
+        samples, labels = with_labels(samples)
     name = dataset.resolve().name
     result = ingest_samples(
         with_split(samples, split or Split()), store, name=name, size=size, threshold=threshold, workers=workers, resplit=resplit
     )
-    return {**result, "skipped": skipped}
+    return {**result, "skipped": skipped, "labels": labels}
 
 
 def ingest_csv(file: Path, store: str, **options: Any) -> dict[str, Any]:
@@ -68,8 +74,8 @@ def ingest_samples(
     Returns:
         What `mtkd-cache ingest --json` prints: samples, by_split, by_anatomy, patients {split: [patient]}, assigned (whether the
         patients' splits were not given), uneven_sizes {"WxH" of image files: their samples, the first one's name and how much
-        more they are stretched in one direction than the commonest size, where that is more than 2 %}, skipped, bytes,
-        fingerprint, store.
+        more they are stretched in one direction than the commonest size, where that is more than 2 %}, skipped, labels,
+        bytes, fingerprint, store.
 
     Raises:
         MtkdError: a sample breaks a rule of `Sample`, is unreadable or has a mask of another size than its image; a split lacks
@@ -89,6 +95,7 @@ def ingest_samples(
         "assigned": given[0].split is None,
         "uneven_sizes": _uneven_sizes(rows),
         "skipped": {},
+        "labels": {},
         "bytes": sum(entry["bytes"] for entry in manifest.files.values()),
         "fingerprint": manifest.fingerprint,
         "store": store,

@@ -5,6 +5,7 @@ mask     (sample, y, x)          uint8   1 where the sample's own anatomy is, 0 
 anatomy, surgery, frame, split   (sample)   integers; `anatomy` and `split` index the attributes `anatomies` and `splits`;
                                  `surgery` is the patient's number, or indexes the attribute `patients` where there is one
 sha256   (sample, byte)          uint8   the content hash, see `content_hash`
+present  (sample, structure)     int8    1 where the image shows an anatomy, 0 where not, -1 unknown; absent without labels
 crc32c   (sample)                uint32  of the decoded image and mask, checked at every read
 """
 
@@ -28,6 +29,7 @@ SETTINGS = "settings.json"
 SHARD = 64
 PREPROCESSING = {"image": "pillow bilinear", "mask": "pillow nearest, > threshold"}
 COORDINATES = {"anatomy": "int16", "surgery": "int32", "frame": "int32", "split": "int8", "crc32c": "uint32"}
+PRESENT = "present"
 REMEDY = "Run mtkd-cache ingest again."
 
 
@@ -62,7 +64,8 @@ class StoreManifest(Manifest, StoreSettings):
     """What a finished sample store holds.
 
     name: of the dataset's folder. patients: their names, which `surgery` indexes; None where all are numbers, as in the Dresden
-    layout: `surgery` then holds the numbers, as it does in every store of version 0.1.
+    layout: `surgery` then holds the numbers, as it does in every store of version 0.1. labels_fingerprint: of the column
+    `present`; None without labels, where the column is absent.
     """
 
     kind: str = "sample store"
@@ -70,6 +73,7 @@ class StoreManifest(Manifest, StoreSettings):
     name: str
     anatomies: tuple[str, ...]
     patients: tuple[str, ...] | None = None
+    labels_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,9 @@ class SampleStore:
         frame: int (n,), the number of the image among those of its patient.
         split: int (n,), 0 for training, 1 for validation, 2 for test.
         hashes: str (n,), the content hash of each row.
+        present: int8 (n, A), whether the image shows each of the anatomies according to its labels: 1, 0, or -1 for unknown.
+        labels_fingerprint: SHA-256 of hashes and `present`, or None without any label. It is not part of `fingerprint`: whoever
+            learns from the labels records it too.
     """
 
     url: str
@@ -102,6 +109,8 @@ class SampleStore:
     split: np.ndarray
     crc32c: np.ndarray
     hashes: np.ndarray
+    present: np.ndarray
+    labels_fingerprint: str | None
     group: zarr.Group
     image: ShardReader
     mask: ShardReader
@@ -126,6 +135,7 @@ class SampleStore:
         group = folder.zarr()
         columns = {name: read_column(group, name) for name in COORDINATES}
         surgery = columns["surgery"]
+        unknown = (len(surgery), len(manifest.anatomies))
         return cls(
             url=str(url),
             name=manifest.name,
@@ -134,6 +144,8 @@ class SampleStore:
             fingerprint=manifest.fingerprint,
             patients=np.array(manifest.patients)[surgery] if manifest.patients else surgery.astype(str),
             hashes=np.array(read_hashes(group)),
+            present=read_column(group, PRESENT) if manifest.labels_fingerprint else np.full(unknown, -1, np.int8),
+            labels_fingerprint=manifest.labels_fingerprint,
             group=group,
             image=ShardReader(url, array_in(group, "image")),
             mask=ShardReader(url, array_in(group, "mask")),

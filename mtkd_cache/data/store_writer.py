@@ -1,7 +1,7 @@
 """Writes a sample store shard by shard, so that an interrupted ingest resumes and a changed file is read again."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from mtkd_cache.data.dresden import read_image, read_mask
 from mtkd_cache.data.sample_store import (
     COORDINATES,
+    PRESENT,
     SETTINGS,
     SHARD,
     SampleStore,
@@ -22,6 +23,7 @@ from mtkd_cache.data.sample_store import (
     picture_specs,
 )
 from mtkd_cache.data.samples import SPLITS, Sample, patient_order, stored_patient
+from mtkd_cache.data.weak_labels import check_labels, present
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.runtime.processes import run_in_processes
 from mtkd_cache.storage.checked_json import (
@@ -50,8 +52,9 @@ IDENTITY_SETTINGS = ("kind", "format", "anatomies", "size", "threshold", "prepro
 class IngestedShard(JsonRecord):
     """What the shard files with a number hold.
 
-    sources: see `_stamp`. samples: {anatomy, surgery, frame, sha256, crc32c, size} each; surgery is the patient, see
-    `stored_patient`; crc32c is of the decoded image and mask; size is the files' [width, height], absent in version 0.1.
+    sources: see `_stamp`. samples: {anatomy, surgery, frame, sha256, crc32c, size, foreground} each; surgery is the patient, see
+    `stored_patient`; crc32c is of the decoded image and mask; size is the files' [width, height]; foreground, whether the mask
+    has any. Version 0.1 did not write the last two.
     """
 
     sources: str
@@ -76,7 +79,8 @@ def write_store(
         shards = [samples[start : start + SHARD] for start in range(0, len(samples), SHARD)]
         records = _write_shards(folder, shards, settings, workers)
         rows = [row for record in records for row in record.samples]
-        return _finalize(folder, name, records, [str(sample.split) for sample in samples], settings), rows
+        check_labels(samples, [row["foreground"] for row in rows])
+        return _finalize(folder, name, records, samples, settings), rows
 
 
 def _check_settings(folder: Folder, settings: StoreSettings) -> None:
@@ -142,7 +146,7 @@ def _kept_record(folder: Folder, number: int, samples: Sequence[Sample]) -> Inge
     if record is None or record.sources != _stamp(samples):
         return None
     names = [{key: sample.get(key) for key in ("anatomy", "surgery", "frame")} for sample in record.samples]
-    if names != [_stored_name(sample) for sample in samples] or not all("size" in sample for sample in record.samples):
+    if names != [_stored_name(sample) for sample in samples] or not all("foreground" in sample for sample in record.samples):
         return None
     return record if all(is_whole(folder, key, entry) for key, entry in record.files.items()) else None
 
@@ -171,7 +175,7 @@ def _write_shard(url: str, settings: StoreSettings, shard: tuple[int, Sequence[S
         image[:], mask[:], image_size = read
         name = _stored_name(sample)
         hashes = {"sha256": content_hash(image, mask, *name.values()), "crc32c": row_checksum(image, mask)}
-        rows.append({**name, **hashes, "size": list(image_size)})
+        rows.append({**name, **hashes, "size": list(image_size), "foreground": bool(mask.any())})
     files: dict[str, FileEntry] = {}
     for spec, values in zip(picture_specs(settings.size), (images, masks), strict=True):
         data = spec.encode_shard(values)
@@ -202,11 +206,11 @@ def _read(samples: Sequence[Sample], settings: StoreSettings) -> Iterator[tuple[
 
 
 def _finalize(
-    folder: Folder, name: str, records: Sequence[IngestedShard], splits: Sequence[str], settings: StoreSettings
+    folder: Folder, name: str, records: Sequence[IngestedShard], listed: Sequence[Sample], settings: StoreSettings
 ) -> StoreManifest:
-    """Write the columns, the metadata and, last, the manifest that makes the store a finished one. splits: of each sample."""
+    """Write the columns, the metadata and, last, the manifest that makes the store a finished one."""
     rows = (sample for record in records for sample in record.samples)
-    samples: list[dict[str, Any]] = [{**sample, "split": split} for sample, split in zip(rows, splits, strict=True)]
+    samples: list[dict[str, Any]] = [{**row, "split": sample.split} for row, sample in zip(rows, listed, strict=True)]
     named = any(isinstance(sample["surgery"], str) for sample in samples)
     patients = tuple(sorted({str(sample["surgery"]) for sample in samples}, key=patient_order)) if named else None
     manifest = StoreManifest(
@@ -232,16 +236,23 @@ def _finalize(
         arrays |= encode_column(column, np.array([codes.get(column, int)(sample[column]) for sample in samples], dtype))
     for spec in picture_specs(settings.size):
         arrays |= spec.metadata(len(samples))
-    if outdated := _outdated(folder, len(records), settings.size):
+    labels = present(listed, manifest.anatomies)
+    labels_fingerprint = None
+    if (labels >= 0).any():
+        arrays |= encode_column(PRESENT, labels, "structure")
+        labels_fingerprint = digest(sorted([row["sha256"], *known] for row, known in zip(samples, labels.tolist(), strict=True)))
+    if outdated := _outdated(folder, len(records), settings.size, arrays):
         mark_incomplete(folder)
         for key in outdated:
             folder.delete(key)
-    return finalize(folder, replace(manifest, fingerprint=digest(identity)), arrays, {"splits": list(SPLITS)})
+    manifest = replace(manifest, fingerprint=digest(identity), labels_fingerprint=labels_fingerprint)
+    return finalize(folder, manifest, arrays, {"splits": list(SPLITS)})
 
 
-def _outdated(folder: Folder, shards: int, size: tuple[int, int]) -> list[str]:
-    """The files of shards that the dataset no longer has; files with other names are somebody else's."""
-    present = set(folder.keys())
-    numbers = {int(digits) for key in present for digits in re.findall("[0-9]+", key) if int(digits) >= shards}
+def _outdated(folder: Folder, shards: int, size: tuple[int, int], arrays: Iterable[str]) -> list[str]:
+    """The files of shards and labels that the dataset no longer has; files with other names are somebody else's."""
+    existing = set(folder.keys())
+    numbers = {int(digits) for key in existing for digits in re.findall("[0-9]+", key) if int(digits) >= shards}
     keys = {key for n in numbers for key in (_record_key(n), *(spec.shard_key(n) for spec in picture_specs(size)))}
-    return sorted(keys & present)
+    labels = set(encode_column(PRESENT, np.zeros((1, 1), np.int8), "structure"))
+    return sorted(existing & (keys | labels - set(arrays)))

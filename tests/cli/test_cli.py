@@ -126,9 +126,11 @@ def test_the_dataset_and_its_store_are_counted(tmp_path):
     (folder / "liver" / "04" / "mask99.png").write_bytes(b"")
     store = tmp_path / "s.zarr"
     printed = call("ingest", folder, "--store", store, "--size", "32x32", "--validation", "3", "--test", "2").stderr
-    first, second = printed.splitlines()
-    assert re.fullmatch(rf"{images} samples in {store}: \d+ test, \d+ validation, \d+ train", first)
+    first, second, third = printed.splitlines()
+    parts = ", ".join(rf"\d+ {part} \(1 patient\)" for part in ("test", "validation", "train"))
+    assert re.fullmatch(rf"{images} samples in {store}: {parts}", first)
     assert second.startswith("skipped: 1 masks without an image, 1 multilabel, ")
+    assert third == f"weak_labels.csv: 33 files, {images} rows matched"
 
 
 def test_inspect_prints_a_table(organ_cache):

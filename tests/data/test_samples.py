@@ -16,13 +16,14 @@ from mtkd_cache.data.dresden import find_samples, with_split
 from mtkd_cache.data.ingest import ingest_csv, ingest_samples
 from mtkd_cache.data.sample_csv import read_csv
 from mtkd_cache.data.sample_store import SampleStore
-from mtkd_cache.data.samples import SHARES, Sample, complete, split_by_patient
+from mtkd_cache.data.samples import SHARES, Sample, complete, split_by_patient, stored_patient
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.checked_json import MANIFEST, dump_checked_json, read_checked_json
 from mtkd_cache.storage.folder import Folder
 
 HEADER = ("image", "mask", "anatomy", "patient", "split", "frame")
 SIZE = (32, 24)
+VERSION_0_1 = "bed903c4223ec5ad90b1e8c376b45fa4af86470709332c22a2bf7414a10de335"  # the fingerprint that it gave organ_store
 
 
 def write_csv(path: Path, rows: list, header=HEADER, **options) -> Path:
@@ -73,7 +74,7 @@ def changed(file: Path, line: int, **cells: str) -> None:
 def test_a_csv_gives_the_store_of_the_folder(organs, organ_store, tmp_path):
     file = write_csv(tmp_path / "samples.csv", listed(organs))
     result = ingest_csv(file, str(tmp_path / "s.zarr"), size=(64, 64))
-    assert result["fingerprint"] == organ_store.fingerprint
+    assert result["fingerprint"] == organ_store.fingerprint == VERSION_0_1
     assert result["patients"] == {"train": ["30", "31"], "validation": ["40"], "test": ["50"]} and not result["assigned"]
     own, folders = (read_checked_json(Folder(url), MANIFEST) for url in (tmp_path / "s.zarr", organ_store.url))
     named = {"files", "name"}
@@ -115,16 +116,16 @@ def test_a_change_in_the_csv_alone_is_noticed(lab, tmp_path):
     url = str(tmp_path / "s.zarr")
     first = ingest_csv(lab, url, size=SIZE)
     for line in (2, 3):
-        changed(lab, line, patient="zoe")
-    assert ingest_csv(lab, url, size=SIZE)["fingerprint"] != first["fingerprint"]
-    assert {"zoe", "ben"} < set(SampleStore.open(url).patients)
+        changed(lab, line, patient="anb")
+    assert ingest_csv(lab, url, size=SIZE, resplit=True)["fingerprint"] != first["fingerprint"]
+    assert {"anb", "ben"} < set(SampleStore.open(url).patients)
 
 
 def test_shards_of_version_0_1_are_written_again_to_the_same_fingerprint(organs, organ_store, copy_of):
     folder = Folder(copy_of(organ_store.url))
     record = read_checked_json(folder, "records/00000.json")
     for sample in record["samples"]:
-        del sample["size"]
+        del sample["size"], sample["foreground"]
     folder.write("records/00000.json", dump_checked_json(record))
     result = ingest_samples(organs, folder.url, name="organs", size=(64, 64))
     assert (result["fingerprint"], result["uneven_sizes"]) == (organ_store.fingerprint, {})
@@ -157,6 +158,11 @@ def test_frames_that_are_not_given(tmp_path, monkeypatch, names, frames):
     others = [Sample(image=Path(f"{p}.png"), mask=Path("m"), anatomy="liver", patient=p, split=p) for p in ("validation", "test")]
     found = {sample.image: sample.frame for sample in complete(samples + others)}
     assert [found[Path(name)] for name in names] == frames
+
+
+@pytest.mark.parametrize("patient", ["2147483648", "012", "-1", "1.0", "\u0663"])
+def test_numbers_that_a_store_cannot_hold_are_names(patient):
+    assert (stored_patient("2147483647"), stored_patient("0"), stored_patient(patient)) == (2147483647, 0, patient)
 
 
 # --- the split that is made where none is given

@@ -64,7 +64,6 @@ def test_layout_is_the_real_datasets(dataset):
     assert {name: sum(s.anatomy == name for s in sources) for name in ANATOMIES} == counts["by_anatomy"]
     assert skipped["multilabel"] == 1
     assert skipped["single raters' folders"] == 4 * len(ANATOMIES)
-    assert skipped["weak_labels.csv"] == 2 * len(ANATOMIES)
     assert counts["surgeries"] == [1, 3]
     assert counts["size"] == list(SIZE)
     assert counts["seed"] == 0
