@@ -98,8 +98,8 @@ def _local_file(path: Path) -> Path:
         path = path / "model.safetensors"
     if not path.is_file():
         raise MtkdError(
-            f"no weights at {path}. Give none, imagenet, cityscapes, coco, or an existing .safetensors file "
-            "or folder with model.safetensors."
+            f"no weights at {path}. Give none, imagenet, cityscapes, coco, an existing .safetensors file, "
+            "or the folder of a run or with model.safetensors."
         )
     return path
 

@@ -57,10 +57,8 @@ def train_or_resume(
         if accelerator.is_main_process:
             try:
                 lock.enter_context(locked(Folder(path.parent)))
-                if (outcome := finished()) is None:
-                    path.unlink(missing_ok=True)  # of a training that lacks its weights, or is continued
-                    if not (path.parent / WEIGHTS).exists():
-                        (path.parent / STATE).unlink(missing_ok=True)
+                if (outcome := finished()) is None and not (path.parent / WEIGHTS).exists():
+                    (path.parent / STATE).unlink(missing_ok=True)
             except MtkdError as error:
                 outcome = error
         [outcome] = broadcast_object_list([outcome])
@@ -69,7 +67,10 @@ def train_or_resume(
         if outcome:
             return outcome
         task = make_task()
-        return _train(kind, path, run_config, task, accelerator, {**(details or {}), **_seen(task, allow_overlap)})
+        details = {**(details or {}), **_seen(task, allow_overlap)}
+        if accelerator.is_main_process:
+            path.unlink(missing_ok=True)  # of a training that lacks its weights, or is continued
+        return _train(kind, path, run_config, task, accelerator, details)
 
 
 def _finished(kind: type[Record], path: Path, run_config: dict[str, Any], precision: str, store: SampleStore) -> Record | None:
