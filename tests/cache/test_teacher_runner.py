@@ -14,6 +14,7 @@ from mtkd_cache.cli.build import command
 from mtkd_cache.models import mininetv2
 from mtkd_cache.models.encoders import IMAGENET
 from mtkd_cache.models.network import Network, create_network
+from mtkd_cache.models.parts import Parts
 
 
 def test_one_at_a_time_computes_what_all_at_once_compute(accelerator, monkeypatch):
@@ -59,7 +60,8 @@ def test_compiled_teachers_compute_the_same_logits(accelerator):
     torch.manual_seed(0)
 
     def teacher() -> Network:
-        return Network("mininetv2", mininetv2.Down(3, 8), [torch.nn.Conv2d(8, 1, 3, padding=1)], IMAGENET)
+        parts = Parts(mininetv2.Down(3, 8), [torch.nn.Conv2d(8, 1, 3, padding=1)], IMAGENET, stride=2, multiple=2)
+        return Network("mininetv2", "shared", 1, parts)
 
     networks, images = [teacher() for _ in range(2)], torch.rand(2, 3, 32, 32)
     logits = [TeacherRunner(networks, accelerator).native(number, images) for number in range(2)]

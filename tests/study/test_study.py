@@ -282,7 +282,7 @@ def test_another_recipe_in_the_same_folder_is_refused(finished, accelerator, mon
     study, jobs, _ = finished
     monkeypatch.setattr(mtkd_cache.study.run, "write_report", lambda *runs, **options: None)
     other = replace(study, recipe=replace(study.recipe, student=replace(study.recipe.student, lr=0.5)))
-    with pytest.raises(MtkdError, match="another recipe"):
+    with pytest.raises(MtkdError, match=r"student\.lr 0\.001 \(now 0\.5\)"):
         run_study(other, jobs, accelerator, lambda line: None, pause)
 
 
