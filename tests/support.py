@@ -10,12 +10,15 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
+from mtkd_cache.bench.build import spread_out
 from mtkd_cache.cache.build import build_cache
 from mtkd_cache.cache.layout import CacheSpec
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.models.checkpoints import WEIGHTS, save_network
 from mtkd_cache.models.network import Network, create_network
+from mtkd_cache.models.records import RUN, RunRecord, write_json
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.storage.folder import Folder
 
@@ -82,3 +85,23 @@ def settled(arch: str, heads: int, layout: str = "shared") -> Network:
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, 0, 0.1)
     return network.eval()
+
+
+def untrained_student(folder: Path, size: tuple[int, int] = (48, 32), anatomies: tuple[str, ...] = ("kidney", "tongue")) -> Path:
+    """A run folder with random weights and a record that says the size of the training images."""
+    torch.manual_seed(0)
+    save_network(folder / WEIGHTS, spread_out(create_network("mininetv2", len(anatomies))), anatomies)
+    record = RunRecord(
+        kind="student",
+        arch="mininetv2",
+        anatomies=anatomies,
+        size=size,
+        seed=0,
+        best_epoch=0,
+        val_dice=0.0,
+        layout="shared",
+        kd=False,
+        cache_fingerprint=None,
+    )
+    write_json(folder / RUN, record.to_json())
+    return folder

@@ -26,7 +26,7 @@ COLORS = np.array(
     ],
     np.uint8,
 )
-NARROWEST = 640  # pixels: narrower frames are drawn enlarged by a whole number, so that names can be read
+LARGE = 640  # pixels: frames whose longer side is shorter are drawn enlarged by a whole number, so that names can be read
 FILL, CASING = 0.3, 0.6  # opacity of a region, and of the line around its outline: black, or white around a color below DARK
 DARK = 90
 SMALLEST = 0.002  # share of the picture from which a region is named
@@ -49,10 +49,10 @@ def overlay(frame: np.ndarray, prediction: Prediction) -> np.ndarray:
         prediction: of this frame.
 
     Returns:
-        the picture, uint8 RGB, of even width and height (as H.264 wants them): the frame, enlarged where it is narrower than
-        NARROWEST, above the legend.
+        the picture, uint8 RGB, of even width and height (as H.264 wants them): the frame, enlarged where it is smaller than
+        LARGE, above the legend.
     """
-    scale = -(-NARROWEST // frame.shape[1])
+    scale = -(-LARGE // max(frame.shape[:2]))
     colors = colors_of(len(prediction.anatomies))
     labels = prediction.labels.repeat(scale, 0).repeat(scale, 1)
     picture = frame.repeat(scale, 0).repeat(scale, 1)
@@ -88,7 +88,8 @@ def _write_names(picture: np.ndarray, labels: np.ndarray, present: dict[str, boo
     column = round(max(map(font.getlength, names))) + 2 * line
     columns = max(1, width // column)
     rows = -(-len(names) // columns)
-    canvas = Image.new("RGB", (width + width % 2, height + rows * line + (height + rows * line) % 2))
+    sides = max(width, column), height + rows * line
+    canvas = Image.new("RGB", (sides[0] + sides[0] % 2, sides[1] + sides[1] % 2))
     canvas.paste(Image.fromarray(picture))
     draw = ImageDraw.Draw(canvas)
     for number, (name, bright) in enumerate(zip(names, present.values(), strict=True)):

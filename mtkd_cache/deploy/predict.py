@@ -114,9 +114,8 @@ class _Run:
     def video(self, clip: Clip) -> None:
         [path] = clip.paths
         target = clip.out / f"{path.stem}-overlay.mp4"
-        number = 0
         with open_video(path) as video, ExitStack() as stack:
-            write = None
+            write, number = None, 0
             for number, (frame, prediction) in enumerate(self._predictions(video), start=1):
                 self._write_maps(clip.out / path.stem / f"{number - 1:06}", prediction)
                 if self.outputs.overlays:
@@ -126,9 +125,9 @@ class _Run:
                         write = stack.enter_context(write_video(target, drawn.shape[1::-1], video))
                         self.files.append(str(target))
                     write(video.stamp, drawn)
-        if not number:
-            raise MtkdError(f"{path} holds no frame that can be read. Restore the file or name another.")
-        self.damaged += [video.damage] if video.damage else []
+            if not number:
+                raise MtkdError(f"{path} holds no frame that can be read. Restore the file or name another.")
+            self.damaged += [video.damage] if video.damage else []
 
     def _predictions(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Prediction]]:
         own, copies = tee(frames)

@@ -1,11 +1,10 @@
 """Frames of any size in, masks of that size out: the geometry, the rule for overlaps, smoothing."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import untrained_student
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.frames import Prediction, to_frame, to_network, topmost
@@ -14,18 +13,12 @@ from mtkd_cache.models.checkpoints import WEIGHTS, save_network
 from mtkd_cache.models.network import create_network
 
 CPU = torch.device("cpu")
-RECORD = {"kind": "student", "arch": "mininetv2", "anatomies": ["kidney", "tongue"], "size": [48, 32], "seed": 0}
-RECORD |= {"best_epoch": 0, "val_dice": 0.0, "layout": "shared", "kd": False, "cache_fingerprint": None}
 
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory):
     """An untrained student of two organs whose training images were 48x32."""
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_network(folder / WEIGHTS, create_network("mininetv2", 2), RECORD["anatomies"])
-    (folder / "run.json").write_text(json.dumps(RECORD))
-    return Predictor.load(folder)
+    return Predictor.load(untrained_student(tmp_path_factory.mktemp("run")))
 
 
 def a_frame(height: int, width: int, seed: int = 0) -> np.ndarray:
