@@ -60,9 +60,13 @@ def compiled(network: Network, device: torch.device) -> Fast:
 
 
 def compile_parts(network: Network) -> None:
-    """Compile the encoder and each decoder at their first call; state-dict keys stay as they are."""
+    """Compile the encoder, the neck and each decoder at their first call; state-dict keys stay as they are.
+
+    A module without operations is left out: torch.compile would give up on it, and then on all modules called after it.
+    """
     for part in (network.encoder, network.neck, *network.decoders):
-        part.compile()
+        if not isinstance(part, nn.Identity):
+            part.compile()
 
 
 FORMS = {"plain": plain, "folded": folded, "compiled": compiled}
