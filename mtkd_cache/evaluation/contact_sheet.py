@@ -16,11 +16,12 @@ from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.network import upsample
-from mtkd_cache.models.records import TEACHER, read_teacher
+from mtkd_cache.models.records import TEACHER, read_operating_points, read_teacher
 from mtkd_cache.storage.folder import write_durably
 from mtkd_cache.training.metrics import image_dice, summarize
 
 DICE_SAMPLES = 24  # samples of each anatomy from which its teacher's Dice is estimated
+AT_HALF = " at 0.5"
 CELL = 1.5  # inches of one image
 OUTLINE, OWN = "#ffe45c", "#d62728"  # of a mask; of the map of a sample's own anatomy
 
@@ -33,8 +34,8 @@ def contact_sheet(cache: LogitCache, store: SampleStore, out: Path, samples: int
         store: the samples it was built from.
         out: the PNG file.
         samples: number of rows; the anatomies take turns, that of the teacher with the lowest Dice first.
-        teachers: folder whose records hold the teachers' validation Dice. None: the Dice of their cached maps of samples of their
-            own anatomy.
+        teachers: folder whose records hold the teachers' validation Dice, at their operating points where all have one. None: the
+            Dice at probability 0.5 of their cached maps of samples of their own anatomy.
 
     Returns:
         The anatomies in the order of the columns, lowest Dice first.
@@ -43,7 +44,7 @@ def contact_sheet(cache: LogitCache, store: SampleStore, out: Path, samples: int
         MtkdError: the cache is of another store, or a teacher's record is missing.
     """
     cache.check_belongs(store, np.array([], int))
-    dice = _validation_dice(cache, teachers) if teachers else _cached_dice(cache, store)
+    dice, judged = _validation_dice(cache, teachers) if teachers else (_cached_dice(cache, store), AT_HALF)
     order = sorted(cache.anatomies, key=lambda anatomy: dice[anatomy])
     rows = _pick(cache, store, order, samples)
     probabilities = torch.sigmoid(_logits(cache, store, rows))[:, [cache.anatomies.index(anatomy) for anatomy in order]].numpy()
@@ -54,7 +55,7 @@ def contact_sheet(cache: LogitCache, store: SampleStore, out: Path, samples: int
         _draw_sample(line, store, row, maps, order)
     axes[0, 0].set_title("sample and mask", fontsize=7)
     for axis, anatomy in zip(axes[0, 1:], order, strict=True):
-        axis.set_title(f"{anatomy.replace('_', ' ')}\nDice {dice[anatomy]:.2f}", fontsize=7, parse_math=False)
+        axis.set_title(f"{anatomy.replace('_', ' ')}\nDice {dice[anatomy]:.2f}{judged}", fontsize=7, parse_math=False)
     bar = figure.colorbar(axes[0, 1].images[0], ax=axes, fraction=0.012, pad=0.008)
     bar.ax.tick_params(labelsize=6)
     bar.set_label("the teacher's probability; red frame: the sample's own anatomy", fontsize=6)
@@ -103,7 +104,7 @@ def _pick(cache: LogitCache, store: SampleStore, order: Sequence[str], samples: 
 
 
 def _cached_dice(cache: LogitCache, store: SampleStore) -> dict[str, float]:
-    """Mean Dice of each teacher's cached maps on samples of its own anatomy; 0 without such a sample."""
+    """Mean Dice at probability 0.5 of each teacher's cached maps on samples of its own anatomy; 0 without such a sample."""
     dice = (
         (anatomy, image_dice(_logits(cache, store, row)[:, index] > 0, torch.from_numpy(store.read(row)[1]) > 0).tolist())
         for index, anatomy in enumerate(cache.anatomies)
@@ -113,8 +114,15 @@ def _cached_dice(cache: LogitCache, store: SampleStore) -> dict[str, float]:
     return {anatomy: means.get(anatomy) or 0.0 for anatomy in cache.anatomies}
 
 
-def _validation_dice(cache: LogitCache, teachers: Path) -> dict[str, float]:
+def _validation_dice(cache: LogitCache, teachers: Path) -> tuple[dict[str, float], str]:
+    """Each teacher's validation Dice, and how it was judged."""
     records = {anatomy: read_teacher(teachers / anatomy) for anatomy in cache.anatomies}
     if absent := [anatomy for anatomy, record in records.items() if record is None]:
         raise MtkdError(f"{teachers} has no {TEACHER} of {', '.join(absent)}. Name the folder of the trained teachers.")
-    return {anatomy: record.val_dice for anatomy, record in records.items() if record}
+    known = {anatomy: record for anatomy, record in records.items() if record}
+    files = {anatomy: read_operating_points(teachers / anatomy, record.weights_sha256 or "") for anatomy, record in known.items()}
+    points = {anatomy: file.points[anatomy].dice for anatomy, file in files.items() if file}
+    at_points = {anatomy: dice for anatomy, dice in points.items() if dice is not None}
+    if at_points.keys() == known.keys():
+        return at_points, ""
+    return {anatomy: record.val_dice for anatomy, record in known.items()}, AT_HALF

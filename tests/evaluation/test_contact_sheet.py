@@ -12,8 +12,10 @@ from PIL import Image
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.contact_sheet import contact_sheet
 from mtkd_cache.models.network import upsample
-from mtkd_cache.models.records import TeacherRecord
+from mtkd_cache.models.records import OperatingPoint, OperatingPoints, TeacherRecord
 from mtkd_cache.training.metrics import image_dice
+
+SHA = "f" * 64
 
 
 def test_contact_sheet_shows_the_worst_teacher_first(organ_cache, organ_store, tmp_path):
@@ -41,10 +43,16 @@ def test_contact_sheet_believes_the_teachers_records(organ_cache, organ_store, t
             best_epoch=1,
             val_dice=dice,
             anatomy=anatomy,
+            weights_sha256=SHA,
         )
         (tmp_path / anatomy / "teacher.json").write_text(json.dumps(record.to_json()))
     out = tmp_path / "sheet.png"
     assert contact_sheet(organ_cache, organ_store, out, samples=1, teachers=tmp_path) == ["kidney", "tongue"]
+    for anatomy, dice in (("kidney", 0.9), ("tongue", 0.8)):
+        point = OperatingPoint(threshold=-2.0, dice=dice, images=3, patients=1)
+        points = OperatingPoints(store_fingerprint=organ_store.fingerprint, weights_sha256=SHA, points={anatomy: point})
+        (tmp_path / anatomy / OperatingPoints.FILE).write_text(json.dumps(points.to_json()))
+    assert contact_sheet(organ_cache, organ_store, out, samples=1, teachers=tmp_path) == ["tongue", "kidney"]
     Path(tmp_path / "tongue" / "teacher.json").unlink()
     with pytest.raises(MtkdError, match=r"no teacher\.json of tongue"):
         contact_sheet(organ_cache, organ_store, out, samples=1, teachers=tmp_path)
