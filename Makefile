@@ -16,8 +16,8 @@ setup: .venv/installed  ## make .venv and install the package into it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
-test: setup  ## run all tests
-	$(BIN)/python -m pytest
+test: setup  ## run all tests, on all cores
+	$(BIN)/python -m pytest -n auto
 
 lint: setup  ## ruff, import-linter (the order of the layers), mypy
 	$(BIN)/ruff check .
