@@ -58,7 +58,7 @@ def overlay(frame: np.ndarray, prediction: Prediction) -> np.ndarray:
     picture = frame.repeat(scale, 0).repeat(scale, 1)
     _blend(picture, labels > 0, colors[labels], FILL)
     outlines, casings = _outlines(
-        F.interpolate(prediction.margins[None], scale_factor=scale)[0], max(1, min(labels.shape) // 250)
+        F.interpolate(prediction.margins[None], scale_factor=scale)[0], max(1, min(labels.shape) // 200)
     )
     _blend(picture, casings > 0, np.where(colors.mean(1) < DARK, 255, 0).astype(np.uint8)[casings][..., None], CASING)
     _blend(picture, outlines > 0, colors[outlines], 1)

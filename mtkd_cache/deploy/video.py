@@ -1,7 +1,7 @@
 """Videos in and out with PyAV, which brings FFmpeg: frames as RGB arrays with their time stamps, H.264 in an MP4 file out."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,21 +109,28 @@ def write_video(target: Path, size: tuple[int, int], like: Video) -> Iterator[Ca
     size: (width, height) of the frames, even both. like: whose time base and rate it has.
     """
     av = _pyav()
-    with durable_file(target) as file, av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=like.rate, options=ENCODER)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        context = stream.codec_context
-        context.time_base = like.time_base
-        context.colorspace = context.color_primaries = context.color_trc = BT709
-        context.color_range = LIMITED
+    with durable_file(target) as file:
+        container = av.open(file, "w", format="mp4")
+        try:
+            stream = container.add_stream("libx264", rate=like.rate, options=ENCODER)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            context = stream.codec_context
+            context.time_base = like.time_base
+            context.colorspace = context.color_primaries = context.color_trc = BT709
+            context.color_range = LIMITED
 
-        def write(stamp: int, frame: np.ndarray) -> None:
-            encoded = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p", dst_colorspace=BT709)
-            encoded.pts, encoded.time_base = stamp, like.time_base
-            container.mux(stream.encode(encoded))
+            def write(stamp: int, frame: np.ndarray) -> None:
+                encoded = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p", dst_colorspace=BT709)
+                encoded.pts, encoded.time_base = stamp, like.time_base
+                container.mux(stream.encode(encoded))
 
-        yield write
-        container.mux(stream.encode(None))
+            yield write
+            container.mux(stream.encode(None))
+        except BaseException:
+            with suppress(Exception):  # of a file that cannot be finished: the first error is told
+                container.close()
+            raise
+        container.close()
 
 
 def _pyav() -> Any:

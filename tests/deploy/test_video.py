@@ -78,13 +78,15 @@ def test_nothing_is_left_of_a_video_that_fails(tmp_path):
 def test_a_disk_that_fills_up_while_a_video_is_written_is_told(tmp_path, monkeypatch):
     class Full(io.BytesIO):
         def write(self, data):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            if self.tell() > 500:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
 
     @contextmanager
     def full_file(target):
         yield Full()
 
-    source = make_video(tmp_path / "in.mp4", moving(3))
+    source = make_video(tmp_path / "in.mp4", moving(60))
     monkeypatch.setattr("mtkd_cache.deploy.video.durable_file", full_file)
     with pytest.raises(OSError, match="No space left"), open_video(source) as video:
         with write_video(tmp_path / "out.mp4", (64, 48), video) as write:
