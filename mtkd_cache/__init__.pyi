@@ -12,6 +12,7 @@ from .data.ingest import ingest_samples as ingest_samples
 from .data.sample_store import SampleStore as SampleStore
 from .data.samples import Sample as Sample
 from .errors import MtkdError as MtkdError
+from .evaluation.frames import Prediction as Prediction
 from .evaluation.predictor import Predictor as Predictor
 from .losses.cross_entropy import exclusive_cross_entropy as exclusive_cross_entropy
 from .losses.kl import channelwise_kl as channelwise_kl
