@@ -165,6 +165,15 @@ def test_numbers_that_a_store_cannot_hold_are_names(patient):
     assert (stored_patient("2147483647"), stored_patient("0"), stored_patient(patient)) == (2147483647, 0, patient)
 
 
+def test_a_caller_may_name_files_and_patients_as_it_has_them(organs, organ_store, tmp_path):
+    given = (
+        Sample(image=str(s.image), mask=str(s.mask), anatomy=s.anatomy, patient=int(s.patient), frame=s.frame, split=s.split)
+        for s in reversed(organs)
+    )
+    result = ingest_samples(given, str(tmp_path / "s.zarr"), name="organs", size=(64, 64))
+    assert result["fingerprint"] == organ_store.fingerprint
+
+
 # --- the split that is made where none is given
 
 

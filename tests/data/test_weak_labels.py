@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mtkd_cache.data.dresden import find_samples
 from mtkd_cache.data.ingest import ingest
@@ -125,6 +126,9 @@ def test_a_mask_that_its_label_contradicts_is_named(labelled, organ_split, copy_
     file.write_text(file.read_text().replace("2,1,1", "2,0,1"))
     with pytest.raises(MtkdError, match=r"in the mask of 1 images: .*organs/kidney/30/mask02.png\. Correct"):
         ingest(root / "organs", str(root / "s.zarr"), size=(64, 64), split=organ_split)
+    Image.new("L", (64, 64)).save(file.parent / "mask02.png")  # an empty mask agrees with its label
+    ingest(root / "organs", str(root / "s.zarr"), size=(64, 64), split=organ_split)
+    assert SampleStore.open(str(root / "s.zarr")).present[2].tolist() == [0, 1]
 
 
 def test_the_phantoms_labels_are_all_matched(phantom_folder, phantom_store):
