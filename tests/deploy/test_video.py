@@ -106,6 +106,18 @@ def test_of_a_torn_video_what_is_there_is_read_and_said(tmp_path, name, options)
     assert all(np.array_equal(frame, other) for (_, frame), (_, other) in zip(frames[:10], whole, strict=False))
 
 
+def test_a_video_damaged_in_its_middle_is_read_on(tmp_path):
+    path = make_video(tmp_path / "damaged.mp4", moving(40))
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 2000] = bytes(2000)
+    path.write_bytes(data)
+    frames, damage = read(path)
+    assert len(frames) > 20
+    assert frames[-1][0] == Fraction(39, 25)  # up to the end
+    assert damage.startswith(f"{path} is damaged or cut off: {len(frames)} frames, 1.60 s")
+
+
 def test_ten_bit_color_becomes_eight_bit(tmp_path):
     gray = np.full((48, 64, 3), 128, np.uint8)
     frames, damage = read(make_video(tmp_path / "ten.mkv", [gray, gray], codec="ffv1", pixels="yuv420p10le"))
