@@ -110,11 +110,11 @@ def _check_splits(folder: Folder, samples: Sequence[Sample]) -> None:
             moved.setdefault((before, split), []).append(patient)
     if moved:
         told = "; ".join(
-            f"{len(patients)} samples of {', '.join(sorted(set(patients), key=patient_order))} from {before} to {split}"
+            f"{len(patients)} samples from {before} to {split} (patients {', '.join(sorted(set(patients), key=patient_order))})"
             for (before, split), patients in moved.items()
         )
         raise MtkdError(
-            f"{folder} has another split, this would move {told}: networks and caches made of it would not fit it any more. "
+            f"{folder} has another split. This would move {told}; its networks and caches would no longer fit. "
             "Name another --store, or change this one's split with --resplit."
         )
 
