@@ -1,6 +1,7 @@
 """Ingest: the same store whatever the way, restarts that keep what is finished, damage that is reported."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
