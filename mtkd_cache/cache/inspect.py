@@ -27,7 +27,7 @@ def inspect_cache(url: str) -> dict[str, Any]:
     content = {"settings": plan.settings.to_json(), "temperature": plan.temperature}
     if manifest:
         sizes = {key: entry["bytes"] for key, entry in manifest.files.items()}
-        content = {key: value for key, value in manifest.to_json().items() if key not in ("files", "seen")}
+        content = manifest.brief()
     total = sum(sizes.values())
     return {
         **content,

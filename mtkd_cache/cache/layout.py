@@ -8,7 +8,7 @@ manifest.json           CacheManifest  written last: settings, teachers, errors,
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 from zarr.codecs import BloscCodec
@@ -200,6 +200,7 @@ class CacheManifest(Manifest):
     errors: figures by anatomy. seen: the samples that the teachers have seen; overlap: those that the store holds out.
     """
 
+    LONG: ClassVar[tuple[str, ...]] = (*Manifest.LONG, "seen")
     kind: str = "logit cache"
     format: int = 1
     settings: CacheSpec

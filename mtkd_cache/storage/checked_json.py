@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Self, TypedDict, TypeVar, TypeVarTuple
+from typing import Any, ClassVar, Self, TypedDict, TypeVar, TypeVarTuple
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.folder import Folder
@@ -31,8 +31,12 @@ class FileEntry(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(JsonRecord):
-    """What makes a folder a finished one; kind and format have the class's values. files: every other file in it, by key."""
+    """What makes a folder a finished one; kind and format have the class's values. files: every other file in it, by key.
 
+    LONG: the members that `brief` leaves out.
+    """
+
+    LONG: ClassVar[tuple[str, ...]] = ("files",)
     kind: str = ""
     format: int = 0
     fingerprint: str
@@ -45,6 +49,10 @@ class Manifest(JsonRecord):
         if kind != cls.kind or version > cls.format:
             raise MtkdError(f"{where} is of a {kind} of format {version}; a {cls.kind} of format {cls.format} is needed.")
         return super().from_json(content, where)
+
+    def brief(self) -> dict[str, Any]:
+        """The content without its long members, as it stands in the group's attributes too."""
+        return {key: value for key, value in self.to_json().items() if key not in self.LONG}
 
 
 Finished = TypeVar("Finished", bound=Manifest)
@@ -143,13 +151,10 @@ def finalize(
     Args:
         manifest: with the files that are written already.
         arrays: metadata and columns of the arrays, by key.
-        attributes: of the group, beside the content of the manifest without its long members.
+        attributes: of the group, beside the brief content of the manifest.
     """
-    content = manifest.to_json()
-    for long in ("files", "seen"):
-        content.pop(long, None)
     metadata = {key: data for key, data in arrays.items() if key.endswith(GROUP)}
-    small = {**arrays, GROUP: group_metadata({**content, **attributes, "complete": True}, metadata)}
+    small = {**arrays, GROUP: group_metadata({**manifest.brief(), **attributes, "complete": True}, metadata)}
     manifest = replace(manifest, files=manifest.files | {key: file_entry(data) for key, data in small.items()})
     small[MANIFEST] = dump_checked_json(manifest.to_json())
     changed = {key for key, data in small.items() if not is_whole(folder, key, file_entry(data))}
