@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from segmentation_models_pytorch.metrics import get_stats
 from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision
 
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.evaluation.surface import surface_distances
-from mtkd_cache.training.metrics import split_logits
+from mtkd_cache.training.metrics import overlap, split_logits
 
 NAN = math.nan
 AT_POINT = "_at_operating_point"
@@ -85,18 +84,6 @@ def _figures(logits: Tensor, truth: Tensor, threshold: float | None, tolerance: 
             own["nsd"], own["hd95"] = surface_distances(predicted, truth, tolerance)
         figures |= {name + suffix: values for name, values in own.items()}
     return figures
-
-
-def overlap(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """dice, iou (intersection over union), precision and recall of each image: bool (B, H, W) twice -> float (B,) on the CPU."""
-    counts = get_stats(predicted[:, None].long(), truth[:, None].long(), mode="binary")
-    hits, extra, missed, _ = (count[:, 0].cpu() for count in counts)
-    return {
-        "dice": 2 * hits / (2 * hits + extra + missed),
-        "iou": hits / (hits + extra + missed),
-        "precision": hits / (hits + extra),
-        "recall": hits / (hits + missed),
-    }
 
 
 def average_precision(logits: Tensor, truth: Tensor) -> Tensor:

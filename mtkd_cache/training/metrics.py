@@ -28,9 +28,19 @@ Heads = Mapping[str, tuple[Network, int]]  # for each anatomy the network and th
 
 def image_dice(predicted: Tensor, truth: Tensor) -> Tensor:
     """Dice 2|P and T| / (|P| + |T|) of each image: bool (B, H, W) twice -> float (B,), NaN where both are empty."""
-    hits, extra, missed, _ = get_stats(predicted[:, None].long(), truth[:, None].long(), mode="binary")
-    dice: Tensor = 2 * hits / (2 * hits + extra + missed)
-    return dice[:, 0]
+    return overlap(predicted, truth)["dice"]
+
+
+def overlap(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """dice, iou (intersection over union), precision and recall of each image: bool (B, H, W) twice -> float (B,) on the CPU."""
+    counts = get_stats(predicted[:, None].long(), truth[:, None].long(), mode="binary")
+    hits, extra, missed, _ = (count[:, 0].cpu() for count in counts)
+    return {
+        "dice": 2 * hits / (2 * hits + extra + missed),
+        "iou": hits / (hits + extra + missed),
+        "precision": hits / (hits + extra),
+        "recall": hits / (hits + missed),
+    }
 
 
 def grid_dice(logits: Tensor, truth: Tensor) -> Tensor:

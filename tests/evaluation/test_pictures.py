@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mtkd_cache.evaluation.dice import figures_of
-from mtkd_cache.evaluation.pictures import AT_POINT, Picture, average_precision, overlap, score_pictures
+from mtkd_cache.evaluation.pictures import AT_POINT, Picture, average_precision, score_pictures
 from mtkd_cache.evaluation.predictor import Predictor
+from mtkd_cache.training.metrics import overlap
 from mtkd_cache.training.operating_points import write_operating_points
 
 NAN = math.nan
