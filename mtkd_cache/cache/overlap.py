@@ -7,6 +7,7 @@ changed pixels, they are other samples.
 from collections.abc import Iterable, Sequence
 
 from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.data.samples import patient_order
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.records import Training
 from mtkd_cache.models.seen import DIGITS, NOTHING, UNKNOWN, Overlap, Seen
@@ -31,7 +32,7 @@ def find_overlap(seen: Seen, store: SampleStore, splits: Sequence[str] = HELD_OU
     return Overlap(
         seen={split: len(part) for split, part in rows.items()},
         of={split: len(store.rows(split)) for split in splits},
-        patients=tuple(sorted(patients, key=lambda name: (int(name) if name.isdecimal() else -1, name))),
+        patients=tuple(sorted(patients, key=patient_order)),
         complete=seen.complete,
     )
 
