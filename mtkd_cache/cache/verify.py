@@ -75,9 +75,7 @@ def verify_cache(
     if (live or repair) and sources is None:
         raise MtkdError("--live and --repair run the teachers on the samples. Name both, --store and --teachers.")
     started = time.perf_counter()
-    folder = Folder(url)
-    if not any(folder.exists(key) for key in (MANIFEST, PLAN, GROUP)):
-        raise MtkdError(f"{folder} is not a logit cache. Run mtkd-cache build --cache {folder}.")
+    folder = _cache_folder(url)
     before, computed, spot_check = [], 0, None
     with locked(folder) if repair else nullcontext():
         report = _check(folder, store, teachers, splits)
@@ -87,9 +85,7 @@ def verify_cache(
             report = _check(folder, store, teachers, splits)
     if live and sources and report.manifest and not report.broken:
         spot_check = _spot_check(LogitCache.open(url), sources, live, seed, report)
-    overlap = _overlap(report, store, teachers) if store is not None else None
-    if overlap and overlap.found and not allow_overlap:
-        report.add(OVERLAP, f"the teachers saw {overlap}", "Train teachers on this store, or allow it with --allow-overlap.")
+    overlap = None if store is None else _compare_seen(report, store, teachers, allow_overlap)
     return {
         "ok": not report.problems,
         "problems": report.problems,
@@ -104,6 +100,14 @@ def verify_cache(
         "overlap": overlap and overlap.to_json(),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _cache_folder(url: str) -> Folder:
+    """Raises MtkdError where nothing of a cache is there."""
+    folder = Folder(url)
+    if not any(folder.exists(key) for key in (MANIFEST, PLAN, GROUP)):
+        raise MtkdError(f"{folder} is not a logit cache. Run mtkd-cache build --cache {folder}.")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -162,14 +166,20 @@ def _compare_teachers(report: IntegrityReport, teachers: Teachers | Path) -> Non
             report.add("teacher", where, text)
 
 
-def _overlap(report: IntegrityReport, store: SampleStore, teachers: Teachers | Path | None) -> Overlap:
-    """The store's validation and test samples that the teachers have seen, by the cache's manifest or else by their records."""
+def _compare_seen(report: IntegrityReport, store: SampleStore, teachers: Teachers | Path | None, allow: bool) -> Overlap:
+    """The store's validation and test samples that the teachers have seen, by the cache's manifest or else by their records.
+
+    Any is a problem, unless that is allowed.
+    """
     seen = report.manifest and report.manifest.seen
     if seen is None and isinstance(teachers, Path):
         seen = seen_by([read_teacher(teachers / anatomy) for anatomy in store.anatomies], store.size)
     elif seen is None and isinstance(teachers, Teachers):
         seen = teachers.seen
-    return find_overlap(seen or UNKNOWN, store)
+    overlap = find_overlap(seen or UNKNOWN, store)
+    if overlap.found and not allow:
+        report.add(OVERLAP, f"the teachers saw {overlap}", "Train teachers on this store, or allow it with --allow-overlap.")
+    return overlap
 
 
 def _repair(folder: Folder, report: IntegrityReport, sources: _Sources, splits: Sequence[str]) -> int:

@@ -222,11 +222,6 @@ def _finalize(
         files={key: entry for record in records for key, entry in record.files.items()},
         **settings.to_json(),
     )
-    content = manifest.to_json()
-    identities = [[sample[key] for key in IDENTITY] for sample in samples]
-    identity = {key: content[key] for key in IDENTITY_SETTINGS}
-    identity["samples"] = sorted(identities, key=lambda item: (item[0], patient_order(item[1]), item[2:]))
-
     patient_codes = {str(patient): code for code, patient in enumerate(patients or ())}
     codes: dict[str, Callable[[Any], int]] = {"anatomy": manifest.anatomies.index, "split": SPLITS.index}
     if patients:
@@ -245,8 +240,17 @@ def _finalize(
         mark_incomplete(folder)
         for key in outdated:
             folder.delete(key)
-    manifest = replace(manifest, fingerprint=digest(identity), labels_fingerprint=labels_fingerprint)
+    manifest = replace(manifest, fingerprint=_fingerprint(manifest, samples), labels_fingerprint=labels_fingerprint)
     return finalize(folder, manifest, arrays, {"splits": list(SPLITS)})
+
+
+def _fingerprint(manifest: StoreManifest, samples: Sequence[dict[str, Any]]) -> str:
+    """The digest of the settings and, in whatever order they are given, of the samples with their splits."""
+    content = manifest.to_json()
+    identity = {key: content[key] for key in IDENTITY_SETTINGS}
+    identities = [[sample[key] for key in IDENTITY] for sample in samples]
+    identity["samples"] = sorted(identities, key=lambda item: (item[0], patient_order(item[1]), item[2:]))
+    return digest(identity)
 
 
 def _outdated(folder: Folder, shards: int, size: tuple[int, int], arrays: Iterable[str]) -> list[str]:

@@ -40,7 +40,8 @@ def known_figures(pictures: Sequence[Picture]) -> list[str]:
 
 def figure_intervals(pictures: Sequence[Picture], figures: Iterable[str]) -> dict[str, dict[str, Any]]:
     """95 % intervals of those figures that count: {figure: {mean: interval, by_anatomy: {anatomy: interval}}}."""
-    bounds = {figure: intervals(totals_of(pictures, figure)) for figure in figures if figure in known_figures(pictures)}
+    known = known_figures(pictures)
+    bounds = {figure: intervals(totals_of(pictures, figure)) for figure in figures if figure in known}
     return {figure: {"mean": mean, "by_anatomy": each} for figure, (mean, each) in bounds.items()}
 
 
