@@ -42,7 +42,7 @@ def train_teachers(
     """
     if is_own(recipe.teacher.arch):
         raise MtkdError(
-            f"{recipe.teacher.arch}: teachers of your own are not trained here. Name them to mtkd-cache build --teacher."
+            f"{recipe.teacher.arch}: networks of your own can be students, not teachers. Choose another teacher.arch."
         )
     for anatomy in anatomies:
         if anatomy not in store.anatomies:
