@@ -18,7 +18,7 @@ from mtkd_cache.data.augment import Views, draw_views, identity_views
 from mtkd_cache.data.sample_store import PREPROCESSING, SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.seen import Overlap, Seen
-from mtkd_cache.recipe import Recipe, augmentation_from, seed_for
+from mtkd_cache.recipe import Recipe, augmentation_from
 from mtkd_cache.storage.checked_json import FileEntry, Manifest, digest
 from mtkd_cache.storage.record import JsonRecord
 from mtkd_cache.storage.shard_writer import ArraySpec, shard_key
@@ -27,6 +27,7 @@ PLAN = "plan.json"
 BLOCK = 32  # samples in a shard file
 CODEC = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2)
 CODEC_NAME = "int16, blosc zstd-5 bitshuffle, crc32c"
+SOBOL = "scrambled Sobol"
 UPSAMPLING = "bilinear, corner-aligned"
 
 
@@ -43,9 +44,13 @@ FIGURES = {"crc32c": np.uint32, "max_error": np.float64, "kl": np.float64, "bits
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedViews(JsonRecord):
-    """How many views of each sample are recorded; seed and augmentation determine those after the plain one."""
+    """How many views of each sample are recorded; augmentation and sequence determine those after the plain one.
+
+    sequence: `SOBOL`, see `draw_views` without a seed. Caches of earlier versions have a seed, of independent draws.
+    """
 
     count: int
+    sequence: str | None = None
     seed: int | None = None
     augmentation: dict[str, float] | None = None
 
@@ -84,11 +89,11 @@ class CacheSpec(JsonRecord):
         Args:
             store: its samples.
             stride: of the teachers' native logits, `Teachers.stride`.
-            recipe: step and number of views; with several views also the augmentation and the seed they are drawn with.
+            recipe: step and number of views; with several views also the augmentation.
             precision: in which the teachers run, `Accelerator.mixed_precision`.
         """
         width, height = store.size
-        drawn = {"seed": seed_for(recipe.seed, "views"), "augmentation": recipe.as_dict()["augmentation"]}
+        drawn = {"sequence": SOBOL, "augmentation": recipe.as_dict()["augmentation"]}
         return cls(
             anatomies=store.anatomies,
             size=store.size,
@@ -111,8 +116,10 @@ class CacheSpec(JsonRecord):
         """The recorded view with a number, of the samples with these content hashes."""
         if view == 0:
             return identity_views(len(hashes))
-        if self.views.seed is None or self.views.augmentation is None:
+        if self.views.augmentation is None:
             raise MtkdError(f"view {view}: the cache records only the plain samples. Build one with --views.")
+        if (self.views.sequence, self.views.seed is None) not in ((SOBOL, True), (None, False)):
+            raise MtkdError(f"the cache's views are drawn as {self.views.sequence!r}, by a newer version. Install that one.")
         return draw_views(augmentation_from(self.views.augmentation), self.views.seed, hashes, view, self.size)
 
 

@@ -22,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtkd_cache.data.sobol import sobol_point
 from mtkd_cache.recipe import Augmentation
 
+NUMBERS = 14  # that determine a view: whether each of three changes is made, nine values, two flips
 EDGE = 1 + 1e-4  # with a tolerance, so that rounding of the grid excludes no pixel on the border
 
 
@@ -45,12 +47,13 @@ class Views(NamedTuple):
         return Views(*(values.to(device, non_blocking=True) for values in self))
 
 
-def draw_views(ranges: Augmentation, seed: int, hashes: Sequence[str], view: int, size: tuple[int, int]) -> Views:
+def draw_views(ranges: Augmentation, seed: int | None, hashes: Sequence[str], view: int, size: tuple[int, int]) -> Views:
     """Draw one view of each of B samples. A view is determined by (seed, sample, view number) alone.
 
     Args:
         ranges: what is drawn, as load_recipe("paper").augmentation.
-        seed: of the views.
+        seed: of views that are drawn independently. None: the views of a sample are a scrambled Sobol sequence of its own, of
+            which few cover the ranges evenly.
         hashes: the samples' content hashes, `SampleStore.hashes` of their rows.
         view: the view's number; 0 is the plain sample.
         size: (width, height) of the images in pixels.
@@ -70,13 +73,16 @@ def identity_views(count: int) -> Views:
     return Views(torch.eye(2, 3).repeat(count, 1, 1), torch.zeros(count, 3), torch.ones(count, 1), torch.zeros(count, 1))
 
 
-def _draw(ranges: Augmentation, seed: int, sha256: str, view: int, size: tuple[int, int]) -> np.ndarray:
+def _draw(ranges: Augmentation, seed: int | None, sha256: str, view: int, size: tuple[int, int]) -> np.ndarray:
     row = np.array([1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0], float)
     if view == 0:
         return row
-    random = np.random.default_rng([seed, view, int(sha256[:16], 16)])
-    chosen = random.random(3) < (ranges.affine_p, ranges.rgb_p, ranges.brightness_contrast_p)
-    spread = random.uniform(-1, 1, 9)
+    if seed is None:
+        uniform = sobol_point(sha256, view - 1, NUMBERS)
+    else:
+        uniform = np.random.default_rng([seed, view, int(sha256[:16], 16)]).random(NUMBERS)
+    chosen = uniform[:3] < (ranges.affine_p, ranges.rgb_p, ranges.brightness_contrast_p)
+    spread = 2 * uniform[3:12] - 1
     if chosen[0]:
         row[:6] = affine_row(ranges.shift * spread[:2], 1 + ranges.scale * spread[2], ranges.rotate * spread[3], size)
     if chosen[1]:
@@ -84,7 +90,7 @@ def _draw(ranges: Augmentation, seed: int, sha256: str, view: int, size: tuple[i
     if chosen[2]:
         row[9] = 1 + ranges.contrast * spread[7]
         row[10] = ranges.brightness * spread[8]
-    flips = random.random(2) < (ranges.horizontal_flip_p, ranges.vertical_flip_p)  # drawn last: the rest is as without flips
+    flips = uniform[12:] < (ranges.horizontal_flip_p, ranges.vertical_flip_p)  # last: the rest is as without flips
     row[:6] = (row[:6].reshape(2, 3) * [*np.where(flips, -1, 1), 1]).reshape(6)
     return row
 

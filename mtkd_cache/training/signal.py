@@ -10,7 +10,7 @@ from mtkd_cache.cache.loader import Batch
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.augment import Views, draw_views, identity_views, warp
-from mtkd_cache.recipe import Recipe, seed_for
+from mtkd_cache.recipe import Recipe
 
 
 class TeacherSignal(Protocol):
@@ -50,7 +50,7 @@ class NoTeachers:
     def views(self, hashes: Sequence[str], epoch: int) -> Views:
         if (count := self.recipe.cache.views) == 1:
             return new_views(self.recipe, self.size, hashes, epoch)
-        return draw_views(self.recipe.augmentation, seed_for(self.recipe.seed, "views"), hashes, epoch % count, self.size)
+        return draw_views(self.recipe.augmentation, None, hashes, epoch % count, self.size)
 
     def logits(self, batch: Batch, images: Tensor, views: Views) -> None:
         return None

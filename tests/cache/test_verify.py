@@ -42,7 +42,7 @@ def master(store, organ_teachers, recipe, accelerator, tmp_path_factory) -> Path
     return path
 
 
-@pytest.fixture(scope="module", params=["cache.step=0.5", "seed=5"])
+@pytest.fixture(scope="module", params=["cache.step=0.5", "augmentation.shift=0.05"])
 def foreign(request, store, organ_teachers, recipe, accelerator, tmp_path_factory) -> Path:
     """A cache of the same samples and teachers, of another step or with other views. Read only."""
     path = tmp_path_factory.mktemp("foreign") / "logits.zarr"
