@@ -10,7 +10,7 @@ from mtkd_cache.cache.loader import Batch
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.augment import Views, draw_views, identity_views, warp
-from mtkd_cache.recipe import Recipe
+from mtkd_cache.recipe import Recipe, seed_for
 
 
 class TeacherSignal(Protocol):
