@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -54,32 +55,39 @@ def train_student(
     allow_overlap: see `train_or_resume`; layout: see `mtkd_cache.models.network.create_network`.
     Raises MtkdError where the cache does not belong to the store, and where the folder holds a run with other settings.
     """
-    sections = ["student", "augmentation"]
     signal: TeacherSignal = NoTeachers(recipe, store.size)
     if cache is not None:
         cache.check_belongs(store, store.rows("train"))
-        sections.append("distillation")
         signal = CachedTeachers(cache, recipe, store.size)
+    run_config = student_config(store, recipe, cache is not None, layout)
+    run_config["cache_fingerprint"] = cache.fingerprint if cache else None
+    make_task = partial(student_task, store, recipe, accelerator, signal, resident, compiled, layout)
+    details = {"teachers": cache.manifest.teachers} if cache else {}
+    return train_or_resume(RunRecord, run / RUN, run_config, make_task, accelerator, store, details, allow_overlap)
+
+
+def student_config(store: SampleStore, recipe: Recipe, kd: bool, layout: str | None = None) -> dict[str, Any]:
+    """What a student's record must agree with, beside its cache."""
+    sections = ["student", "augmentation"]
+    if kd:
+        sections.append("distillation")
     elif recipe.cache.views > 1:
         sections.append("cache")
-    run_config = {
+    config = {
         "kind": "student",
         "arch": recipe.student.arch,
         "layout": layout or layouts_of(recipe.student.arch)[0],
-        "kd": cache is not None,
+        "kd": kd,
         "anatomies": list(store.anatomies),
         "size": list(store.size),
         "seed": recipe.seed,
         "recipe": {key: section for key, section in recipe.as_dict().items() if key in sections},
         "dataset": store.name,
         "store_fingerprint": store.fingerprint,
-        "cache_fingerprint": cache.fingerprint if cache else None,
     }
     if is_own(recipe.student.arch):
-        run_config["source_sha256"] = source_sha256(recipe.student.arch)
-    make_task = partial(student_task, store, recipe, accelerator, signal, resident, compiled, layout)
-    details = {"teachers": cache.manifest.teachers} if cache else {}
-    return train_or_resume(RunRecord, run / RUN, run_config, make_task, accelerator, store, details, allow_overlap)
+        config["source_sha256"] = source_sha256(recipe.student.arch)
+    return config
 
 
 def student_task(
