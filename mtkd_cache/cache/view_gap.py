@@ -1,0 +1,107 @@
+"""How far what a student is shown lies from what its teachers say of the picture that the student sees.
+
+Under augmentation a student sees a picture through a view, and is shown the stored maps of the plain picture, warped alike. The
+teachers' answer to the picture in that view is another one: they are not exactly equivariant to the warp, and a change of colors
+never reaches them. Recorded views close the gap but for the quantization.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtkd_cache.cache.quantize import dequantize, quantize
+from mtkd_cache.data.augment import Views, apply_views, draw_views, identity_views, inside, to_float, warp
+from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.losses import map_kl
+from mtkd_cache.recipe import Augmentation
+
+SAMPLES, DRAWS = 4, 2  # of a measurement: samples, and views of each
+Native = Callable[[int, Tensor], Tensor]  # anatomy, images float (B, 3, H, W) -> native logits (B, h, w)
+
+
+def view_gap(live: Tensor, plain: Tensor, views: Views, size: tuple[int, int], step: float, temperature: float) -> Tensor:
+    """KL(answer || shown) in nats, float (B,), over the pixels of the view that show the sample.
+
+        answer = the teacher's logits of the picture seen through the view
+        shown  = its stored logits of the plain picture, warped by the view
+
+    Args:
+        live: native logits of the pictures seen through the views, float (B, h, w).
+        plain: native logits of the plain pictures, float (B, h, w).
+        views: B views, on the device of the logits.
+        size: (H, W) of the pictures.
+        step: of the quantizer, in logits.
+        temperature: of the softmax over the pixels, see `map_kl`.
+    """
+    answer = warp(live[:, None], identity_views(len(live)).affine.to(live.device), size)
+    shown = warp(dequantize(quantize(plain, step), step)[:, None], views.affine, size)
+    return map_kl(shown, answer, temperature, inside(views.affine, size))[:, 0]
+
+
+def parts_of(augmentation: Augmentation) -> dict[str, Augmentation]:
+    """The augmentations whose gaps are told apart: none, each part of the recipe's always and alone, and the recipe's."""
+    nothing = replace(augmentation, affine_p=0, rgb_p=0, brightness_contrast_p=0, horizontal_flip_p=0, vertical_flip_p=0)
+    color = {name: float(getattr(augmentation, name) > 0) for name in ("rgb_p", "brightness_contrast_p")}
+    flips = {name: getattr(augmentation, name) for name in ("horizontal_flip_p", "vertical_flip_p")}
+    return {
+        "quantization": nothing,
+        "geometry": replace(nothing, affine_p=float(augmentation.affine_p > 0), **flips),
+        "color": replace(nothing, **color),
+        "recipe": augmentation,
+    }
+
+
+def measure_view_gap(
+    native: Native,
+    store: SampleStore,
+    rows: np.ndarray,
+    augmentation: Augmentation,
+    step: float,
+    temperature: float,
+    device: torch.device,
+    draws: int = DRAWS,
+) -> dict[str, dict[str, float]]:
+    """The mean of `view_gap` by anatomy and part of the augmentation (see `parts_of`), in nats.
+
+    Args:
+        native: runs a teacher of one of the store's anatomies on the device.
+        store: the samples.
+        rows: which of them.
+        augmentation: of the recipe.
+        step: of the quantizer, in logits.
+        temperature: of the softmax over the pixels.
+        device: where the teachers run.
+        draws: views of each sample, the first of its scrambled Sobol sequence.
+
+    Returns:
+        {anatomy: {part: nats}}.
+    """
+    images, masks = (torch.from_numpy(values).to(device) for values in store.read(rows))
+    gaps: dict[str, dict[str, float]] = {anatomy: {} for anatomy in store.anatomies}
+    plain = [native(anatomy, to_float(images)) for anatomy in range(len(gaps))]
+    size = (masks.shape[1], masks.shape[2])
+    for part, ranges in parts_of(augmentation).items():
+        numbers = range(1, 2 if part == "quantization" else 1 + draws)
+        drawn = [draw_views(ranges, None, store.hashes[rows], number, store.size).to(device) for number in numbers]
+        seen = [apply_views(images, masks, views)[0] for views in drawn]
+        for anatomy, by_part in enumerate(gaps.values()):
+            values = [
+                view_gap(native(anatomy, pictures), plain[anatomy], views, size, step, temperature)
+                for pictures, views in zip(seen, drawn, strict=True)
+            ]
+            by_part[part] = max(float(torch.stack(values).double().mean()), 0.0)
+    return gaps
+
+
+def samples_of(store: SampleStore, rows: np.ndarray, count: int = SAMPLES) -> np.ndarray:
+    """The rows of the samples with the lowest content hashes: always the same of a set of samples, whatever their order."""
+    return np.array(sorted(rows, key=lambda row: str(store.hashes[row]))[:count], dtype=np.int64)
+
+
+def means(gaps: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The mean over the anatomies of each part of a gap."""
+    parts = next(iter(gaps.values()))
+    return {part: float(np.mean([by_part[part] for by_part in gaps.values()])) for part in parts}
