@@ -17,6 +17,7 @@ from .evaluation.predictor import Predictor as Predictor
 from .losses.cross_entropy import exclusive_cross_entropy as exclusive_cross_entropy
 from .losses.kl import channelwise_kl as channelwise_kl
 from .models.checkpoints import load_network as load_network
+from .models.network import Network as Network
 from .models.network import create_network as create_network
 from .recipe import load_recipe as load_recipe
 

@@ -128,7 +128,8 @@ def load_heads(
         code = f"SHA-256 {str(network.source_sha256)[:12]}, trained {str(trained)[:12]}"
         LOG.warning(f"{path}: the file of {network.arch} is not the one that was trained ({code}). Its logits may be others.")
     load_weights(network, tensors, path)
-    return network.eval(), tuple(metadata["anatomies"])
+    network.anatomies, network.folder = tuple(metadata["anatomies"]), path.parent
+    return network.eval(), network.anatomies
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

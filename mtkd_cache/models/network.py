@@ -2,9 +2,12 @@
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from mtkd_cache.errors import MtkdError
@@ -31,16 +34,26 @@ def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)
 
 
-class Network(nn.Module):
-    """An encoder and the decoders over it. State-dict keys: `encoder.*`, `neck.*` and `decoders.K.*`.
+class Network(nn.Module, ModelHubMixin):
+    """An encoder and the decoders over it, made by `create_network`. State-dict keys: `encoder.*`, `neck.*`, `decoders.K.*`.
 
     Images are float RGB in [0, 1]; the network normalizes them with the statistics its encoder was pretrained with.
 
-    arch, layout, heads: as given to `create_network`
-    stride: pixels of the image for each native logit, along each axis (SegFormer 4, DeepLabV3 8, MiniNetV2 2)
-    multiple: `native` takes images whose height and width are multiples of it
-    mean, std: (1, 3, 1, 1), subtracted from and dividing the images
-    source_sha256: of the file with the factory, where the network is the user's own
+    `save_pretrained(folder)` and `push_to_hub("USER/MODEL")` are those of huggingface_hub's ModelHubMixin. They write the
+    weights and, as long as these are the ones that were loaded, the records and the model card of the run folder too.
+
+    Args:
+        arch, layout, heads: as given to `create_network`.
+        parts: its modules and what is known of them.
+
+    Attributes:
+        arch, layout, heads: as given to `create_network`.
+        stride: pixels of the image for each native logit, along each axis (SegFormer 4, DeepLabV3 8, MiniNetV2 2).
+        multiple: `native` takes images whose height and width are multiples of it.
+        mean, std: (1, 3, 1, 1), subtracted from and dividing the images.
+        source_sha256: of the file with the factory, where the network is the user's own.
+        anatomies: of the heads, in order; None until the network is loaded or you set it.
+        folder: where it was loaded from, of a model on the hub in the hub's local cache; None if it was not.
     """
 
     mean: Tensor
@@ -49,15 +62,55 @@ class Network(nn.Module):
     def __init__(self, arch: str, layout: str, heads: int, parts: Parts):
         super().__init__()
         self.arch, self.layout, self.heads = arch, layout, heads
+    anatomies: tuple[str, ...] | None = None
+    folder: Path | None = None
+    _hub_mixin_config: dict[str, Any] = {}  # noqa: RUF012  # without it the mixin copies all of `parts`
         self.encoder, self.neck, self.decoders = parts.encoder, parts.neck, nn.ModuleList(parts.decoders)
         self.stride, self.multiple, self.source_sha256 = parts.stride, parts.multiple, parts.source_sha256
         for name, values in zip(("mean", "std"), parts.statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self._hub_mixin_config = {"arch": arch, "layout": layout, "heads": heads}  # config.json
 
     @property
     def params_m(self) -> float:
         """Number of parameters in millions."""
         return sum(parameter.numel() for parameter in self.parameters()) / 1e6
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        anatomies: Sequence[str] | None = None,
+        arch: str | None = None,
+        **options: Any,
+    ) -> "Network":
+        """A trained network, in eval mode on the CPU.
+
+        Args:
+            pretrained_model_name_or_path: a run folder or a teacher's folder as trainings write it, or USER/MODEL on the
+                Hugging Face Hub.
+            anatomies: those that its heads must be of, in order.
+            arch: the architecture that it must have. Code of your own is imported only where you name it here: neither a folder
+                nor the hub can make it run.
+            options: of `huggingface_hub.snapshot_download`: revision, token, cache_dir, force_download, local_files_only.
+
+        Returns:
+            the network, with its `anatomies` and the `folder` of its files, which `Predictor.load` takes.
+
+        Raises:
+            MtkdError: there is no such folder or model, the weights are damaged or others than wanted, or they are of a network
+                of your own that you do not name.
+        """
+        from mtkd_cache.models.hub import load  # which needs this class
+
+        return load(pretrained_model_name_or_path, anatomies, arch, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What `save_pretrained` and `push_to_hub` of the mixin call."""
+        from mtkd_cache.models.hub import save
+
+        save(self, Path(save_directory))
+
 
     def native(self, images: Tensor, heads: Sequence[int] | None = None) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H/stride, W/stride), before the final upsampling.
