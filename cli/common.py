@@ -47,8 +47,8 @@ FOLDER = click.Path(path_type=Path)
 SPLIT = click.Choice(["train", "validation", "test"])
 DECODERS = "deeplabv3, deeplabv3plus, dpt, fpn, linknet, manet, pan, pspnet, segformer, unet, unetplusplus, upernet"  # smp's
 ARCHITECTURES = (
-    f"mininetv2; DECODER-ENCODER as segformer-mit_b3, with a decoder ({DECODERS}) and any smp encoder; "
-    "or package.module:factory, your own"
+    "mininetv2; pidnet-s; lraspp-mobilenet_v3_large; "
+    f"DECODER-ENCODER as segformer-mit_b3, with a decoder ({DECODERS}) and any smp encoder; or package.module:factory, your own"
 )
 LAYOUTS = ("shared", "shared-refine", "joint")
 

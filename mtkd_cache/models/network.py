@@ -11,7 +11,7 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.models import mininetv2
+from mtkd_cache.models import lraspp, mininetv2, pidnet
 from mtkd_cache.models.decoders import DECODERS, smp_parts
 from mtkd_cache.models.own import is_own, own_parts
 from mtkd_cache.models.parts import Parts
@@ -25,7 +25,11 @@ PAPER_ARCHITECTURES = (
     "segformer-mit_b3",
     "mininetv2",
 )
-WHOLE_NETWORKS = {"mininetv2": mininetv2.parts}  # those with decoders of their own, (layout, heads) -> parts
+WHOLE_NETWORKS = {  # those with decoders of their own, (layout, heads) -> parts
+    "mininetv2": mininetv2.parts,
+    "pidnet-s": pidnet.parts,
+    "lraspp-mobilenet_v3_large": lraspp.parts,
+}
 LAYOUTS = ("shared", "joint")
 
 
@@ -175,12 +179,12 @@ def create_network(arch: str, heads: int, layout: str | None = None) -> Network:
     """Create a network with random weights, drawn from torch's global generator.
 
     Args:
-        arch: "mininetv2", or one of smp's decoders ("deeplabv3", "segformer", "unet", ...), a hyphen and the name of any smp
-            encoder, as "segformer-mit_b3"; "tu-NAME" is timm's encoder NAME. SegFormer's decoder has 768 channels on mit_b2 to
-            mit_b5 and 256 otherwise, which are the paper's parameter counts. Or the user's own, "package.module:factory":
-            the factory gets the number of anatomies and returns a module that maps images (B, 3, H, W) to logits
-            (B, heads, h, w) of any h and w; its attributes `normalization` (mean, std) and `multiple`, of the images' sides,
-            are respected. That module is imported.
+        arch: "mininetv2", "pidnet-s", "lraspp-mobilenet_v3_large", or one of smp's decoders ("deeplabv3", "segformer", "unet",
+            ...), a hyphen and the name of any smp encoder, as "segformer-mit_b3"; "tu-NAME" is timm's encoder NAME. SegFormer's
+            decoder has 768 channels on mit_b2 to mit_b5 and 256 otherwise, which are the paper's parameter counts. Or the user's
+            own, "package.module:factory": the factory gets the number of anatomies and returns a module that maps images
+            (B, 3, H, W) to logits (B, heads, h, w) of any h and w; its attributes `normalization` (mean, std) and `multiple`, of
+            the images' sides, are respected. That module is imported.
         heads: number of anatomies.
         layout: what the anatomies share. "shared" (the default): the encoder, each has a decoder (the paper's student);
             "shared-refine" (MiniNetV2): also the look at the image itself that each of its decoders takes; "joint" (of your own
@@ -221,6 +225,6 @@ def _parts(arch: str, layout: str, heads: int) -> Parts:
     if decoder_name in DECODERS and encoder_name:
         return smp_parts(decoder_name, encoder_name, layout, heads)
     raise MtkdError(
-        f"unknown architecture {arch!r}. The paper's are {', '.join(PAPER_ARCHITECTURES)}; any other is "
+        f"unknown architecture {arch!r}. The paper's are {', '.join(PAPER_ARCHITECTURES)}; others are {others}, and "
         f"DECODER-ENCODER, with a decoder ({', '.join(DECODERS)}) and the name of an smp encoder, or package.module:factory."
     )

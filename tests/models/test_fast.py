@@ -104,10 +104,11 @@ def test_cut_and_missing_shards_are_errors(tmp_path):
         read(reader, 0, 0)
 
 
+REAL_TIME = ("pidnet-s", "lraspp-mobilenet_v3_large")
 LAYOUTS = [("mininetv2", "shared-refine"), ("mininetv2", "joint"), ("segformer-mit_b0", "joint")]
 
 
-@pytest.mark.parametrize(("arch", "layout"), [*((arch, "shared") for arch in PAPER_ARCHITECTURES), *LAYOUTS])
+@pytest.mark.parametrize(("arch", "layout"), [*((arch, "shared") for arch in (*PAPER_ARCHITECTURES, *REAL_TIME)), *LAYOUTS])
 def test_the_fast_network_says_what_the_plain_one_says(arch, layout):
     network = settled(arch, 2, layout)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -18,7 +18,8 @@ from mtkd_cache.models.encoders import input_statistics
 from mtkd_cache.models.network import PAPER_ARCHITECTURES, create_network, upsample
 from mtkd_cache.study.parameters import parameter_table
 
-SMALL = ["mininetv2", "segformer-mit_b0", "deeplabv3-efficientnet-b0", "fpn-timm-tf_efficientnet_lite0"]
+REAL_TIME = ["pidnet-s", "lraspp-mobilenet_v3_large"]
+SMALL = ["mininetv2", "segformer-mit_b0", "deeplabv3-efficientnet-b0", "fpn-timm-tf_efficientnet_lite0", *REAL_TIME]
 TINY_ENCODER, TINY_TRANSFORMER = "tu-mobilenetv3_small_050", "tu-test_vit"
 ANY_DECODER = [f"{name}-{TINY_TRANSFORMER if name == 'dpt' else TINY_ENCODER}" for name in DECODERS]
 
@@ -93,7 +94,7 @@ def test_a_decoder_and_an_encoder_that_do_not_fit_are_refused_in_a_line(arch, re
     assert str(refused.value).startswith(f"{arch.partition('-')[0]} cannot be put over the encoder {arch.partition('-')[2]}: ")
 
 
-@pytest.mark.parametrize("arch", ["mininetv2", "segformer-mit_b0"])
+@pytest.mark.parametrize("arch", ["mininetv2", "segformer-mit_b0", *REAL_TIME])
 @torch.no_grad()
 def test_joint_is_one_decoder_whose_channels_are_the_anatomies(arch):
     network, images = create_network(arch, 3, "joint").eval(), torch.rand(1, 3, 64, 64)
