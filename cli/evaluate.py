@@ -55,8 +55,11 @@ def command(run: Path | None, teachers: Path | None, store: str, split: str, **o
     else:
         evaluation = several = evaluate_multilabel(predictor, multilabel, opened, split, accelerator, options["allow_overlap"])
         common.say(f"{100 * several.claimed_twice:.1f} % of the pixels are predicted by two heads or more")
+        elsewhere = common.dice_table(several.claimed_elsewhere or {})
+        common.say(f"predicted of the pixels that are annotated as another structure (%)\n{elsewhere}")
     intervals = ", with 95 % intervals over patients" if (evaluation.patients or 0) > 1 else ""
-    common.say(f"Dice on {split} (%){intervals}\n{_dice_table(evaluation)}")
+    if evaluation.dice:
+        common.say(f"Dice on {evaluation.split} (%){intervals}\n{_dice_table(evaluation)}")
     if evaluation.thresholds is None:
         common.say(f"only at probability 0.5: {without_operating_points(predictor, opened)}")
     result = evaluation.to_json()

@@ -154,15 +154,20 @@ class Evaluation(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class MultilabelEvaluation(Evaluation):
-    """See `mtkd_cache.evaluation.multilabel`. FIGURE_at_operating_point: None as the Dice there."""
+    """See `mtkd_cache.evaluation.multilabel`. FIGURE_at_operating_point: None as the Dice there.
+
+    split: the name of the folder where it is another dataset's. claimed_elsewhere: earlier versions did not write it.
+    """
 
     FILE: ClassVar[str] = "multilabel-{}.json"
     claimed: float
     claimed_twice: float
     known_precision: dict[str, float | None]
+    claimed_elsewhere: dict[str, float | None] | None = None
     claimed_at_operating_point: float | None = None
     claimed_twice_at_operating_point: float | None = None
     known_precision_at_operating_point: dict[str, float | None] | None = None
+    claimed_elsewhere_at_operating_point: dict[str, float | None] | None = None
 
 
 def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

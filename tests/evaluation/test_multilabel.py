@@ -13,7 +13,7 @@ from PIL import Image
 from mtkd_cache.cli.main import main
 from mtkd_cache.data.dresden import REFERENCE_TEST
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.evaluation.multilabel import count_pixels, evaluate_multilabel, find_scenes, known_precision
+from mtkd_cache.evaluation.multilabel import count_pixels, evaluate_multilabel, find_scenes, pooled_shares
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.checkpoints import WEIGHTS, save_network
 from mtkd_cache.models.network import create_network
@@ -34,13 +34,15 @@ def test_the_figures_of_a_case_counted_by_hand():
     assert found["claimed_twice"] == 1 / 8
     # the liver's second column is annotated as nothing: it is neither right nor wrong
     assert found["known"] == {"liver": (2, 0), "spleen": (1, 0)}
+    # of the two pixels that are the spleen's, and the two that are the liver's; the ureter's head claims none of the four
+    assert found["elsewhere"] == {"liver": (0, 2), "spleen": (0, 2), "ureter": (0, 4)}
 
 
 def test_a_claim_on_another_anatomy_is_wrong_but_not_where_both_are_annotated():
     claims = {"liver": mask("####"), "spleen": mask("....")}
     truths = {"liver": mask("##.."), "spleen": mask(".##.")}
     assert count_pixels(claims, truths)["known"] == {"liver": (2, 1), "spleen": (0, 0)}
-    assert known_precision([{"liver": (2, 1), "spleen": (0, 0)}, {"liver": (1, 2)}]) == {"liver": 0.5, "spleen": None}
+    assert pooled_shares([{"liver": (2, 1), "spleen": (0, 0)}, {"liver": (1, 2)}]) == {"liver": 0.5, "spleen": None}
 
 
 def test_empty_truths():
