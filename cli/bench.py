@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -162,3 +163,57 @@ def scale(**options: Any) -> dict[str, Any]:
     from mtkd_cache.bench.scale import bench_scale
 
     return show(bench_scale(load_recipe("paper"), **options))
+
+
+@measures(
+    *(common.store, common.teachers),
+    click.option("--out", type=common.FOLDER, default="runs/parity", help="The folder of the trainings and their result."),
+    click.option("--arm", "arms", multiple=True, metavar="NAME", help="Only this arm (repeatable).  [default: all]"),
+    click.option("--arch", help="The student's architecture.  [default: the recipe's]"),
+    click.option(
+        "--length",
+        "lengths",
+        multiple=True,
+        type=click.Choice(["short", "long"]),
+        default=["short"],
+        help="Epochs: the recipe's, or 4 times (repeatable).",
+    ),
+    click.option("--seeds", type=common.NUMBERS, default="0,1,2", help="Seeds of the students."),
+    click.option("--split", type=click.Choice(["validation", "test"]), default="test", help="Where they are judged."),
+    click.option("--join", "joined", multiple=True, type=common.FOLDER, metavar="FOLDER", help="Only show these (repeatable)."),
+    *(common.recipe, common.overrides, common.compute, common.resident),
+)
+def parity(accelerator: "Accelerator", out: Path, joined: tuple[Path, ...], **options: Any) -> dict[str, Any]:
+    """Students of cached maps, recorded views and live teachers, paired by seed. Resumes after an interruption.
+
+    Trains on --store with --teachers. Start the same command as often as processes should share the work.
+    """
+    from mtkd_cache.bench.parity import ARMS, ParityStudy, plan
+    from mtkd_cache.bench.parity_report import write_parity
+    from mtkd_cache.study.gain.arms import LENGTHS
+    from mtkd_cache.study.run import run_study
+
+    if joined:
+        return _shown(write_parity(joined, out))
+    recipe, lengths = common.recipe_of(options, {"student.arch": options["arch"]}), options["lengths"]
+    study = ParityStudy(
+        out,
+        mc.SampleStore.open(options["store"]),
+        recipe,
+        options["resident"],
+        recipe_of=lambda values: common.recipe_of(options, {"student.arch": options["arch"], **values}),
+        teachers=options["teachers"],
+        views=max(LENGTHS[length] for length in lengths) * recipe.student.epochs,
+    )
+    jobs = plan(options["arms"] or list(ARMS), lengths, recipe.student.arch, options["seeds"], options["split"])
+    result = run_study(study, jobs, accelerator, common.say)
+    if not accelerator.is_main_process:
+        click.get_current_context().exit()
+    return {**result, **_shown(result.pop("report"))}
+
+
+def _shown(report: dict[str, Any]) -> dict[str, Any]:
+    common.say(report["markdown"])
+    for path in report["files"]:
+        common.say(f"written: {path}")
+    return report

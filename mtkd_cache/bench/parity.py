@@ -1,0 +1,199 @@
+"""Cached or online: students that differ in what they are shown alone, paired by seed. `mtkd-cache bench parity`
+
+    OUT/
+      views.zarr                       the teachers' maps of the plain samples and of recorded views
+      ARCH/LENGTH/ARM/seedN/           a student, with its evaluation
+      view-gap.json parity.json parity.md parity.png parity.svg
+
+Every arm trains the same network from the same weights on the same batches, in epoch e in the same view e of the samples (but
+views-N, which has only the first N). Live teachers are run here alone; no other training imports any.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from mtkd_cache.bench.parity_report import VIEW_GAP, write_parity
+from mtkd_cache.bench.training import LiveTeachers
+from mtkd_cache.cache.build import build_cache
+from mtkd_cache.cache.layout import CacheSpec
+from mtkd_cache.cache.loader import Batch
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
+from mtkd_cache.cache.view_gap import measure_view_gap, samples_of
+from mtkd_cache.data.augment import Views, draw_views, to_float, warp
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256
+from mtkd_cache.models.records import EVALUATION, RUN, RunRecord, write_json
+from mtkd_cache.recipe import Recipe
+from mtkd_cache.study.gain.arms import LENGTHS, StudentJob
+from mtkd_cache.study.jobs import Job
+from mtkd_cache.study.run import Study
+from mtkd_cache.training.loop import Task
+from mtkd_cache.training.run_folder import train_or_resume
+from mtkd_cache.training.signal import CachedTeachers, NoTeachers, TeacherSignal
+from mtkd_cache.training.student import student_config, student_task
+
+CACHE = "views.zarr"
+GAP_SAMPLES = 16
+MASKS, CACHED, ONLINE, CLEAN = "masks", "cached", "online", "online-clean"
+RECORDED = {"views-1": 1, "views-2": 2, "views-4": 4, "views-epochs": 0}  # by arm, the number of views; 0: one an epoch
+ARMS = {
+    MASKS: "no distillation",
+    CACHED: "the stored map of the plain sample, warped with the picture",
+    **{name: f"{count or 'as many as epochs'} recorded views, the plain sample the first" for name, count in RECORDED.items()},
+    ONLINE: "live teachers on the picture as the student sees it",
+    CLEAN: "live teachers on the warped picture without its change of colors",
+}
+
+
+def plan(arms: Sequence[str], lengths: Sequence[str], arch: str, seeds: Sequence[int], split: str) -> list[Job]:
+    """The cache, then the trainings with their evaluations: short ones first, then seed by seed.
+
+    Raises MtkdError for an arm that there is not.
+    """
+    for arm in arms:
+        if arm not in ARMS:
+            raise MtkdError(f"arm {arm!r}: there is no such arm. Name some of {', '.join(ARMS)}.")
+    cache = Job("cache", CACHE, arch, "", 0)
+    jobs: list[Job] = [cache]
+    for length in sorted(lengths, key=lambda name: LENGTHS[name]):
+        for seed in seeds:
+            for arm in arms:
+                place = f"{arch}/{length}/{arm}/seed{seed}", arch, arm, seed
+                student = StudentJob("student", *place, needs=(cache.name,), length=length)
+                jobs += [student, replace(student, kind="evaluation", needs=(student.name,), split=split)]
+    return jobs
+
+
+def paired_views(recipe: Recipe, size: tuple[int, int], hashes: Sequence[str], epoch: int) -> Views:
+    """The view of an epoch, the same in every arm and with every seed: that with its number in the cache."""
+    return draw_views(recipe.augmentation, None, hashes, epoch % recipe.student.epochs, size)
+
+
+class PairedMasks(NoTeachers):
+    """Masks alone, in the views of the other arms."""
+
+    def views(self, hashes: Sequence[str], epoch: int) -> Views:
+        return paired_views(self.recipe, self.size, hashes, epoch)
+
+
+class PairedCache(CachedTeachers):
+    """The map of the plain sample, warped by the views of the other arms."""
+
+    def views(self, hashes: Sequence[str], epoch: int) -> Views:
+        return paired_views(self.recipe, self.size, hashes, epoch)
+
+
+class RecordedTeachers(CachedTeachers):
+    """Recorded views in turn, each with its own maps; the only one is that of the plain sample."""
+
+    def views(self, hashes: Sequence[str], epoch: int) -> Views:
+        return self.cache.draw_views(hashes, epoch % self.cache.views)
+
+
+@dataclass(frozen=True)
+class PairedTeachers(LiveTeachers):
+    """Live teachers on the views of the other arms. colors: on the picture as the student sees it, or before colors change."""
+
+    colors: bool = True
+
+    def views(self, hashes: Sequence[str], epoch: int) -> Views:
+        return paired_views(self.recipe, self.size, hashes, epoch)
+
+    def logits(self, batch: Batch, images: Tensor, views: Views) -> Tensor:
+        if not self.colors:
+            images = warp(to_float(batch.images), views.affine, (images.shape[2], images.shape[3]), padding="reflection")
+        return super().logits(batch, images, views)
+
+
+def first_views(cache: LogitCache, count: int) -> LogitCache:
+    """A cache of which only the first views are read."""
+    spec = cache.spec
+    settings = replace(spec, views=replace(spec.views, count=min(count, spec.n_views)))
+    return replace(cache, manifest=replace(cache.manifest, settings=settings))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityStudy(Study):
+    """recipe_of: the recipe with values by key, as {"student.epochs": 3}. teachers: their folder. views: that are recorded."""
+
+    recipe_of: Callable[[Mapping[str, Any]], Recipe]
+    teachers: Path
+    views: int
+
+    def done(self, job: Job) -> bool:
+        if job.kind != "cache":
+            return super().done(job)
+        try:
+            cache = LogitCache.open(str(self.out / CACHE))
+            cache.check_belongs(self.store, self.store.rows("train"))
+        except MtkdError:
+            return False
+        used = {anatomy: info["weights_sha256"] for anatomy, info in cache.manifest.teachers.items()}
+        weights = {anatomy: self.teachers / anatomy / WEIGHTS for anatomy in used}
+        current = all(path.is_file() and file_sha256(path) == used[anatomy] for anatomy, path in weights.items())
+        return current and cache.views >= self.views and (self.out / VIEW_GAP).exists()
+
+    def run(self, job: Job, accelerator: Accelerator) -> None:
+        if job.kind == "cache":
+            self._build(accelerator)
+        elif isinstance(job, StudentJob) and job.kind == "student":
+            self._train(job, accelerator)
+        else:
+            super().run(job, accelerator)
+
+    @cached_property
+    def _loaded(self) -> Teachers:
+        return Teachers.load(self.teachers, self.store)
+
+    def _build(self, accelerator: Accelerator) -> None:
+        """The cache with the views of all arms, and the gap that its plain maps leave."""
+        recipe = self.recipe_of({"cache.views": self.views})
+        teachers, temperature = self._loaded, recipe.distillation.temperature
+        spec = CacheSpec.of(self.store, teachers.stride, recipe, accelerator.mixed_precision)
+        build_cache(self.store, teachers, spec, str(self.out / CACHE), accelerator, temperature=temperature)
+        rows = samples_of(self.store, self.store.rows("train"), GAP_SAMPLES)
+        runner = TeacherRunner(teachers.networks, accelerator)
+        settings = (recipe.augmentation, recipe.cache.step, temperature, accelerator.device)
+        gaps = measure_view_gap(runner.native, self.store, rows, *settings)
+        if accelerator.is_main_process:
+            write_json(self.out / VIEW_GAP, gaps)
+
+    def _train(self, job: StudentJob, accelerator: Accelerator) -> None:
+        epochs = LENGTHS[job.length] * self.recipe.student.epochs
+        recipe = self.recipe_of({"seed": job.seed, "student.arch": job.arch, "student.epochs": epochs})
+        folder, cache = self.out / job.folder, LogitCache.open(str(self.out / CACHE))
+        if accelerator.is_main_process and not self.done(job):
+            (folder / EVALUATION.format(job.split)).unlink(missing_ok=True)
+        config = student_config(self.store, recipe, job.arm != MASKS)
+        config |= {"arm": job.arm, "cache_fingerprint": cache.fingerprint}
+        make_task = partial(self._task, recipe, job.arm, cache, accelerator)
+        details = {"teachers": cache.manifest.teachers} if job.arm != MASKS else {}
+        try:
+            train_or_resume(RunRecord, folder / RUN, config, make_task, accelerator, self.store, details)
+        finally:
+            accelerator.free_memory()
+
+    def _task(self, recipe: Recipe, arm: str, cache: LogitCache, accelerator: Accelerator) -> Task:
+        signal = self._signal(recipe, arm, cache, accelerator)
+        task = student_task(self.store, recipe, accelerator, signal, self.resident)
+        return task if arm == MASKS else replace(task, inherited=task.inherited | self._loaded.seen)
+
+    def _signal(self, recipe: Recipe, arm: str, cache: LogitCache, accelerator: Accelerator) -> TeacherSignal:
+        size = self.store.size
+        if arm == MASKS:
+            return PairedMasks(recipe, size)
+        if arm == CACHED:
+            return PairedCache(first_views(cache, 1), recipe, size)
+        if arm in RECORDED:
+            return RecordedTeachers(first_views(cache, RECORDED[arm] or recipe.student.epochs), recipe, size)
+        return PairedTeachers(TeacherRunner(self._loaded.networks, accelerator), recipe, size, colors=arm == ONLINE)
+
+    def report(self, pause: Callable[[], None]) -> dict[str, Any]:
+        return write_parity([self.out], self.out)

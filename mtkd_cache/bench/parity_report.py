@@ -1,0 +1,172 @@
+"""The result of `mtkd_cache.bench.parity`: figures by seed, paired differences, a table, and Dice against recorded views."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mtkd_cache.cache.view_gap import means
+from mtkd_cache.models.records import read_json, write_json
+from mtkd_cache.storage.folder import write_durably
+from mtkd_cache.study.gain.results import Gain, Group, Result, gain, read_results, t_975, t_interval
+from mtkd_cache.study.report.formats import full_name, signed
+from mtkd_cache.study.report.style import FAMILIES, OTHERS, QUIET, RED, save, styled
+
+VIEW_GAP = "view-gap.json"
+FIGURES = {"dice": "at 0.5", "dice_at_operating_point": "at operating points"}
+OVER = ("cached", "online")  # the arms that the others are compared with
+HALF = 0.5  # points: how narrow an interval of a difference should be, to either side
+NOTE = (
+    "Dice in percent, mean ± standard deviation over the seeds, at probability 0.5 and at each head's threshold chosen on "
+    "validation; minus cached, minus online: the difference in points, paired by seed, with its 95 % t-interval. Seeds needed: "
+    "for an interval of ±0.5 points of the differences to online, by their standard deviation. All arms of a table take equally "
+    "many steps, in the same views but for views-N."
+)
+Arms = Mapping[str, Sequence[Result]]
+
+
+def write_parity(studies: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Write the table and the figure of one study, or of several together, into `out`.
+
+    Returns what parity.json holds: arms {arm: {group: {figure: {seed: Dice in [0, 1]}}}}, differences (a list of
+    {group, arm, over, figure, seeds, mean, interval} in points), view_gap_kl_nats {study: {anatomy: {part: nats}}}; and
+    markdown, and files, the paths written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    groups = grouped([result for study in studies for result in read_results(study)])
+    gaps = {study.name: gap for study in studies if (gap := read_json(study / VIEW_GAP))}
+    content: dict[str, Any] = {"arms": {}, "differences": [], "view_gap_kl_nats": gaps}
+    for group, arms in groups.items():
+        for arm, results in arms.items():
+            by_figure = {figure: {str(each.seed): getattr(each, figure) for each in results} for figure in FIGURES}
+            content["arms"].setdefault(arm, {})["/".join(group)] = by_figure
+            for over, figure, found in differences(arm, arms):
+                content["differences"].append(
+                    {"group": "/".join(group), "arm": arm, "figure": figure, **asdict(found), "over": over}
+                )
+    text = markdown(groups, gaps)
+    files = [out / "parity.json", out / "parity.md", *(figure_of(groups, out / "parity") if groups else ())]
+    write_json(files[0], content)
+    write_durably(files[1], text.encode())
+    return {**content, "markdown": text, "files": [str(path) for path in files]}
+
+
+def grouped(results: Sequence[Result]) -> dict[Group, dict[str, list[Result]]]:
+    """The results by group, and in each by arm, those with fewer views first."""
+    order = ("masks", "cached", *(f"views-{number}" for number in (1, 2, 4, "epochs")), "online", "online-clean")
+    groups: dict[Group, dict[str, list[Result]]] = {}
+    for each in sorted(results, key=lambda each: (*each.group, order.index(each.arm), each.seed)):
+        groups.setdefault(each.group, {}).setdefault(each.arm, []).append(each)
+    return groups
+
+
+def differences(arm: str, arms: Arms) -> list[tuple[str, str, Gain]]:
+    """What an arm has over each of OVER by each of FIGURES, where both have a seed: (over, figure, difference)."""
+    pairs = [(over, figure) for over in OVER if over != arm and over in arms for figure in FIGURES]
+    found = [(over, figure, gain(arms[arm], arms[over], figure)) for over, figure in pairs]
+    return [(over, figure, each) for over, figure, each in found if each]
+
+
+def seeds_needed(values: Sequence[float], half: float = HALF) -> int | None:
+    """How many seeds make the 95 % t-interval of a mean ± half, by the deviation of values; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    deviation = statistics.stdev(values)
+    return next(count for count in range(2, 10**6) if t_975(count - 1) * deviation <= half * count**0.5)
+
+
+def markdown(groups: Mapping[Group, Arms], gaps: Mapping[str, dict[str, dict[str, float]]]) -> str:
+    """A table for each study, split, architecture and length, and the gap of the views."""
+    columns = [
+        "arm",
+        "seeds",
+        *FIGURES.values(),
+        *(f"minus {over}, {name}" for name in FIGURES.values() for over in OVER),
+        "seeds needed",
+    ]
+    parts = []
+    for (study, split, arch, length), arms in groups.items():
+        epochs = "/".join(map(str, sorted({each.epochs for results in arms.values() for each in results})))
+        lines = [columns, ["---"] * len(columns), *(_row(arm, arms) for arm in arms)]
+        parts += [f"**{study}, {split}: {full_name(arch)}, {length} ({epochs} epochs)**\n"]
+        parts += [*(f"| {' | '.join(line)} |" for line in lines), ""]
+    for study, gap in gaps.items():
+        told = ", ".join(f"{part} {nats:.2g}" for part, nats in means(gap).items())
+        parts += [f"{study}: KL between live teachers of the picture as seen and the stored map, warped, in nats: {told}.\n"]
+    return "\n".join([*parts, NOTE, ""])
+
+
+def _row(arm: str, arms: Arms) -> list[str]:
+    results = arms[arm]
+    found = {(over, figure): each for over, figure, each in differences(arm, arms)}
+    paired = [_difference(found.get((over, figure))) for figure in FIGURES for over in OVER]
+    needed = [_needed(arm, arms, figure) for figure in FIGURES]
+    return [arm, str(len(results)), *(_spread(results, figure) for figure in FIGURES), *paired, ", ".join(filter(None, needed))]
+
+
+def _needed(arm: str, arms: Arms, figure: str) -> str:
+    """The seeds needed for the difference to online; empty where there is none."""
+    online = {each.seed: getattr(each, figure) for each in arms.get("online", ())} if arm != "online" else {}
+    pairs = [100 * (getattr(each, figure) - online[each.seed]) for each in arms[arm] if each.seed in online]
+    return str(seeds_needed(pairs) or "")
+
+
+def _spread(results: Sequence[Result], figure: str) -> str:
+    values = [100 * getattr(each, figure) for each in results]
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def _difference(found: Gain | None) -> str:
+    if found is None:
+        return ""
+    low_high = f" [{signed(found.interval[0])}, {signed(found.interval[1])}]" if found.interval else ""
+    return f"{signed(found.mean)}{low_high}"
+
+
+@styled
+def figure_of(groups: Mapping[Group, Arms], stem: Path) -> list[Path]:
+    """Dice against the number of recorded views, and the other arms as levels: stem.png and stem.svg."""
+    figure = Figure(figsize=(3.4 * len(groups), 2.6 * len(FIGURES)), layout="constrained")
+    panels = figure.subplots(len(FIGURES), len(groups), squeeze=False)
+    for row, (name, title) in enumerate(FIGURES.items()):
+        for column, ((study, _, _, length), arms) in enumerate(groups.items()):
+            axes = panels[row][column]
+            _draw(axes, arms, name)
+            axes.set_title(f"{study}, {length}, {title}", fontsize=8)
+            axes.set_xlabel("recorded views of a sample")
+            axes.set_ylabel("Dice (%)")
+    panels[0][0].legend(fontsize=6)
+    return save(figure, stem)
+
+
+def _draw(axes: Axes, arms: Arms, figure: str) -> None:
+    """Points with 95 % intervals for the recorded views, a line with its interval as a band for each other arm."""
+    colors = dict(zip(("masks", "cached", "online", "online-clean"), (QUIET, FAMILIES["MiniNetV2"], RED, OTHERS[0]), strict=True))
+    points = []
+    for arm, results in arms.items():
+        values = [100 * getattr(each, figure) for each in results]
+        mean, interval = statistics.mean(values), t_interval(values)
+        if arm in colors:
+            axes.axhline(mean, color=colors[arm], linewidth=1, label=arm)
+            if interval:
+                axes.axhspan(*interval, color=colors[arm], alpha=0.12, linewidth=0)
+        else:
+            number = int(arm.removeprefix("views-").replace("epochs", str(results[0].epochs)))
+            points.append((number, mean, 0.0 if interval is None else interval[1] - mean))
+    if points:
+        axes.errorbar(
+            *zip(*sorted(points), strict=True),
+            fmt="o-",
+            color="black",
+            markersize=3,
+            linewidth=1,
+            capsize=2,
+            label="recorded views",
+        )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([number for number, *_ in points], [str(number) for number, *_ in points])
