@@ -1,7 +1,7 @@
 from .cache.build import build_cache as build_cache
 from .cache.dataset import CachedDistillationDataset as CachedDistillationDataset
-from .cache.layout import CacheSpec as CacheSpec
 from .cache.reader import LogitCache as LogitCache
+from .cache.spec import CacheSpec as CacheSpec
 from .cache.teacher_runner import Teachers as Teachers
 from .cache.verify import verify_cache as verify_cache
 from .data.augment import Views as Views

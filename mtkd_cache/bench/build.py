@@ -18,7 +18,7 @@ from torch.func import functional_call, stack_module_state
 from mtkd_cache.bench.machine import Result, Size, conditions
 from mtkd_cache.bench.synthetic import SPLIT, as_teachers, make_store, write_dataset
 from mtkd_cache.cache.build import build_cache
-from mtkd_cache.cache.layout import CacheSpec
+from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.cache.teacher_runner import TeacherRunner
 from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.dresden import ANATOMIES, find_samples, read_image, read_mask

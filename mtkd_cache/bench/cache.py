@@ -68,7 +68,7 @@ def bench_cache(recipe: Recipe, accelerator: Accelerator, size: Size, batch: int
 
 def _decoding(store: SampleStore, cache: LogitCache, rows: np.ndarray, draws: Iterator[np.ndarray]) -> Callable[[], object]:
     """Decodes the next random batch, whose stored bytes are in memory."""
-    arrays: list[ShardReader] = [store.image, store.mask, cache.reader]
+    arrays: list[ShardReader] = [store.image, store.mask, cache.readers[0]]
     stored = [
         [bytes(array.stored(int(row))) for array, row in zip(arrays, (row, row, cache.row_of[store.hashes[row]]), strict=True)]
         for row in rows
@@ -91,7 +91,7 @@ def _copying(bytes_per_sample: int, batch: int, samples: int, device: torch.devi
 
 def _write_over_forward(folder: Path, cache: LogitCache, maps: np.ndarray, teacher: Network, size: Size, rounds: int) -> float:
     """Time to encode and write one shard file, over that of the teachers' forward passes for it, at batch 1."""
-    spec = logits_spec(1, len(cache.anatomies), cache.spec.grid, cache.step)
+    spec = logits_spec(1, len(cache.anatomies), cache.spec.arrays[0].grid, cache.step)
     device = next(teacher.parameters()).device
     forward = torch.inference_mode()(partial(teacher.native, torch.rand(1, 3, size[1], size[0], device=device)))
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mtkd_cache.bench.machine import Size
 from mtkd_cache.cache.build import build_cache
-from mtkd_cache.cache.layout import CacheSpec
 from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.data.dresden import ANATOMIES, Split
 from mtkd_cache.data.ingest import ingest

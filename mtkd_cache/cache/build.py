@@ -7,7 +7,7 @@ again, a dataset that grew and a repair are one mechanism, and no map is compute
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -17,13 +17,16 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mtkd_cache.cache.builder import BATCH, Builder
-from mtkd_cache.cache.layout import FIGURES, PLAN, CacheManifest, CachePlan, CacheSpec, ShardRecord, fingerprint
+from mtkd_cache.cache.layout import FIGURES, PLAN, CacheManifest, CachePlan, ShardRecord, TeacherInfo, array_spec, fingerprint
 from mtkd_cache.cache.overlap import check_overlap, find_overlap
 from mtkd_cache.cache.quantize import check_step
 from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.shards import new_figures
+from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.models.seen import Overlap, Seen
 from mtkd_cache.runtime.accelerator import run_on_all_ranks
 from mtkd_cache.storage.checked_json import FileEntry, dump_checked_json, file_entry, finalize, mark_incomplete, read_record
 from mtkd_cache.storage.columns import encode_column, encode_hashes
@@ -108,17 +111,26 @@ def update(
     assert plan is not None, "it was just written"
     builder = Builder(folder, store, teachers, plan, accelerator, batch, compiled)
     run_on_all_ranks(accelerator, lambda: builder.run(plan.shard_tasks))
-    run_on_all_ranks(accelerator, lambda: finalize_cache(builder, plan) if main else None)
+    seen = teachers.seen
+    overlap = find_overlap(seen, store)
+    run_on_all_ranks(accelerator, lambda: finalize_cache(folder, plan, teachers.info, seen, overlap) if main else None)
     return builder
 
 
 def check_teachers(folder: Folder, spec: CacheSpec, teachers: Teachers) -> None:
     """Raises MtkdError where the teachers are of other anatomies or another stride than a cache."""
-    if (spec.stride, spec.anatomies) != (teachers.stride, tuple(teachers.info)):
+    own, theirs = {anatomy: spec.stride_of(anatomy) for anatomy in spec.anatomies}, teachers.strides
+    if list(own.items()) != list(theirs.items()):
         raise MtkdError(
-            f"{folder} has maps of {', '.join(spec.anatomies)} at stride {spec.stride}, these teachers have maps of "
-            f"{', '.join(teachers.info)} at stride {teachers.stride}. Build another cache of these teachers."
+            f"{folder} has maps of {told_strides(own)}, these teachers have maps of {told_strides(theirs)}. "
+            "Build another cache of these teachers."
         )
+
+
+def told_strides(strides: Mapping[str, int]) -> str:
+    """Anatomies with their strides, for people: "liver, spleen at stride 4 and pancreas at stride 8"."""
+    by_stride = {stride: [name for name, own in strides.items() if own == stride] for stride in strides.values()}
+    return " and ".join(f"{', '.join(names)} at stride {stride}" for stride, names in by_stride.items())
 
 
 def hashes_of(store: SampleStore, splits: Sequence[str]) -> tuple[str, ...]:
@@ -155,11 +167,12 @@ def write_plan(folder: Folder, wanted: CachePlan) -> None:
         folder.write(PLAN, dump_checked_json(new_plan.to_json()))
 
 
-def finalize_cache(builder: Builder, plan: CachePlan) -> None:
+def finalize_cache(
+    folder: Folder, plan: CachePlan, teachers: dict[str, TeacherInfo], seen: Seen | None, overlap: Overlap | None
+) -> None:
     """Write columns and metadata and, last, the manifest that makes the cache a finished one. Only one process may call it."""
-    folder, teachers = builder.folder, builder.teachers.info
     spec, tasks = plan.settings, plan.shard_tasks
-    figures = np.zeros((len(plan.samples), spec.n_views, len(spec.anatomies)), list(FIGURES.items()))
+    figures = new_figures(len(plan.samples), spec.n_views, len(spec.anatomies))
     files: dict[str, FileEntry] = {}
     for task in tasks:
         record = read_record(folder, task.record_key, ShardRecord)
@@ -167,33 +180,37 @@ def finalize_cache(builder: Builder, plan: CachePlan) -> None:
             raise MtkdError(f"{folder} is not finished: a process did not write its share. Run the same command again.")
         files[record.key] = record.entry
         for key in FIGURES:
-            figures[key][task.rows, task.view] = [row[key] for row in record.rows]
+            figures[key][task.rows, task.view, task.array.anatomies] = [row[key] for row in record.rows]
     files |= {key: file_entry(folder.read(key)) for key in (PLAN, *(task.record_key for task in tasks))}
     manifest = CacheManifest(
+        format=spec.format,
         settings=spec,
         teachers=teachers,
         temperature=plan.temperature,
-        seen=builder.teachers.seen,
-        overlap=find_overlap(builder.teachers.seen, builder.store),
-        errors={anatomy: _errors(figures[..., index], spec) for index, anatomy in enumerate(spec.anatomies)},
+        seen=seen,
+        overlap=overlap,
+        errors=_errors(figures, spec),
         fingerprint=fingerprint(spec, teachers, plan.samples),
         files=files,
     )
-    arrays = {
-        **encode_hashes(plan.samples),
-        **encode_column("crc32c", figures["crc32c"], "view", "anatomy"),
-        **builder.array.metadata(len(plan.samples)),
-    }
+    arrays = {**encode_hashes(plan.samples), **encode_column("crc32c", figures["crc32c"], "view", "anatomy")}
+    for array in spec.arrays:
+        arrays |= array_spec(spec, array).metadata(len(plan.samples))
     finalize(folder, manifest, arrays)
 
 
-def _errors(figures: np.ndarray, spec: CacheSpec) -> dict[str, float]:
-    """The figures of an anatomy's maps, over all samples and views."""
-    return {
-        "max_abs_error": float(figures["max_error"].max()),
-        "mean_kl_nats": float(figures["kl"].mean()),
-        "bits_per_logit": float(figures["bits"].mean()) / math.prod(spec.grid),
-    }
+def _errors(figures: np.ndarray, spec: CacheSpec) -> dict[str, dict[str, float]]:
+    """The figures of each anatomy's maps, over all samples and views."""
+    values = {}
+    for array in spec.arrays:
+        for index in array.anatomies:
+            own = figures[..., index]
+            values[spec.anatomies[index]] = {
+                "max_abs_error": float(own["max_error"].max()),
+                "mean_kl_nats": float(own["kl"].mean()),
+                "bits_per_logit": float(own["bits"].mean()) / math.prod(array.grid),
+            }
+    return {anatomy: values[anatomy] for anatomy in spec.anatomies}
 
 
 def summary(cache: LogitCache) -> dict[str, Any]:

@@ -5,29 +5,25 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numcodecs import Blosc
 from torch import Tensor
 from tqdm import tqdm
 
-from mtkd_cache.cache.layout import FIGURES, CachePlan, ShardRecord, ShardTask, logits_spec
+from mtkd_cache.cache.layout import CachePlan, ShardRecord, ShardTask
 from mtkd_cache.cache.loader import Batch, BatchReader, prefetch
-from mtkd_cache.cache.quantize import dequantize, quantize
+from mtkd_cache.cache.shards import new_figures, quantize_maps, take_over, write_shard
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
 from mtkd_cache.data.augment import apply_views, to_float
 from mtkd_cache.data.sample_store import SampleStore
-from mtkd_cache.errors import MtkdError
-from mtkd_cache.losses import map_kl
 from mtkd_cache.runtime.accelerator import run_on_all_ranks
-from mtkd_cache.storage.checked_json import digest, dump_checked_json, file_entry, if_intact, mark_incomplete, read_record
+from mtkd_cache.storage.checked_json import if_intact, mark_incomplete, read_record
 from mtkd_cache.storage.folder import Folder
-from mtkd_cache.storage.shard_writer import UNREADABLE, row_checksum
 
 BATCH = 8
-MAP_CODEC = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)  # the cache's codec on one map, for its compressed size
 
 
 @contextmanager
@@ -40,27 +36,49 @@ def one_core(name: str) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(torch.get_num_threads())  # what threads made from now on take
 
 
-@dataclass
-class PendingShard:
-    """A shard file while its maps are computed.
+@dataclass(frozen=True)
+class Todo:
+    """The shard files of one block and view that lack maps.
 
-    missing: bool (samples, anatomies). values: int16 (samples, 1, A, h, w). figures: (samples, anatomies), of each map. parts:
-    the indices of the samples in each of the batches, which hold the images for what is missing.
+    files: each with the record of its present file, if that is the cache's. missing: bool (samples, anatomies), which maps.
     """
 
-    task: ShardTask
+    files: list[tuple[ShardTask, ShardRecord | None]]
     missing: np.ndarray
-    values: np.ndarray
+
+
+@dataclass
+class PendingBlock:
+    """A block of samples in one view while its maps are computed.
+
+    files: the shard files to be written. missing: bool (samples, A), of all anatomies. values: for each file, int16
+    (samples, 1, A', h, w), its own anatomies' maps. figures: (samples, A), of each map. parts: the indices of the samples in each
+    of the batches, which hold the images for what is missing.
+    """
+
+    files: list[ShardTask]
+    missing: np.ndarray
+    values: list[np.ndarray]
     figures: np.ndarray
     parts: list[np.ndarray]
     batches: list[Batch]
 
+    @property
+    def view(self) -> int:
+        return self.files[0].view
+
+    def map_of(self, index: int, anatomy: int) -> np.ndarray:
+        """Where the map of a sample goes, (h, w)."""
+        number, task = next(item for item in enumerate(self.files) if anatomy in item[1].array.anatomies)
+        place: np.ndarray = self.values[number][index, 0, task.array.anatomies.index(anatomy)]
+        return place
+
 
 class Builder:
-    """Runs the teachers for what is missing of each shard file.
+    """Runs the teachers for what is missing of each block of samples in each view.
 
     Reading, quantizing with its figures, and compressing with writing have a thread each beside the forward passes, so that the
-    device need not wait for them; a few shards are in memory at a time.
+    device need not wait for them; a few blocks are in memory at a time.
     """
 
     def __init__(
@@ -77,7 +95,6 @@ class Builder:
         self.spec, self.temperature = plan.settings, plan.temperature
         self.accelerator, self.batch = accelerator, batch
         self.runner = TeacherRunner(teachers.networks, accelerator, compiled)
-        self.array = logits_spec(self.spec.n_views, len(self.spec.anatomies), self.spec.grid, self.spec.step)
         self.row_of = {str(sha256): row for row, sha256 in enumerate(store.hashes)}
         self.reader = BatchReader(store)
         self.maps = 0
@@ -85,8 +102,8 @@ class Builder:
     def run(self, tasks: Sequence[ShardTask]) -> None:
         """Bring this process's share of the shard files up to date."""
         todo = run_on_all_ranks(self.accelerator, lambda: self._todo(tasks))
-        total = sum(len(task.hashes) for task in tasks) * len(self.spec.anatomies)
-        done = total - sum(int(missing.sum()) for _, _, missing in todo)
+        total = sum(len(task.hashes) * len(task.array.anatomies) for task in tasks)
+        done = total - sum(int(block.missing.sum()) for block in todo)
         todo = todo[self.accelerator.process_index :: self.accelerator.num_processes]
         progress = tqdm(
             total=total, initial=done, desc="build", unit="map", disable=None if self.accelerator.is_main_process else True
@@ -94,51 +111,70 @@ class Builder:
         if todo:
             mark_incomplete(self.folder)
         with one_core("figures") as figures:
-            shards = prefetch(todo, self._prepare, depth=1)
-            computed = ((pending, self._run_teachers(pending, figures, progress)) for pending in shards)
+            blocks = prefetch(((block,) for block in todo), self._prepare, depth=1)
+            computed = ((pending, self._run_teachers(pending, figures, progress)) for pending in blocks)
             for _ in prefetch(computed, self._write, depth=1):
                 pass
         progress.close()
 
-    def _todo(self, tasks: Sequence[ShardTask]) -> list[tuple[ShardTask, ShardRecord | None, np.ndarray]]:
-        """The shards that lack maps, each with the record of its present file, if that is the cache's, and which are missing."""
+    def _todo(self, tasks: Sequence[ShardTask]) -> list[Todo]:
+        """What lacks maps, block by block and view by view."""
         present = set(self.folder.keys())
         todo = []
-        for task in tasks:
-            whole = {task.record_key, task.shard_key} <= present
-            record = if_intact(read_record, self.folder, task.record_key, ShardRecord) if whole else None
-            if record and not task.owns(record, self.spec):
-                record = None
-            missing = self._missing(task, record)
-            if missing.any():
-                todo.append((task, record, missing))
+        for _, group in groupby(tasks, lambda task: (task.block, task.view)):
+            files = list(group)
+            missing = np.zeros((len(files[0].hashes), len(self.spec.anatomies)), bool)
+            lacking: list[tuple[ShardTask, ShardRecord | None]] = []
+            for task in files:
+                record = self._present(task, present)
+                own = self._missing(task, record)
+                if own.any():
+                    missing[:, task.array.anatomies] = own
+                    lacking.append((task, record))
+            if lacking:
+                todo.append(Todo(lacking, missing))
         return todo
 
+    def _present(self, task: ShardTask, present: set[str]) -> ShardRecord | None:
+        """The record of a shard file that is there, if that is the cache's."""
+        if not {task.record_key, task.shard_key} <= present:
+            return None
+        record = if_intact(read_record, self.folder, task.record_key, ShardRecord)
+        return record if record and task.owns(record, self.spec) else None
+
     def _missing(self, task: ShardTask, record: ShardRecord | None) -> np.ndarray:
-        """Which maps have to be computed: bool (samples, anatomies)."""
-        missing = np.ones((len(task.hashes), len(self.spec.anatomies)), bool)
+        """Which maps of a shard file have to be computed: bool (samples, anatomies of its array)."""
+        missing = np.ones((len(task.hashes), len(task.array.anatomies)), bool)
         if record:
-            outdated = [record.teachers.get(anatomy) != info for anatomy, info in self.teachers.info.items()]
+            names = [self.spec.anatomies[index] for index in task.array.anatomies]
+            outdated = [record.teachers.get(name) != self.teachers.info[name] for name in names]
             for index, (sha256, row) in enumerate(zip(task.hashes, record.rows, strict=False)):
                 if row["sha256"] == sha256:
                     missing[index] = outdated
         return missing
 
-    def _prepare(self, task: ShardTask, record: ShardRecord | None, missing: np.ndarray) -> PendingShard:
-        """Keep the maps of a shard that are present, and read the images for the rest."""
-        values = np.empty((len(task.hashes), 1, missing.shape[1], *self.spec.grid), np.int16)
-        figures = np.zeros(missing.shape, list(FIGURES.items()))
-        if record and not missing.all():
-            self._reuse_maps(record, missing, values, figures)
+    def _prepare(self, todo: Todo) -> PendingBlock:
+        """Keep the maps that are present, and read the images for the rest."""
+        files, missing = [task for task, _ in todo.files], todo.missing
+        figures = new_figures(*missing.shape)
+        values = []
+        for task, record in todo.files:
+            columns = list(task.array.anatomies)
+            own, own_figures = missing[:, columns], figures[:, columns]
+            values.append(np.empty((len(task.hashes), 1, len(columns), *task.array.grid), np.int16))
+            if record and not own.all():
+                take_over(self.folder, self.spec, task, record, own, values[-1], own_figures)
+                missing[:, columns], figures[:, columns] = own, own_figures
         needed = np.flatnonzero(missing.any(1))
         parts = [needed[start : start + self.batch] for start in range(0, len(needed), self.batch)]
-        store_rows = [np.array([self.row_of[task.hashes[index]] for index in part]) for part in parts]
+        hashes = files[0].hashes
+        store_rows = [np.array([self.row_of[hashes[index]] for index in part]) for part in parts]
         batches = [self.reader.read(part).pinned(self.accelerator.device) for part in store_rows]
-        return PendingShard(task, missing, values, figures, parts, batches)
+        return PendingBlock(files, missing, values, figures, parts, batches)
 
-    def _run_teachers(self, pending: PendingShard, figures: ThreadPoolExecutor, progress: "tqdm[None]") -> list[Future[None]]:
-        """Run one teacher after the other over a shard's images. The futures are done when all maps are recorded."""
-        batches = [self.images(pending.task.view, batch) for batch in pending.batches]
+    def _run_teachers(self, pending: PendingBlock, figures: ThreadPoolExecutor, progress: "tqdm[None]") -> list[Future[None]]:
+        """Run one teacher after the other over a block's images. The futures are done when all maps are recorded."""
+        batches = [self.images(pending.view, batch) for batch in pending.batches]
         recorded: deque[Future[None]] = deque()
         for anatomy in map(int, np.flatnonzero(pending.missing.any(0))):
             for part, images in zip(pending.parts, batches, strict=True):
@@ -150,42 +186,15 @@ class Builder:
                     recorded.popleft().result()
         return list(recorded)
 
-    def _record(self, pending: PendingShard, anatomy: int, indices: np.ndarray, logits: Tensor, progress: "tqdm[None]") -> None:
-        """Quantize a teacher's logits, float (n, h, w), of the samples with these indices in a shard, and note their figures."""
-        name, step = self.spec.anatomies[anatomy], self.spec.step
-        try:
-            integers = quantize(logits, step)
-        except MtkdError as error:
-            raise MtkdError(f"teacher of {name}: {error}") from error
-        stored = dequantize(integers, step)
-        errors = (stored - logits).abs().amax((1, 2)).tolist()
-        if not max(errors) <= step / 2:
-            raise MtkdError(
-                f"teacher of {name}: a logit is stored {max(errors):.4g} off, more than half of the step {step}. "
-                "The device computes it wrongly; try another --device."
-            )
-        kls = map_kl(stored[:, None], logits[:, None], self.temperature)[:, 0].tolist()
-        for index, values, max_error, kl in zip(indices, integers.cpu().numpy(), errors, kls, strict=True):
-            pending.values[index, 0, anatomy] = values
-            pending.figures[index, anatomy] = row_checksum(values), max_error, max(kl, 0.0), 8 * len(MAP_CODEC.encode(values))
+    def _record(self, pending: PendingBlock, anatomy: int, indices: np.ndarray, logits: Tensor, progress: "tqdm[None]") -> None:
+        """Quantize a teacher's logits, float (n, h, w), of the samples with these indices in a block, and note their figures."""
+        who = f"teacher of {self.spec.anatomies[anatomy]}"
+        values, figures = quantize_maps(who, logits, self.spec.step, self.temperature)
+        for index, one, own in zip(indices, values, figures, strict=True):
+            pending.map_of(index, anatomy)[:] = one
+            pending.figures[index, anatomy] = own
         self.maps += len(indices)
         progress.update(len(indices))
-
-    def _reuse_maps(self, record: ShardRecord, missing: np.ndarray, values: np.ndarray, figures: np.ndarray) -> None:
-        """Copy the maps that are present; those that turn out damaged are marked missing."""
-        array = self.array.decode_shard(self.folder.read(record.key))
-        for index in map(int, np.flatnonzero(~missing.all(1))):
-            try:
-                maps = np.asarray(array[index, 0])
-            except UNREADABLE:
-                missing[index] = True
-                continue
-            for anatomy in map(int, np.flatnonzero(~missing[index])):
-                if row_checksum(maps[anatomy]) != record.rows[index]["crc32c"][anatomy]:
-                    missing[index, anatomy] = True
-                    continue
-                values[index, 0, anatomy] = maps[anatomy]
-                figures[index, anatomy] = tuple(record.rows[index][key][anatomy] for key in FIGURES)
 
     def images(self, view: int, batch: Batch) -> Tensor:
         """The images of a batch in a recorded view, as the teachers see them: float (B, 3, H, W)."""
@@ -195,22 +204,10 @@ class Builder:
         views = self.spec.recorded_views(self.store.hashes[batch.rows], view).to(self.accelerator.device)
         return apply_views(batch.images, batch.masks, views)[0]
 
-    def _write(self, pending: PendingShard, recorded: list[Future[None]]) -> None:
-        """Write a shard file and then its record, once all of its maps are recorded."""
+    def _write(self, pending: PendingBlock, recorded: list[Future[None]]) -> None:
+        """Write a block's shard files, once all of its maps are recorded."""
         for future in recorded:
             future.result()
-        task = pending.task
-        data = self.array.encode_shard(pending.values)
-        self.folder.delete(task.record_key)
-        self.folder.write(task.shard_key, data)
-        record = ShardRecord(
-            key=task.shard_key,
-            **file_entry(data),
-            settings=digest(self.spec.to_json()),
-            teachers=self.teachers.info,
-            rows=tuple(
-                {"sha256": sha256, **{key: figures[key].tolist() for key in FIGURES}}
-                for sha256, figures in zip(task.hashes, pending.figures, strict=True)
-            ),
-        )
-        self.folder.write(task.record_key, dump_checked_json(record.to_json()))
+        for task, values in zip(pending.files, pending.values, strict=True):
+            figures = pending.figures[:, list(task.array.anatomies)]
+            write_shard(self.folder, self.spec, task, values, figures, self.teachers.info)

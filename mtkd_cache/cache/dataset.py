@@ -23,9 +23,10 @@ class CachedDistillationDataset(Dataset[dict[str, Any]]):
         image          uint8 (B, H, W, 3), RGB as it is stored
         mask           uint8 (B, H, W), 1 where the sample's own anatomy is
         anatomy        int64 (B,), index into `store.anatomies`
-        logits         float32 (B, A, h, w), all teachers' logits at their native stride
+        logits         float32 (B, A, h, w), all teachers' logits at their native stride; of teachers of several strides a list,
+                       (B, A', h, w) for each of `cache.spec.arrays`
         view           Views, what the student is to see of the sample: apply_views(image, mask, view)
-        logits_affine  float32 (B, 2, 3), the logits of that view: warp(logits, logits_affine, (H, W))
+        logits_affine  float32 (B, 2, 3), the logits of that view: cache.warp(logits, logits_affine, (H, W))
 
     Views are applied on the device, to a batch at once, and not in the workers. `logits_affine` is the view's own map, or the
     identity where the cache records views, whose logits are of the view already.
@@ -81,11 +82,12 @@ class CachedDistillationDataset(Dataset[dict[str, Any]]):
         else:
             views = plain
         images, masks = self.store.read(rows)
+        maps = [dequantize(torch.from_numpy(own), self.cache.step) for own in self.cache.read_arrays(hashes, recorded)]
         columns = {
             "image": torch.from_numpy(images),
             "mask": torch.from_numpy(masks),
             "anatomy": torch.from_numpy(self.store.anatomy[rows].astype(np.int64)),
-            "logits": dequantize(torch.from_numpy(self.cache.read(hashes, recorded)), self.cache.step),
+            "logits": maps[0] if len(maps) == 1 else [list(own) for own in zip(*maps, strict=True)],
             "logits_affine": plain.affine if self.cache.views > 1 else views.affine,
         }
         return [

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, ShardRecord
+from mtkd_cache.cache.spec import LOGITS
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.checked_json import MANIFEST, if_intact, read_record
 from mtkd_cache.storage.folder import Folder
@@ -13,7 +14,8 @@ from mtkd_cache.storage.folder import Folder
 def inspect_cache(url: str) -> dict[str, Any]:
     """The manifest of a cache with the sizes of its files in place of their list; of an unfinished one, its progress.
 
-    progress: shard files written, of how many; maps: how many maps each teacher has there, by the SHA-256 of its weights.
+    arrays: of the maps, one for each stride. progress: shard files written, of how many; maps: how many maps each teacher has
+    there, by the SHA-256 of its weights.
     Raises MtkdError where there is no cache, and where its manifest or plan is damaged.
     """
     folder = Folder(url)
@@ -33,6 +35,15 @@ def inspect_cache(url: str) -> dict[str, Any]:
         **content,
         "cache": url,
         "finished": manifest is not None,
+        "arrays": [
+            {
+                "name": array.name,
+                "stride": array.stride,
+                "grid": list(array.grid),
+                "anatomies": [plan.settings.anatomies[index] for index in array.anatomies],
+            }
+            for array in plan.settings.arrays
+        ],
         "samples": len(plan.samples),
         "files": len(sizes),
         "bytes": total,
@@ -44,10 +55,11 @@ def inspect_cache(url: str) -> dict[str, Any]:
 
 def _bytes_by(sizes: Mapping[str, int]) -> dict[str, int]:
     """Sizes of files, by key, added up by what the files are."""
-    parts = {"logits/c/": "logits", "records/": "records"}
     totals: Counter[str] = Counter()
     for key, size in sizes.items():
-        totals[next((part for start, part in parts.items() if key.startswith(start)), "metadata")] += size
+        first, *rest = key.split("/")
+        shard = first.startswith(LOGITS) and rest[0] == "c"
+        totals["logits" if shard else "records" if first == "records" else "metadata"] += size
     return dict(totals)
 
 

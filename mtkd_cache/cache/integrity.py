@@ -9,11 +9,17 @@ from typing import TypedDict
 from tqdm import tqdm
 
 from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, ShardRecord, ShardTask
+from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.storage.checked_json import GROUP, MANIFEST, FileEntry, file_entry, if_intact, read_checked_json, read_record
 from mtkd_cache.storage.folder import Folder
 
 READERS = 8  # files hashed at a time
-METADATA = (GROUP, "logits/zarr.json", "sha256/zarr.json", "sha256/c/0/0", "crc32c/zarr.json", "crc32c/c/0/0/0")
+METADATA = (GROUP, "sha256/zarr.json", "sha256/c/0/0", "crc32c/zarr.json", "crc32c/c/0/0/0")
+
+
+def metadata_keys(spec: CacheSpec) -> set[str]:
+    """The files of a finished cache beside plan, manifest, records and shard files."""
+    return {*METADATA, *(f"{array.name}/zarr.json" for array in spec.arrays)}
 
 
 class Problem(TypedDict):
@@ -75,7 +81,8 @@ def check_integrity(folder: Folder) -> IntegrityReport:
         expected = {record.key: record.entry for key, record in records.items() if key not in report.broken}
     _compare(folder, expected, report)
     known = {key for task in report.shard_tasks for key in (task.record_key, task.shard_key)}
-    for key in sorted(present - known - {*expected, *METADATA, MANIFEST, PLAN}) if manifest or report.plan else ():
+    settings = manifest.settings if manifest else report.plan and report.plan.settings
+    for key in sorted(present - known - {*expected, *metadata_keys(settings), MANIFEST, PLAN}) if settings else ():
         report.add("unknown", key, "It does not belong to the cache. Move it elsewhere, or delete it.")
     return report
 

@@ -1,7 +1,7 @@
 """What a logit cache consists of: its settings, its shard files, and the JSON records that describe them (docs/format.md).
 
 plan.json               CachePlan      settings, and which sample each row is of
-records/BLOCK-VIEW.json ShardRecord    of one shard file, written after it: samples, teachers, figures of each map
+records/*.json          ShardRecord    of one shard file, written after it: samples, teachers, figures of each map
 manifest.json           CacheManifest  written last: settings, teachers, errors, size and SHA-256 of every file
 """
 
@@ -14,11 +14,8 @@ import numpy as np
 from zarr.codecs import BloscCodec
 
 from mtkd_cache.cache.quantize import FILL
-from mtkd_cache.data.augment import Views, draw_views, identity_views
-from mtkd_cache.data.sample_store import PREPROCESSING, SampleStore
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.cache.spec import LOGITS, CacheSpec, MapArray
 from mtkd_cache.models.seen import Overlap, Seen
-from mtkd_cache.recipe import Recipe, augmentation_from
 from mtkd_cache.storage.checked_json import FileEntry, Manifest, digest
 from mtkd_cache.storage.record import JsonRecord
 from mtkd_cache.storage.shard_writer import ArraySpec, shard_key
@@ -26,9 +23,6 @@ from mtkd_cache.storage.shard_writer import ArraySpec, shard_key
 PLAN = "plan.json"
 BLOCK = 32  # samples in a shard file
 CODEC = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2)
-CODEC_NAME = "int16, blosc zstd-5 bitshuffle, crc32c"
-SOBOL = "scrambled Sobol"
-UPSAMPLING = "bilinear, corner-aligned"
 
 
 class TeacherInfo(TypedDict):
@@ -42,107 +36,39 @@ class TeacherInfo(TypedDict):
 FIGURES = {"crc32c": np.uint32, "max_error": np.float64, "kl": np.float64, "bits": np.int64}
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecordedViews(JsonRecord):
-    """How many views of each sample are recorded; augmentation and sequence determine those after the plain one.
-
-    sequence: `SOBOL`, see `draw_views` without a seed. Caches of earlier versions have a seed, of independent draws.
-    """
-
-    count: int
-    sequence: str | None = None
-    seed: int | None = None
-    augmentation: dict[str, float] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheSpec(JsonRecord):
-    """Everything but samples and teachers that decides what a cache holds.
-
-    Attributes:
-        anatomies: of the maps, in order.
-        size: (width, height) of the images.
-        stride: pixels of the image for each native logit.
-        grid: native logits of a map, (height, width).
-        step: of the quantizer, in logits; the largest error is half of it.
-        precision: in which the teachers run: "no", "bf16" or "fp16"; "external" where other programs computed the logits.
-        source, license: of such logits, as the caller of `CacheWriter` states them; None where a build ran the teachers.
-    """
-
-    anatomies: tuple[str, ...]
-    size: tuple[int, int]
-    preprocessing: dict[str, str]
-    stride: int
-    grid: tuple[int, int]
-    upsampling: str
-    step: float
-    codec: str
-    views: RecordedViews
-    precision: str
-    source: str | None = None
-    license: str | None = None
-
-    @classmethod
-    def of(cls, store: SampleStore, stride: int, recipe: Recipe, precision: str = "no") -> "CacheSpec":
-        """The spec of a new cache.
-
-        Args:
-            store: its samples.
-            stride: of the teachers' native logits, `Teachers.stride`.
-            recipe: step and number of views; with several views also the augmentation.
-            precision: in which the teachers run, `Accelerator.mixed_precision`.
-        """
-        width, height = store.size
-        drawn = {"sequence": SOBOL, "augmentation": recipe.as_dict()["augmentation"]}
-        return cls(
-            anatomies=store.anatomies,
-            size=store.size,
-            preprocessing=PREPROCESSING,
-            stride=stride,
-            grid=(height // stride, width // stride),
-            upsampling=UPSAMPLING,
-            step=recipe.cache.step,
-            codec=CODEC_NAME,
-            views=RecordedViews(count=recipe.cache.views, **(drawn if recipe.cache.views > 1 else {})),
-            precision=precision,
-        )
-
-    @property
-    def n_views(self) -> int:
-        """How many views of each sample are recorded, the plain sample included."""
-        return self.views.count
-
-    def recorded_views(self, hashes: Sequence[str], view: int) -> Views:
-        """The recorded view with a number, of the samples with these content hashes."""
-        if view == 0:
-            return identity_views(len(hashes))
-        if self.views.augmentation is None:
-            raise MtkdError(f"view {view}: the cache records only the plain samples. Build one with --views.")
-        if (self.views.sequence, self.views.seed is None) not in ((SOBOL, True), (None, False)):
-            raise MtkdError(f"the cache's views are drawn as {self.views.sequence!r}, by a newer version. Install that one.")
-        return draw_views(augmentation_from(self.views.augmentation), self.views.seed, hashes, view, self.size)
-
-
-def logits_spec(views: int, anatomies: int, grid: tuple[int, int], step: float) -> ArraySpec:
-    """The array `logits` for maps of grid = (h, w) native logits."""
+def logits_spec(
+    views: int, anatomies: int, grid: tuple[int, int], step: float, suffix: str = "", attributes: tuple[tuple[str, Any], ...] = ()
+) -> ArraySpec:
+    """The array `logits` for maps of grid = (h, w) native logits. suffix: of its name and of its own dimensions."""
     return ArraySpec(
-        "logits",
+        LOGITS + suffix,
         "int16",
         (views, anatomies, *grid),
-        ("sample", "view", "anatomy", "y", "x"),
+        ("sample", "view", *(name + suffix for name in ("anatomy", "y", "x"))),
         fill=FILL,
         shard=BLOCK,
         chunk_item=(1, anatomies, *grid),
         codec=CODEC,
-        attributes=(("scale_factor", step), ("add_offset", 0.0), ("units", "logit"), ("long_name", "teachers' logits")),
+        attributes=(
+            *(("scale_factor", step), ("add_offset", 0.0), ("units", "logit"), ("long_name", "teachers' logits")),
+            *attributes,
+        ),
     )
+
+
+def array_spec(spec: CacheSpec, array: MapArray) -> ArraySpec:
+    """One of a cache's arrays of maps. That of a cache of several strides names its anatomies."""
+    named = (
+        (("anatomies", [spec.anatomies[index] for index in array.anatomies]), ("stride", array.stride)) if array.suffix else ()
+    )
+    return logits_spec(spec.n_views, len(array.anatomies), array.grid, spec.step, array.suffix, named)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord(JsonRecord):
     """What is in one shard file. settings: digest of the cache's; the first versions did not write it.
 
-    rows: for each sample its sha256, and under the names of `FIGURES` a list with a number for each anatomy.
+    rows: for each sample its sha256, and under the names of `FIGURES` a list with a number for each anatomy of the file's array.
     """
 
     key: str
@@ -158,21 +84,27 @@ class ShardRecord(JsonRecord):
         return {"bytes": self.bytes, "sha256": self.sha256}
 
 
+def record_key(block: int, view: int, array: MapArray) -> str:
+    """The key of a shard file's record."""
+    return f"records/{block:05d}-{view:03d}{array.suffix}.json"
+
+
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard file of a cache: BLOCK samples (fewer in the last one) in one view."""
+    """One shard file of a cache: BLOCK samples (fewer in the last one) in one view, the maps of one array."""
 
     block: int
     view: int
     hashes: Sequence[str]
+    array: MapArray
 
     @property
     def record_key(self) -> str:
-        return f"records/{self.block:05d}-{self.view:03d}.json"
+        return record_key(self.block, self.view, self.array)
 
     @property
     def shard_key(self) -> str:
-        return shard_key("logits", 5, self.block, self.view)
+        return shard_key(self.array.name, 5, self.block, self.view)
 
     @property
     def rows(self) -> slice:
@@ -198,9 +130,13 @@ class CachePlan(JsonRecord):
 
     @property
     def shard_tasks(self) -> list[ShardTask]:
-        blocks = range(0, len(self.samples), BLOCK)
-        views = range(self.settings.n_views)
-        return [ShardTask(start // BLOCK, view, self.samples[start : start + BLOCK]) for start in blocks for view in views]
+        """All shard files; those of one block and view, whose maps are of the same images, stand together."""
+        return [
+            ShardTask(start // BLOCK, view, self.samples[start : start + BLOCK], array)
+            for start in range(0, len(self.samples), BLOCK)
+            for view in range(self.settings.n_views)
+            for array in self.settings.arrays
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +148,7 @@ class CacheManifest(Manifest):
 
     LONG: ClassVar[tuple[str, ...]] = (*Manifest.LONG, "seen")
     kind: str = "logit cache"
-    format: int = 1
+    format: int = 2  # the newest; a cache is written with the first that holds it, see `CacheSpec.format`
     settings: CacheSpec
     teachers: dict[str, TeacherInfo]
     temperature: float

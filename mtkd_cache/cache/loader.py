@@ -28,18 +28,18 @@ class Batch:
     """Samples as they are stored.
 
     rows (B,) in the sample store; images uint8 (B, H, W, 3); masks uint8 (B, H, W); anatomy int64 (B,);
-    logits int16 or int8 (B, A, h, w), the quantized maps of one recorded view, or None.
+    logits: the quantized maps of one recorded view, int16 (B, A', h, w) for each of the cache's arrays; empty without a cache.
     """
 
     rows: np.ndarray
     images: Tensor
     masks: Tensor
     anatomy: Tensor
-    logits: Tensor | None
+    logits: tuple[Tensor, ...] = ()
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with each tensor changed."""
-        logits = None if self.logits is None else change(self.logits)
+        logits = tuple(map(change, self.logits))
         return Batch(self.rows, change(self.images), change(self.masks), change(self.anatomy), logits)
 
     def pinned(self, device: torch.device) -> "Batch":
@@ -63,15 +63,16 @@ class BatchReader:
     def bytes_per_sample(self) -> int:
         """Bytes of one sample in memory: image, mask and the maps of every recorded view."""
         width, height = self.store.size
-        maps = 0 if self.cache is None else self.cache.logits.dtype.itemsize * int(np.prod(self.cache.logits.shape[1:]))
-        return 4 * width * height + maps
+        maps = sum(reader.bytes for reader in self.cache.readers) if self.cache else 0  # of one view
+        return 4 * width * height + self.views * maps
 
     def read(self, rows: np.ndarray, view: int = 0) -> Batch:
         images, masks = self.store.read(rows)
-        hashes, logits = self.store.hashes[rows], None
+        hashes = self.store.hashes[rows]
+        logits: tuple[Tensor, ...] = ()
         try:
             if self.cache is not None:
-                logits = torch.from_numpy(self.cache.read(hashes, view))
+                logits = tuple(map(torch.from_numpy, self.cache.read_arrays(hashes, view)))
         except CorruptMapError as error:
             raise MtkdError(f"{self.store.describe(rows[list(hashes).index(error.sha256)])}: {error}") from error
         anatomy = torch.from_numpy(self.store.anatomy[rows].astype(np.int64))
@@ -128,8 +129,7 @@ class InMemorySource:
             for start in range(0, len(rows), SHARD):
                 parts.append(reader.read(rows[start : start + SHARD], view))
                 progress.update(len(parts[-1].rows))
-            maps = [part.logits for part in parts if part.logits is not None]
-            logits = torch.cat(maps) if maps else None
+            logits = tuple(torch.cat(maps) for maps in zip(*(part.logits for part in parts), strict=True))
             if view:
                 whole = replace(self.batches[0], logits=logits)
             else:

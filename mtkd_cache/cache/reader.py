@@ -1,20 +1,20 @@
 """The logit cache: the logits of every teacher for every cached sample and view, as one Zarr v3 group (docs/format.md).
 
-logits   (sample, view, anatomy, y, x)  int16    multiples of the attribute `scale_factor`, at the teachers' native stride
+logits   (sample, view, anatomy, y, x)  int16    multiples of the attribute `scale_factor`, at the teachers' native stride;
+                                                 of teachers of several strides, an array logits_STRIDE each
 sha256   (sample, byte)                 uint8    content hash of the sample a row belongs to
 crc32c   (sample, view, anatomy)        uint32   of the decoded integers of each map, checked at every read
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from typing import Any
 
 import numpy as np
-import zarr
+from torch import Tensor
 
-from mtkd_cache.cache.layout import PLAN, CacheManifest, CacheSpec
-from mtkd_cache.data.augment import Views
+from mtkd_cache.cache.layout import PLAN, CacheManifest
+from mtkd_cache.cache.spec import CacheSpec
+from mtkd_cache.data.augment import Views, warp
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.data.samples import check_anatomies
 from mtkd_cache.errors import MtkdError
@@ -46,8 +46,7 @@ class LogitCache:
     manifest: CacheManifest
     row_of: dict[str, int]
     crc32c: np.ndarray
-    logits: zarr.Array[Any]
-    reader: ShardReader
+    readers: tuple[ShardReader, ...]
 
     @classmethod
     def open(cls, url: str) -> "LogitCache":
@@ -64,17 +63,17 @@ class LogitCache:
         if manifest is None:
             what = "is not finished" if folder.exists(PLAN) else "is not a logit cache"
             raise MtkdError(f"{url} {what}. Run mtkd-cache build --cache {url}.")
-        check_files(folder, manifest.files, ("logits/c/", "records/"), f"Run mtkd-cache verify --repair --cache {url}.")
+        arrays = manifest.settings.arrays
+        shards = tuple(f"{array.name}/c/" for array in arrays)
+        check_files(folder, manifest.files, (*shards, "records/"), f"Run mtkd-cache verify --repair --cache {url}.")
         check_anatomies(manifest.settings.anatomies, url)
         group = folder.zarr()
-        logits = array_in(group, "logits")
         return cls(
             url=str(url),
             manifest=manifest,
             row_of={sha256: row for row, sha256 in enumerate(read_hashes(group))},
             crc32c=read_column(group, "crc32c"),
-            logits=logits,
-            reader=ShardReader(url, logits),
+            readers=tuple(ShardReader(url, array_in(group, array.name)) for array in arrays),
         )
 
     @property
@@ -127,22 +126,55 @@ class LogitCache:
         """Quantized maps int16 (n, A, h, w) of samples named by content hash; times `step` they are the logits.
 
         Raises CorruptMapError, naming sample and anatomy, where a map is not the one that was written, and MtkdError where the
-        cache was written again, or deleted, since it was opened.
+        cache was written again, or deleted, since it was opened, or has maps of several strides (see `read_arrays`).
         """
-        maps = np.empty((len(hashes), *self.reader.item[1:]), np.int16)
-        list(readers().map(self._read, hashes, repeat(view), maps))
+        if len(self.readers) > 1:
+            names = ", ".join(array.name for array in self.spec.arrays)
+            raise MtkdError(f"{self.url} has maps of several strides, in {names}. Read them with read_arrays.")
+        return self.read_arrays(hashes, view)[0]
+
+    def read_arrays(self, hashes: Sequence[str], view: int = 0) -> tuple[np.ndarray, ...]:
+        """Quantized maps as they are stored, for each of `spec.arrays` int16 (n, A', h, w) of its own A' anatomies.
+
+        Raises what `read` raises.
+        """
+        maps = tuple(np.empty((len(hashes), *reader.item[1:]), np.int16) for reader in self.readers)
+        items = [
+            (number, sha256, view, maps[number][index]) for number in range(len(maps)) for index, sha256 in enumerate(hashes)
+        ]
+        list(readers().map(lambda item: self._read(*item), items))
         return maps
 
-    def _read(self, sha256: str, view: int, maps: np.ndarray) -> None:
-        """Read one sample's maps into an array (A, h, w)."""
-        row = self.row_of[sha256]
+    def warp(self, maps: Tensor | Sequence[Tensor], affine: Tensor, size: tuple[int, int]) -> Tensor:
+        """All teachers' logits warped at the images' size, each from its own stride; see `mtkd_cache.warp`.
+
+        Args:
+            maps: logits, float (B, A', h, w) for each of `spec.arrays`; of a cache of one stride also the one tensor alone.
+            affine: float (B, 2, 3), `Views.affine`.
+            size: (H, W) of the result.
+
+        Returns:
+            float (B, A, H, W), the anatomies in the cache's order.
+        """
+        maps = [maps] if isinstance(maps, Tensor) else maps
+        if len(self.readers) == 1:
+            return warp(maps[0], affine, size)
+        warped = maps[0].new_empty(len(affine), len(self.anatomies), *size)
+        for array, own in zip(self.spec.arrays, maps, strict=True):
+            warped[:, list(array.anatomies)] = warp(own, affine, size)
+        return warped
+
+    def _read(self, number: int, sha256: str, view: int, maps: np.ndarray) -> None:
+        """Read one sample's maps in an array into (A', h, w)."""
+        row, anatomies = self.row_of[sha256], self.spec.arrays[number].anatomies
         try:
-            self.reader.read(row, maps, view)
+            self.readers[number].read(row, maps, view)
         except UNREADABLE as error:
-            raise self._corrupt(sha256, view, f"all anatomies ({error})") from error
-        for anatomy, name in enumerate(self.anatomies):
-            if row_checksum(maps[anatomy]) != self.crc32c[row, view, anatomy]:
-                raise self._corrupt(sha256, view, name)
+            names = "all anatomies" if len(self.readers) == 1 else ", ".join(self.anatomies[index] for index in anatomies)
+            raise self._corrupt(sha256, view, f"{names} ({error})") from error
+        for values, anatomy in zip(maps, anatomies, strict=True):
+            if row_checksum(values) != self.crc32c[row, view, anatomy]:
+                raise self._corrupt(sha256, view, self.anatomies[anatomy])
 
     def _corrupt(self, sha256: str, view: int, anatomy: str) -> MtkdError:
         """What to raise for a map that is not as this cache's manifest has it."""

@@ -13,7 +13,6 @@ from torch import Tensor
 from mtkd_cache.cache.layout import TeacherInfo
 from mtkd_cache.cache.overlap import seen_by
 from mtkd_cache.data.sample_store import SampleStore
-from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import WEIGHTS, check_present, file_sha256, load_network
 from mtkd_cache.models.fast import compile_parts
 from mtkd_cache.models.network import Network
@@ -46,7 +45,7 @@ class Teachers:
             store: whose anatomies they have to know, at the size of its images.
 
         Raises:
-            MtkdError: a teacher is missing, damaged, of another anatomy or stride, or has no native logits at that size.
+            MtkdError: a teacher is missing, damaged, of another anatomy, or has no native logits at that size.
         """
         check_present(folder, store.anatomies)
         networks: list[Network] = []
@@ -54,19 +53,20 @@ class Teachers:
         for anatomy in store.anatomies:
             network = load_network(folder / anatomy, anatomies=[anatomy])
             network.check_size(store.size)
-            if networks and network.stride != networks[0].stride:
-                raise MtkdError(
-                    f"{folder / anatomy} is a {network.arch} with logits at stride {network.stride}, the others have stride "
-                    f"{networks[0].stride}. One cache holds one stride: train it with their architecture."
-                )
             networks.append(network)
             info[anatomy] = {"arch": network.arch, "weights_sha256": file_sha256(folder / anatomy / WEIGHTS)}
         return cls(networks, info, seen_by((read_teacher(folder / anatomy) for anatomy in store.anatomies), store.size))
 
     @property
-    def stride(self) -> int:
-        """Pixels of the image for each native logit, along each axis."""
-        return self.networks[0].stride
+    def strides(self) -> dict[str, int]:
+        """By anatomy, pixels of the image for each native logit, along each axis."""
+        return {anatomy: network.stride for anatomy, network in zip(self.info, self.networks, strict=True)}
+
+    @property
+    def stride(self) -> int | dict[str, int]:
+        """The stride that all teachers have; where they differ, by anatomy."""
+        strides = self.strides
+        return next(iter(strides.values())) if len(set(strides.values())) == 1 else strides
 
 
 class TeacherRunner:

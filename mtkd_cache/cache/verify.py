@@ -16,8 +16,8 @@ import torch
 
 from mtkd_cache.cache.build import check_teachers, hashes_of, update
 from mtkd_cache.cache.builder import Builder
-from mtkd_cache.cache.integrity import METADATA, IntegrityReport, check_integrity
-from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, fingerprint
+from mtkd_cache.cache.integrity import IntegrityReport, check_integrity, metadata_keys
+from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, fingerprint, record_key
 from mtkd_cache.cache.overlap import find_overlap, seen_by
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
@@ -152,7 +152,8 @@ def _compare_samples(report: IntegrityReport, store: SampleStore, splits: Sequen
 
 def _compare_teachers(report: IntegrityReport, teachers: Teachers | Path) -> None:
     sources = [report.manifest] if report.manifest else list(report.records.values())
-    for anatomy in sources[0].teachers if sources else ():
+    for anatomy in dict.fromkeys(anatomy for source in sources for anatomy in source.teachers):
+        recorded = {source.teachers[anatomy]["weights_sha256"] for source in sources if anatomy in source.teachers}
         where, sha256 = anatomy, None
         if isinstance(teachers, Path):
             where = str(teachers / anatomy / WEIGHTS)
@@ -161,7 +162,7 @@ def _compare_teachers(report: IntegrityReport, teachers: Teachers | Path) -> Non
             sha256 = teachers.info[anatomy]["weights_sha256"]
         if sha256 is None:
             report.add("teacher", where, "It is missing. Train it, or name another --teachers.")
-        elif {source.teachers[anatomy]["weights_sha256"] for source in sources} != {sha256}:
+        elif recorded != {sha256}:
             text = "It was trained since. Run mtkd-cache build, which computes this teacher's maps again and no others."
             report.add("teacher", where, text)
 
@@ -205,9 +206,10 @@ def _recover_plan(folder: Folder, report: IntegrityReport) -> CachePlan:
     The manifest and the group's attributes hold the settings, the column of hashes and the records the rows' samples.
     """
     manifest = report.manifest or _manifest_of_group(folder)
-    plain = sorted(key for key in report.records if key.endswith("-000.json"))
+    end = record_key(0, 0, manifest.settings.arrays[0]).removeprefix("records/00000") if manifest else ""
+    plain = sorted(key for key in report.records if key.endswith(end))
     columns = [[row["sha256"] for key in plain for row in report.records[key].rows]]
-    if report.manifest and not report.broken & set(METADATA):
+    if report.manifest and not report.broken & metadata_keys(report.manifest.settings):
         columns.append(read_hashes(folder.zarr()))
     for hashes in columns:
         if manifest and fingerprint(manifest.settings, manifest.teachers, hashes) == manifest.fingerprint:
@@ -238,7 +240,7 @@ def _spot_check(cache: LogitCache, sources: _Sources, count: int, seed: int, rep
     for sha256 in chosen:
         row, view = builder.row_of[sha256], int(random.integers(cache.views))
         images = builder.images(view, builder.reader.read(np.array([row])))
-        stored = dequantize(torch.from_numpy(cache.read([sha256], view)[0]), cache.step)
+        stored = _stored_maps(cache, sha256, view)
         for index, anatomy in enumerate(cache.anatomies):
             logits = builder.runner.native(index, images)[0].cpu()
             difference = float((logits - stored[index]).abs().max())
@@ -248,3 +250,13 @@ def _spot_check(cache: LogitCache, sources: _Sources, count: int, seed: int, rep
                 text = f"They differ by {difference:.4g}, more than {cache.step / 2:g}. Delete the cache and build it again."
                 report.add("live", where, text)
     return {"samples": len(chosen), "maps": len(chosen) * len(cache.anatomies), "max_difference": largest, "seed": seed}
+
+
+def _stored_maps(cache: LogitCache, sha256: str, view: int) -> dict[int, torch.Tensor]:
+    """The stored logits of a sample, (h, w) by the index of the anatomy."""
+    arrays = zip(cache.spec.arrays, cache.read_arrays([sha256], view), strict=True)
+    return {
+        anatomy: dequantize(torch.from_numpy(values), cache.step)
+        for array, maps in arrays
+        for anatomy, values in zip(array.anatomies, maps[0], strict=True)
+    }

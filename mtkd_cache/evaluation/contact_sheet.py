@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.data.augment import identity_views
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.models.network import upsample
 from mtkd_cache.models.records import TEACHER, read_operating_points, read_teacher
 from mtkd_cache.storage.folder import write_durably
 from mtkd_cache.training.metrics import image_dice, summarize
@@ -84,7 +84,8 @@ def _draw_sample(axes: Sequence[Axes], store: SampleStore, row: int, maps: np.nd
 
 def _logits(cache: LogitCache, store: SampleStore, rows: np.ndarray) -> Tensor:
     """Cached logits (n, A, H, W) of samples, upsampled to their size."""
-    return upsample(dequantize(torch.from_numpy(cache.read(store.hashes[rows])), cache.step), store.size[::-1])
+    maps = [dequantize(torch.from_numpy(integers), cache.step) for integers in cache.read_arrays(store.hashes[rows])]
+    return cache.warp(maps, identity_views(len(rows)).affine, (store.size[1], store.size[0]))
 
 
 def _own_rows(cache: LogitCache, store: SampleStore, anatomy: str) -> np.ndarray:

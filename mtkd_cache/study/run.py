@@ -24,8 +24,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from mtkd_cache.cache.build import build_cache
-from mtkd_cache.cache.layout import CacheSpec
 from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import LockedError, MtkdError

@@ -9,7 +9,7 @@ from torch import Tensor
 from mtkd_cache.cache.loader import Batch
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
-from mtkd_cache.data.augment import Views, draw_views, identity_views, warp
+from mtkd_cache.data.augment import Views, draw_views, identity_views
 from mtkd_cache.recipe import Recipe, seed_for
 
 
@@ -70,7 +70,7 @@ class CachedTeachers:
         return self.cache.draw_views(hashes, epoch % self.cache.views)
 
     def logits(self, batch: Batch, images: Tensor, views: Views) -> Tensor:
-        assert batch.logits is not None
         recorded = self.cache.views > 1  # then the maps are those of the view already
         affine = identity_views(len(images)).affine.to(images.device) if recorded else views.affine
-        return warp(dequantize(batch.logits, self.cache.step), affine, (images.shape[2], images.shape[3]))
+        maps = [dequantize(integers, self.cache.step) for integers in batch.logits]
+        return self.cache.warp(maps, affine, (images.shape[2], images.shape[3]))

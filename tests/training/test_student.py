@@ -43,7 +43,7 @@ def test_the_student_meets_what_the_teachers_say_of_the_picture_it_sees(
         views, move = cache.draw_views(hashes, EPOCH % recorded), identity_views(len(rows)).affine
     batch = BatchReader(organ_store, cache).read(rows, EPOCH % recorded)
     images, masks, valid = apply_views(batch.images, batch.masks, views)
-    teacher = warp(dequantize(batch.logits, cache.step), move, (64, 64))
+    teacher = warp(dequantize(batch.logits[0], cache.step), move, (64, 64))
     assert not valid.all()
 
     signal = CachedTeachers(cache, settings, organ_store.size)
@@ -92,7 +92,7 @@ def test_the_baseline_begins_sees_and_learns_the_same(recorded, organ_store, org
     assert tasks[0].steps == tasks[1].steps
     for epoch in range(2):
         for ours, theirs in zip(*(task.batches(epoch) for task in tasks), strict=True):
-            assert torch.equal(ours.logits, BatchReader(organ_store, cache).read(ours.rows, epoch % recorded).logits)
+            assert torch.equal(ours.logits[0], BatchReader(organ_store, cache).read(ours.rows, epoch % recorded).logits[0])
             seen = []
 
             def forward(images: torch.Tensor, seen: list = seen) -> torch.Tensor:
