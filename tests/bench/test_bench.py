@@ -19,7 +19,7 @@ from mtkd_cache.losses import channelwise_kl, exclusive_cross_entropy
 from mtkd_cache.models.network import create_network
 from mtkd_cache.recipe import seed_for
 from mtkd_cache.runtime.timing import interleaved, ratio
-from mtkd_cache.study.report.collect import read_timings
+from mtkd_cache.study.report.timings import read_timings
 from mtkd_cache.training.student import student_task
 
 MEASUREMENTS = Path(__file__).parents[2] / "docs/measurements"

@@ -23,16 +23,18 @@ from mtkd_cache.evaluation.tables import write_pictures
 from mtkd_cache.models.checkpoints import WEIGHTS, save_network
 from mtkd_cache.models.network import create_network
 from mtkd_cache.study.published import published
-from mtkd_cache.study.report.collect import Row, collect, find_timings, mean, read_timings, spread
+from mtkd_cache.study.report.collect import collect, mean, spread
 from mtkd_cache.study.report.formats import DASH, display_name, signed
-from mtkd_cache.study.report.header import Data, remarks, whole_study
+from mtkd_cache.study.report.gains import gain_table, gains
+from mtkd_cache.study.report.header import Data, remarks
 from mtkd_cache.study.report.markup import Cell, Column, Table
 from mtkd_cache.study.report.page import render
-from mtkd_cache.study.report.panels import DISTILLED, TEACHER, median_sample, panels
+from mtkd_cache.study.report.panels import TEACHER, median_sample, panels
 from mtkd_cache.study.report.qualitative import Panel, qualitative_figure
 from mtkd_cache.study.report.scatter import arrows, paper_points, points_of, scatter_figure
 from mtkd_cache.study.report.style import save
-from mtkd_cache.study.report.tables import gain_table, gains, table1, table2
+from mtkd_cache.study.report.tables import table1, table2
+from mtkd_cache.study.report.timings import find_timings, read_timings
 from mtkd_cache.study.report.write import teachers_shown, write_report
 
 SHAPES = ("disc", "ring")
@@ -125,7 +127,7 @@ def test_intervals_are_of_all_seeds_over_patients(tmp_path):
     assert each == {"disc": (pytest.approx(0.3), pytest.approx(0.7)), "ring": (pytest.approx(0.6), pytest.approx(0.8))}
     assert mean[0] < rows[0].mean_dice < mean[1]
     assert rows[1].intervals() == (None, {})
-    table = cells(markdown(table1(rows, {}, {}, comparable=False)))
+    table = cells(markdown(table1(rows, {}, {})))
     assert [row["Mean Dice, %: 95 % interval"] for row in table] == [f"{100 * mean[0]:.1f}{DASH}{100 * mean[1]:.1f}", DASH]
     assert [row["disc"] for row in cells(markdown(table2(rows, SHAPES, {})))] == [f"50.0 [30{DASH}70]", "50.0"]
 
@@ -135,9 +137,9 @@ def test_seeds_of_one_arm_become_one_row_with_mean_and_sample_deviation(tmp_path
     runs += [student(tmp_path / "kd", level(0.7), kd=True), teachers(tmp_path / "teachers", level(0.8))]
     rows = collect(runs)
     assert [row.key for row in rows] == [
-        ("segformer-mit_b3", "separate", False),
-        ("mininetv2", "shared", False),
-        ("mininetv2", "shared", True),
+        ("segformer-mit_b3", "separate", False, ""),
+        ("mininetv2", "shared", False, ""),
+        ("mininetv2", "shared", True, ""),
     ]
     assert rows[1].seeds == (0, 1, 2)
     assert rows[1].mean_dice == pytest.approx(0.63)
@@ -228,7 +230,7 @@ def test_table1_has_hand_computed_numbers_beside_the_papers(tmp_path):
     runs = [student(tmp_path / f"{seed}", level(0.6 + 0.02 * seed), seed=seed, kd=True) for seed in (0, 1, 2)]
     runs.append(teachers(tmp_path / "t", level(0.7), params=519.46 / 11))
     timings = read_timings(bench([1280, 720], 4.25))
-    lines = cells(markdown(table1(collect(runs), published(), timings, comparable=True)))
+    lines = cells(markdown(table1(collect(runs), published(), timings)))
     assert len(lines) == 18
     ours = next(row for row in lines if row["Encoder"] == "MiniNetV2 †" and row["KD"] == "yes")
     assert ours == {
@@ -255,13 +257,13 @@ def test_table1_has_hand_computed_numbers_beside_the_papers(tmp_path):
 
 
 def test_other_data_get_no_difference_and_no_rows_of_the_papers(tmp_path):
-    table = table1(collect([student(tmp_path / "a", level(0.6))]), published(), {}, comparable=False)
+    table = table1(collect([student(tmp_path / "a", level(0.6))]), {}, {})
     lines = cells(markdown(table))
     assert len(lines) == 1
     assert "Mean Dice, %: difference" not in lines[0]
     assert "Mean Dice, %: ± sd" not in lines[0]
     assert not any("ms" in column for column in lines[0])
-    assert any("1.52 M" in note and "1.1 M" in note for note in table.notes)
+    assert not any("paper" in text for text in (*lines[0], *table.notes))
 
 
 def test_table2_stands_beside_the_paper_only_where_it_is_given(tmp_path):
@@ -281,7 +283,7 @@ def test_gain_is_over_the_common_seeds(tmp_path):
     runs += [student(tmp_path / f"b{seed}", level(score), seed=seed, kd=True) for seed, score in ((0, 0.5), (1, 0.6))]
     runs.append(student(tmp_path / "alone", level(0.5), arch="segformer-mit_b0", kd=True))
     gained = gains(collect(runs))
-    assert [gain.arch for gain in gained] == ["mininetv2"]
+    assert [gain.name for gain in gained] == ["MiniNetV2 with KD against without KD"]
     assert gained[0].differences == pytest.approx({0: 0.20, 1: 0.26})
     row = cells(markdown(gain_table(gained, published())))[0]
     assert row["Mean Dice, %: without KD"] == "32.0"
@@ -330,7 +332,7 @@ def test_a_report_tells_the_times_or_how_to_take_them(tmp_path):
     write(tmp_path / "runs" / "bench-inference.json", bench([1280, 720], 4.25))
     assert not any("bench inference" in note for note in write_report([run], tmp_path / "out")["notes"])
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "ours: GPU: ms" in text and "measured on another machine" in text
+    assert "ours: GPU: ms" in text and "another machine" not in text
 
 
 def test_markup_escapes_and_every_row_is_as_wide_as_the_head():
@@ -367,20 +369,17 @@ def test_remarks_tell_which_data_and_which_settings(tmp_path):
     same = student(tmp_path / "a", level(0.5), seed=0)
     other = student(tmp_path / "b", {**level(0.5), "liver": None}, seed=1, recipe={"student": {"epochs": 20}})
     rows = collect([same, other])
-    dresden = Data("DSAD", ANATOMIES, (640, 512), "aa", 13195)
+    dresden = Data("DSAD", ANATOMIES, (640, 512), "aa", 13195, is_papers=True)
     notes = remarks(dresden, rows)
     assert notes == [
         "MiniNetV2 shared (seed 1) has no Dice for liver; its mean is over the others.",
         "Of 2 of 2 results it is unknown whether the networks saw test samples in training.",
         "MiniNetV2 shared: not all runs have the same settings: student.epochs is 60, 20.",
     ]
-    assert remarks(Data("phantom", ANATOMIES, (640, 512), "aa", 400), rows)[0].startswith("The data (phantom) are not")
-    assert "not known whether" in remarks(Data("x", ANATOMIES, (640, 512), "aa"), rows)[0]
-    whole = [Row(arch, layout, kd, rows[0].results) for arch, layout, kd in published()]
-    phantom = Data("phantom", ANATOMIES, (640, 512), "aa", 400)
-    assert whole_study(phantom, whole) and not whole_study(phantom, whole[1:])
-    assert "a difference from it" in remarks(phantom, whole)[0] and "a difference" not in remarks(phantom, whole[1:])[0]
-    assert "those of 11 anatomies" in remarks(Data("x", SHAPES, (640, 512), "aa"), collect([same]))[0]
+    named_alike = remarks(Data("phantom", ANATOMIES, (640, 512), "aa", 400), rows)[0]
+    assert named_alike.startswith("The paper's figures are left out: these 400 samples are not the whole Dresden")
+    assert "without --store it is not known" in remarks(Data("x", ANATOMIES, (640, 512), "aa"), rows)[0]
+    assert not any("Dresden" in note for note in remarks(Data("x", SHAPES, (640, 512), "aa", 400), rows))
 
 
 # ---- figures
@@ -493,19 +492,18 @@ def test_the_sample_shown_has_the_median_area(small):
 
 
 def test_panels_show_what_the_networks_say(small):
-    store, (baseline, distilled, folder) = small
-    drawn = panels(store, folder, baseline, distilled)
+    store, (_, distilled, folder) = small
+    drawn = panels(store, {TEACHER: folder, "Student": distilled})
     assert [panel.anatomy for panel in drawn] == list(SHAPES)
-    assert list(drawn[0].predictions) == [TEACHER, "Student without KD", DISTILLED]
+    assert list(drawn[0].predictions) == [TEACHER, "Student"]
     from mtkd_cache.models.checkpoints import load_network
 
     image = torch.from_numpy(drawn[1].image.copy()).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         expected = torch.sigmoid(load_network(distilled)(image))[0, 1] > 0.5
         teacher = torch.sigmoid(load_network(folder / "ring")(image))[0, 0] > 0.5
-    assert (drawn[1].predictions[DISTILLED] == expected.numpy()).all()
+    assert (drawn[1].predictions["Student"] == expected.numpy()).all()
     assert (drawn[1].predictions[TEACHER] == teacher.numpy()).all()
-    assert list(panels(store, None, baseline, distilled)[0].predictions) == ["Student without KD", DISTILLED]
 
 
 def test_the_teachers_shown_are_those_the_student_learnt_from(small, tmp_path):
@@ -532,11 +530,13 @@ def test_the_whole_report(small, tmp_path):
     assert names == {"report.md", "report.html"} | figures
     assert all(Path(file).stat().st_size for file in report["files"])
     assert json.loads(json.dumps(report))["rows"][0]["layout"] == "separate"
-    assert report["gains"] == [{"arch": "mininetv2", "seeds": [0], "differences": [0.0]}]
+    [gain] = report["gains"]
+    assert (gain["arch"], gain["before"]["kd"], gain["after"]["kd"]) == ("mininetv2", False, True)
+    assert (gain["seeds"], gain["differences"]) == ([0], [0.0])
     text = (tmp_path / "out" / "report.md").read_text()
     assert f"phantom, 30 samples, 64\u00d748 pixels, fingerprint {store.fingerprint[:16]}" in text
-    assert "The data (phantom) are not the whole Dresden" in text
-    assert "Teachers: MiniNetV2, one an anatomy, mean Dice 60.0 %; the paper's: SegFormer MiT-B3" in text
+    assert "Teachers: MiniNetV2, one an anatomy, mean Dice 60.0 %\n" in text
+    assert "paper" not in text.lower() and "Dresden" not in text
     assert "median area" in text and "(figure3.png)" in text
     page = (tmp_path / "out" / "report.html").read_text()
     outside = re.sub(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]+", "", page)
@@ -552,8 +552,8 @@ def test_a_report_without_store_says_what_is_left_out(small, tmp_path):
     report = write_report(runs, tmp_path)
     assert not (tmp_path / "figure3.png").exists()
     assert any("Figure 3" in note and "--store" in note for note in report["notes"])
-    lone = write_report(runs[:1], tmp_path / "lone")
-    assert any("with and without KD" in note for note in lone["notes"])
+    lone = write_report([student(tmp_path / "a", level(0.5, SHAPES))], tmp_path / "lone")
+    assert any("a student with weights" in note for note in lone["notes"])
     assert lone["gains"] == []
 
 

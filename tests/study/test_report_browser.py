@@ -5,37 +5,40 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mtkd_cache.data.dresden import ANATOMIES
 from mtkd_cache.study.published import published
+from mtkd_cache.study.report import write
 from mtkd_cache.study.report.formats import DASH
-from mtkd_cache.study.report.write import write_report
+from mtkd_cache.study.report.header import describe_data
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 
 SCORES = {("mininetv2", False): 0.31, ("mininetv2", True): 0.58, ("segformer-mit_b0", True): 0.612, ("fpn-x", False): 0.4}
+SIZES = {"segformer-mit_b0": 7.7, "fpn-x": None}  # millions of parameters; others have 1.52
 
 SORT = """
 const text = (table, column) => [...table.querySelectorAll("tbody tr")].map(row => row.cells[column].innerText);
 const head = (table, column) => table.querySelector(`th[data-column="${column}"]`);
-const table = document.querySelector("#table1 table"), button = head(table, 6).querySelector("button");
-const states = [text(table, 6)];
+const table = document.querySelector("#table1 table"), button = head(table, 5).querySelector("button");
+const states = [text(table, 5)];
 for (let press = 0; press < 3; press++) {
   button.focus();
   document.activeElement.click();
-  states.push(head(table, 6).ariaSort, text(table, 6));
+  states.push(head(table, 5).ariaSort, text(table, 5));
 }
-head(table, 8).querySelector("button").click();
-const papers = [text(table, 8)];
-head(table, 8).querySelector("button").click();
-papers.push(text(table, 8));
+head(table, 4).querySelector("button").click();
+const sizes = [text(table, 4)];
+head(table, 4).querySelector("button").click();
+sizes.push(text(table, 4));
 head(table, 0).querySelector("button").click();
 result = {
-  states, papers, names: text(table, 0), order: button.tabIndex, rows: table.querySelectorAll("tbody tr").length,
+  states, sizes, names: text(table, 0), order: button.tabIndex, rows: table.querySelectorAll("tbody tr").length,
   sorted: table.querySelectorAll('[aria-sort="ascending"], [aria-sort="descending"]').length,
   buttons: document.querySelectorAll("thead button").length, columns: document.querySelectorAll("[data-column]").length,
 };
@@ -78,7 +81,15 @@ def page_of(rows: dict[tuple[str, str, bool], float], root: Path) -> str:
     """The report's page of evaluated folders, a row each, with the paper's anatomies."""
     runs = []
     for (arch, layout, kd), score in rows.items():
-        run = {"arch": arch, "layout": layout, "kd": kd, "seed": 0, "anatomies": ANATOMIES, "size": [640, 512], "params_m": 1.52}
+        run = {
+            "arch": arch,
+            "layout": layout,
+            "kd": kd,
+            "seed": 0,
+            "anatomies": ANATOMIES,
+            "size": [640, 512],
+            "params_m": SIZES.get(arch, 1.52),
+        }
         run |= {"cache_fingerprint": None, "best_epoch": 0, "val_dice": 0.5, "kind": "student"}
         runs.append(root / f"{arch}-{layout}-{kd}")
         records = [runs[-1] / "run.json"] if layout == "shared" else [runs[-1] / name / "teacher.json" for name in ANATOMIES]
@@ -87,7 +98,7 @@ def page_of(rows: dict[tuple[str, str, bool], float], root: Path) -> str:
             record.write_text(json.dumps({**run, "anatomy": record.parent.name}))
         evaluation = {"dice": dict.fromkeys(ANATOMIES, score), "mean_dice": score, "images": 126, "split": "test"}
         (runs[-1] / "evaluation-test.json").write_text(json.dumps(evaluation))
-    write_report(runs, root / "out")
+    write.write_report(runs, root / "out")
     return (root / "out" / "report.html").read_text()
 
 
@@ -100,9 +111,11 @@ def report(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> str:
-    """The page of all the paper's rows, with its figures and the differences."""
+    """The page of all the paper's rows, with its figures and the differences, as of the Dresden set."""
     rows = {key: row.dice / 100 - 0.01 for key, row in published().items()}
-    return page_of(rows, tmp_path_factory.mktemp("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "describe_data", lambda rows, store: replace(describe_data(rows, store), is_papers=True))
+        return page_of(rows, tmp_path_factory.mktemp("whole"))
 
 
 def run_in_browser(page: str, script: str, folder: Path, *flags: str) -> dict:
@@ -132,7 +145,7 @@ def test_columns_sort_up_down_and_back(report, tmp_path):
     down = up[::-1]
     assert result["states"] == [written, "ascending", up, "descending", down, "none", written]
     assert result["names"] == ["FPN", "MiniNetV2", "MiniNetV2", "SegFormer"]
-    assert result["papers"] == [["36.1", "60.5", "64.9", DASH], ["64.9", "60.5", "36.1", DASH]]
+    assert result["sizes"] == [["1.52", "1.52", "7.70", DASH], ["7.70", "1.52", "1.52", DASH]]
     assert result["sorted"] == 1
     assert result["buttons"] == result["columns"] > 20
     assert result["order"] == 0

@@ -6,7 +6,8 @@ import pytest
 from test_report import cells, markdown, student
 
 from mtkd_cache.study.report.collect import collect
-from mtkd_cache.study.report.tables import AT_HALF, AT_POINT, gain_table, gains, table1, table2
+from mtkd_cache.study.report.gains import gain_table, gains
+from mtkd_cache.study.report.tables import AT_HALF, AT_POINT, table1, table2
 from mtkd_cache.study.report.write import write_report
 
 SHAPES = ("disc", "ring")
@@ -36,7 +37,7 @@ def runs(tmp_path):
 
 def test_the_gain_is_told_at_both(runs):
     rows = collect(runs)
-    half, point = gains(rows)[0], gains(rows, at_point=True)[0]
+    half, point = gains(rows)
     assert half.differences == pytest.approx({0: 0.2, 1: 0.1})
     assert point.differences == pytest.approx({0: 0.05, 1: 0.01})
     first, second = cells(markdown(gain_table([half, point], {})))
@@ -47,7 +48,7 @@ def test_the_gain_is_told_at_both(runs):
 
 def test_tables_say_the_points_beside_the_papers_figures(runs):
     rows = collect(runs)
-    first = cells(markdown(table1(rows, {}, {}, comparable=False)))[0]
+    first = cells(markdown(table1(rows, {}, {})))[0]
     assert (first["Mean Dice, %: ours"], first["Mean Dice, %: at operating points"]) == ("45.0", "65.0 ± 7.1")
     assert [row["disc"] for row in cells(markdown(table2(rows, SHAPES, {})))] == ["45.0", "60.0"]
     assert [row["disc"] for row in cells(markdown(table2(rows, SHAPES, {}, at_point=True)))] == ["75.0", "78.0"]
@@ -57,7 +58,8 @@ def test_the_report_has_both(runs, tmp_path):
     said = write_report(runs, tmp_path / "report")
     [gain] = said["gains"]
     assert gain["differences"] == pytest.approx([0.2, 0.1])
-    assert gain["at_operating_point"] == {"seeds": [0, 1], "differences": pytest.approx([0.05, 0.01])}
+    assert gain["at_operating_point"]["differences"] == pytest.approx([0.05, 0.01])
+    assert gain["at_operating_point"]["by_anatomy"]["disc"]["difference"] == pytest.approx(0.03)
     assert said["rows"][0]["mean_dice_at_operating_point"] == pytest.approx(0.65)
     text = (tmp_path / "report" / "report.md").read_text()
     assert "Table 3. Dice by anatomy at operating points" in text
@@ -67,7 +69,7 @@ def test_the_report_has_both(runs, tmp_path):
 def test_a_seed_without_points_leaves_its_row_without(tmp_path):
     runs = [run(tmp_path / "a", 0.4, 0.6), run(tmp_path / "b", 0.4, None, seed=1), run(tmp_path / "c", 0.5, 0.6, kd=True)]
     rows = collect(runs)
-    assert gains(rows, at_point=True) == []
+    assert [gain.at_point for gain in gains(rows)] == [False]
     assert [row.means_at_point for row in rows] == [[], [0.6]]
     said = write_report(runs, tmp_path / "report")
     assert "at_operating_point" not in said["gains"][0]

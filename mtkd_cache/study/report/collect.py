@@ -1,4 +1,4 @@
-"""Run folders and teachers folders -> rows: all seeds of one architecture, layout and training arm together.
+"""Run folders and teachers folders -> rows: all seeds of one architecture, layout, training arm and label together.
 
     runs/NAME/run.json              a student: layout shared
     teachers/ANATOMY/teacher.json   the teachers: layout separate, one network an anatomy
@@ -7,33 +7,24 @@ Both need the `evaluation-test.json` that `mtkd-cache evaluate` writes.
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Protocol, TypeVar
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.pictures import Picture
 from mtkd_cache.evaluation.statistics import Interval, intervals
 from mtkd_cache.evaluation.tables import PICTURES, read_pictures, totals_of
-from mtkd_cache.models.records import (
-    Evaluation,
-    RunRecord,
-    TeacherRecord,
-    Training,
-    read_evaluation,
-    read_json,
-    read_training_records,
-)
+from mtkd_cache.models.records import Evaluation, RunRecord, TeacherRecord, Training, read_evaluation, read_training_records
 from mtkd_cache.study.published import Key, published
-from mtkd_cache.study.report.formats import TIMES
+from mtkd_cache.study.report.formats import full_name
 
-TIMINGS = "bench-inference.json"
-BENCH = "mtkd-cache bench inference --json"
-PAPER_SIZE = (1280, 720)
-LAYOUTS = ("separate", "shared")
+LAYOUTS = ("separate", "shared", "shared-refine", "joint")
+RowKey = tuple[str, str, bool, str]  # architecture, layout, distilled, label
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class Result:
 
     training: the record of the student, or of the first teacher. params_m: millions, None where networks are missing.
     teachers: SHA-256 of their weights by anatomy, for a student of those that it was distilled from; empty
-    where it is not recorded.
+    where it is not recorded. label: the name that the user gave it.
     """
 
     path: Path
@@ -52,10 +43,11 @@ class Result:
     evaluation: Evaluation
     params_m: float | None
     teachers: dict[str, str | None]
+    label: str = ""
 
     @property
-    def key(self) -> Key:
-        return self.training.arch, self.layout, self.kd
+    def key(self) -> RowKey:
+        return self.training.arch, self.layout, self.kd, self.label
 
     @property
     def seed(self) -> int:
@@ -79,16 +71,27 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """The results of one (arch, layout, kd), one a seed, in the order of the seeds."""
+    """The results of one (arch, layout, kd, label), one a seed, in the order of the seeds."""
 
     arch: str
     layout: str
     kd: bool
     results: tuple[Result, ...]
+    label: str = ""
 
     @property
-    def key(self) -> Key:
+    def key(self) -> RowKey:
+        return self.arch, self.layout, self.kd, self.label
+
+    @property
+    def published_key(self) -> Key:
+        """Of the paper's row that it reproduces, if there is one."""
         return self.arch, self.layout, self.kd
+
+    @property
+    def name(self) -> str:
+        """Architecture, encoder and label."""
+        return ", ".join(filter(None, (full_name(self.arch), self.label)))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -134,16 +137,6 @@ class Row:
         return mean((result.evaluation.dice_at_operating_point or {}).get(anatomy) for result in self.results)
 
 
-class Timing(NamedTuple):
-    """Time of one image."""
-
-    ms: float
-    fps: float
-
-
-Timings = dict[tuple[str, str], dict[str, Timing]]  # by (arch, layout) and device, with the images' size if it is not PAPER_SIZE
-
-
 def mean(values: Iterable[float | None]) -> float | None:
     """Arithmetic mean of the values that are not None, or None."""
     known = [value for value in values if value is not None]
@@ -180,28 +173,72 @@ def read_result(folder: Path) -> Result:
     return Result(folder, "separate", False, first, evaluation, params_m, weights)
 
 
-def collect(folders: Sequence[Path]) -> list[Row]:
-    """The rows of all folders in the paper's order: separate, shared, shared with distillation; others after its own.
+def collect(folders: Sequence[Path], labels: Mapping[Path, str] = MappingProxyType({})) -> list[Row]:
+    """The rows of all folders: separate networks, then those of several heads, without distillation and with it.
+
+    labels: names of some of the folders. Folders of one name are one row, where architecture, layout and arm agree as well; the
+    rows of an architecture stand in the order in which the names are given, those without a name first.
 
     Raises MtkdError for no folder, one seed twice in a row, or folders that were made from different sample stores.
     """
     if not folders:
         raise MtkdError("No run is named. Name run folders and teachers folders: mtkd-cache report runs/* data/teachers.")
-    results = [read_result(Path(folder)) for folder in folders]
+    named = {Path(folder): label for folder, label in labels.items()}
+    results = [replace(read_result(folder), label=named.get(folder, "")) for folder in dict.fromkeys(map(Path, folders))]
     stores = {result.store_fingerprint: result.path for result in results if result.store_fingerprint}
     if len(stores) > 1:
         first, second = list(stores.values())[:2]
         raise MtkdError(f"{first} and {second} were evaluated on different sample stores. Report each by itself.")
-    results.sort(key=lambda result: (*result.key, result.seed, str(result.path)))
+    order = {label: number for number, label in enumerate(dict.fromkeys(("", *named.values())))}
+    results.sort(key=lambda result: (*result.key[:3], order[result.label], result.seed, str(result.path)))
+    _check_seeds(results)
+    groups = groupby(results, key=lambda result: result.key)
+    rows = [Row(arch, layout, kd, tuple(group), label) for (arch, layout, kd, label), group in groups]
+    ranks = {key: rank for rank, key in enumerate(published())}
+    rows.sort(key=lambda row: (ranks.get(row.published_key, len(ranks)), row.params_m or 0.0, row.arch))
+    return sorted(rows, key=lambda row: (LAYOUTS.index(row.layout), row.kd))
+
+
+def _check_seeds(results: Sequence[Result]) -> None:
+    """Raises MtkdError where two neighbors have the same key and seed."""
     for left, right in pairwise(results):
         if (left.key, left.seed) == (right.key, right.seed):
             same = f"{left.training.arch} {left.layout}, kd {left.kd}, seed {left.seed}"
-            raise MtkdError(f"{left.path} and {right.path} are both {same}. Name only one of them.")
-    groups = groupby(results, key=lambda result: result.key)
-    rows = [Row(arch, layout, kd, tuple(group)) for (arch, layout, kd), group in groups]
-    ranks = {key: rank for rank, key in enumerate(published())}
-    rows.sort(key=lambda row: (ranks.get(row.key, len(ranks)), row.params_m or 0.0, row.arch))
-    return sorted(rows, key=lambda row: (LAYOUTS.index(row.layout), row.kd))
+            raise MtkdError(
+                f"{left.path} and {right.path} are both {same}. Name only one of them, or give each a row of its own: "
+                f"--label A={left.path} --label B={right.path}."
+            )
+
+
+class Arm(Protocol):
+    """What tells which rows are compared: of a `Row`, or of its point in Figure 1."""
+
+    @property
+    def arch(self) -> str: ...
+    @property
+    def layout(self) -> str: ...
+    @property
+    def kd(self) -> bool: ...
+    @property
+    def label(self) -> str: ...
+
+
+AnArm = TypeVar("AnArm", bound=Arm)
+
+
+def compared_with(one: AnArm, all_of_them: Sequence[AnArm]) -> AnArm | None:
+    """What a row is compared with; None for separate networks, and for the first of its kind.
+
+    A distilled row is compared with that of masks alone of the same architecture and layout: the one of its label, else the one
+    without a label, else the first. Any other row is compared with the first one of the same architecture, layout and arm.
+    """
+    if one.layout == "separate":
+        return None
+    alike = [other for other in all_of_them if (other.arch, other.layout) == (one.arch, one.layout)]
+    baselines = [other for other in alike if one.kd and not other.kd]
+    named = [other for label in (one.label, "") for other in baselines if other.label == label]
+    first = next(iter([*named, *baselines, *(other for other in alike if other.kd == one.kd)]), None)
+    return None if first is one else first
 
 
 def results_of(rows: Sequence[Row]) -> list[Result]:
@@ -218,29 +255,3 @@ def teachers_of(rows: Sequence[Row], student: Result) -> Result | None:
     if student.teachers:
         return next((result for result in folders if result.teachers == student.teachers), None)
     return folders[0] if len(folders) == 1 else None
-
-
-def find_timings(folders: Sequence[Path]) -> Timings:
-    """The timings in `bench-inference.json` beside the folders; empty where there is none."""
-    for parent in dict.fromkeys(Path(folder).absolute().parent for folder in folders):
-        if bench := read_json(parent / TIMINGS):
-            return read_timings(bench, parent / TIMINGS)
-    return {}
-
-
-def read_timings(bench: dict[str, Any], where: Path | str = "timings") -> Timings:
-    """Timings by (arch, layout) and device, from what `mtkd-cache bench inference --json` prints; MtkdError for other JSON."""
-    try:
-        machine = bench["machine"]
-        kind, _, device = machine["device"].partition(": ")
-        device += f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if kind == "cpu" else ""
-        timings: Timings = {}
-        for row in bench["rows"]:
-            width, height = row["size"]
-            column = device if (width, height) == PAPER_SIZE else f"{device}, {width}{TIMES}{height}"
-            timings.setdefault((row["arch"], row["layout"]), {})[column] = Timing(float(row["ms"]), float(row["fps"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise MtkdError(
-            f"{where} is not the output of {BENCH} ({error!r}). Delete it, or make it with {BENCH} > {TIMINGS}."
-        ) from error
-    return timings

@@ -3,38 +3,48 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mtkd_cache.data.dresden import ANATOMIES
+from mtkd_cache.data.dresden import ANATOMIES, REFERENCE_SURGERIES, Split
 from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.data.samples import SPLITS
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.records import RunRecord
-from mtkd_cache.study.published import published
 from mtkd_cache.study.report.collect import Result, Row, results_of, teachers_of
 from mtkd_cache.study.report.formats import TIMES, full_name, percent, spoken
 
 DRESDEN_SAMPLES = 13_195
 TEACHER = "segformer-mit_b3"  # the paper's
-SECTIONS = {"separate": ("teacher", "augmentation"), "shared": ("student", "augmentation")}
 
 
 @dataclass(frozen=True)
 class Data:
-    """The data all rows were evaluated on. samples: how many the sample store holds; None where it is not at hand."""
+    """The data all rows were evaluated on.
+
+    samples: how many the sample store holds; None where it is not at hand. is_papers: see `holds_dresden`.
+    """
 
     name: str | None
     anatomies: tuple[str, ...]
     size: tuple[int, int]
     fingerprint: str | None
     samples: int | None = None
+    is_papers: bool = False
 
-    @property
-    def same_anatomies(self) -> bool:
-        """Whether the anatomies are the paper's eleven."""
-        return self.anatomies == ANATOMIES
 
-    @property
-    def is_papers(self) -> bool:
-        """Whether this is the whole Dresden set: its eleven anatomies in 13,195 samples."""
-        return self.same_anatomies and self.samples == DRESDEN_SAMPLES
+def holds_dresden(store: SampleStore) -> bool:
+    """Whether a store holds the whole Dresden Surgical Anatomy Dataset in the reference split.
+
+    Other datasets can have its layout and its anatomies' names; none has its 13,195 samples of 32 surgeries as well.
+    """
+    split, patients = Split(), [str(surgery) for surgery in REFERENCE_SURGERIES]
+    return (
+        store.anatomies == ANATOMIES
+        and len(store) == DRESDEN_SAMPLES
+        and set(store.patients.tolist()) == set(patients)
+        and all(
+            set(store.patients[store.rows(part)].tolist()) == {patient for patient in patients if split.of(int(patient)) == part}
+            for part in SPLITS
+        )
+    )
 
 
 def describe_data(rows: Sequence[Row], store: SampleStore | None) -> Data:
@@ -46,7 +56,7 @@ def describe_data(rows: Sequence[Row], store: SampleStore | None) -> Data:
     for result in results:
         if result.store_fingerprint not in (None, store.fingerprint):
             raise MtkdError(f"{result.path} was evaluated on another sample store than {store.url}. Name its own.")
-    return Data(store.name, tuple(store.anatomies), store.size, store.fingerprint, len(store))
+    return Data(store.name, tuple(store.anatomies), store.size, store.fingerprint, len(store), holds_dresden(store))
 
 
 def facts(data: Data, rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -55,12 +65,12 @@ def facts(data: Data, rows: Sequence[Row]) -> list[tuple[str, str]]:
     images = sorted({result.evaluation.images for result in results})
     pairs = [
         ("Data", _data(data)),
-        ("Test split", f"{_numbers(images)} images, split by surgery; Dice is the mean over an anatomy's images"),
+        ("Test split", f"{_numbers(images)} images, split by patient; Dice is the mean over an anatomy's images"),
         (f"{len(data.anatomies)} anatomies", ", ".join(map(spoken, data.anatomies))),
         ("Seeds", _numbers(sorted({result.seed for result in results}))),
     ]
     distilled = [(result, teachers_of(rows, result)) for result in results if result.kd]
-    if teachers := dict.fromkeys(_teachers(folder) for result, folder in distilled if folder or result.teachers):
+    if teachers := dict.fromkeys(_teachers(data, folder) for result, folder in distilled if folder or result.teachers):
         pairs.append(("Teachers", "; ".join(teachers)))
     if caches := cache_fingerprints(rows):
         pairs.append(("Logit cache", ", ".join(f"fingerprint {short(fingerprint)}" for fingerprint in caches)))
@@ -71,11 +81,6 @@ def cache_fingerprints(rows: Sequence[Row]) -> list[str]:
     """The fingerprints of the logit caches that distilled runs were trained from, sorted."""
     runs = [result.training for result in results_of(rows)]
     return sorted({run.cache_fingerprint for run in runs if isinstance(run, RunRecord) and run.cache_fingerprint})
-
-
-def whole_study(data: Data, rows: Sequence[Row]) -> bool:
-    """Whether the rows are all of the paper's, on its eleven anatomies: a study that reproduces it, if on other images."""
-    return data.same_anatomies and {row.key for row in rows} >= published().keys()
 
 
 def short(fingerprint: str) -> str:
@@ -90,10 +95,10 @@ def _data(data: Data) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _teachers(folder: Result | None) -> str:
+def _teachers(data: Data, folder: Result | None) -> str:
     if folder is None:
         return "not among these rows"
-    paper = "" if folder.training.arch == TEACHER else f"; the paper's: {full_name(TEACHER)}"
+    paper = f"; the paper's: {full_name(TEACHER)}" if data.is_papers and folder.training.arch != TEACHER else ""
     return f"{full_name(folder.training.arch)}, one an anatomy, mean Dice {percent(folder.mean_dice)} %{paper}"
 
 
@@ -102,16 +107,14 @@ def _numbers(values: Sequence[int]) -> str:
 
 
 def remarks(data: Data, rows: Sequence[Row]) -> list[str]:
-    """What a reader must know before comparing: other data than the paper's, missing teachers, unequal settings."""
+    """What a reader must know before comparing: why the paper's figures are absent, missing anatomies, unequal settings."""
     notes = []
-    if not data.is_papers:
-        name = f"the data ({data.name})" if data.name else "the data"
-        statement = f"{name[0].upper()}{name[1:]} are not the whole Dresden Surgical Anatomy Dataset"
-        if data.same_anatomies and data.samples is None:
-            statement = f"Without a sample store it is not known whether {name} are the whole Dresden Surgical Anatomy Dataset"
-        also = "" if data.same_anatomies else f", and its parameters are those of {len(ANATOMIES)} anatomies"
-        shown = "the paper's Dice, and a difference from it, stand" if whole_study(data, rows) else "the paper's Dice stands"
-        notes.append(f"{statement}: {shown} here for orientation only{also}.")
+    if data.anatomies == ANATOMIES and not data.is_papers:
+        known = f"these {data.samples:,} samples are not" if data.samples else "without --store it is not known whether these are"
+        notes.append(
+            f"The paper's figures are left out: {known} the whole Dresden Surgical Anatomy Dataset in its reference split "
+            f"({DRESDEN_SAMPLES:,} samples of 32 surgeries)."
+        )
     for result in results_of(rows):
         missing = [spoken(anatomy) for anatomy in data.anatomies if result.evaluation.dice.get(anatomy) is None]
         if missing:
@@ -134,7 +137,8 @@ def overlaps(rows: Sequence[Row]) -> list[str]:
 
 
 def _name(result: Result) -> str:
-    return f"{full_name(result.training.arch)} {result.layout}{' with KD' if result.kd else ''} (seed {result.seed})"
+    label = f"{result.label}, " if result.label else ""
+    return f"{full_name(result.training.arch)} {result.layout}{' with KD' if result.kd else ''} ({label}seed {result.seed})"
 
 
 def unequal_settings(rows: Sequence[Row]) -> list[str]:
@@ -144,7 +148,10 @@ def unequal_settings(rows: Sequence[Row]) -> list[str]:
         groups.setdefault(result.key[:2], []).append(result)
     notes = []
     for (arch, layout), results in groups.items():
-        if unequal := _unequal(results, SECTIONS[layout]) + _unequal([r for r in results if r.kd], ("distillation", "cache")):
+        stage = "teacher" if layout == "separate" else "student"
+        if unequal := _unequal(results, (stage, "augmentation")) + _unequal(
+            [r for r in results if r.kd], ("distillation", "cache")
+        ):
             notes.append(f"{full_name(arch)} {layout}: not all runs have the same settings: {'; '.join(unequal)}.")
     return notes
 

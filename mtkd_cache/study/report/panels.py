@@ -1,16 +1,16 @@
 """The arrays of Figure 3: a test sample of each anatomy, and what the networks predict."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.study.report.qualitative import Panel
 
-TEACHER, BASELINE, DISTILLED = "Teacher", "Student without KD", "Student with KD"
+TEACHER = "Teacher"
 CHUNK = 64
 
 
@@ -26,20 +26,17 @@ def median_sample(store: SampleStore, anatomy: str) -> int | None:
     return known[(len(known) - 1) // 2][1] if known else None
 
 
-def panels(store: SampleStore, teachers: Path | None, baseline: Path, distilled: Path) -> list[Panel]:
+def panels(store: SampleStore, folders: Mapping[str, Path]) -> list[Panel]:
     """A panel for each anatomy of the store that has a test sample.
 
-    teachers: a teachers folder, or None for no such column. baseline, distilled: run folders.
+    folders: run folders and teachers folders, by the titles of their columns.
     Raises MtkdError where a network is missing, damaged or knows other anatomies than the store.
     """
     medians = {anatomy: median_sample(store, anatomy) for anatomy in store.anatomies}
     chosen = {anatomy: row for anatomy, row in medians.items() if row is not None}
     if not chosen:
         return []
-    networks = {TEACHER: Predictor.load(teachers, anatomies=list(chosen))} if teachers else {}
-    networks |= {
-        title: Predictor.load(run, anatomies=store.anatomies) for title, run in ((BASELINE, baseline), (DISTILLED, distilled))
-    }
+    networks = {title: Predictor.load(folder, anatomies=store.anatomies) for title, folder in folders.items()}
     images, masks = store.read(np.array(list(chosen.values())))
     return [
         Panel(anatomy, image, mask.astype(bool), {title: _mask(network, image, anatomy) for title, network in networks.items()})
@@ -49,5 +46,5 @@ def panels(store: SampleStore, teachers: Path | None, baseline: Path, distilled:
 
 def _mask(network: Predictor, image: np.ndarray, anatomy: str) -> np.ndarray:
     """The mask (H, W), bool, predicted for an image (H, W, 3) uint8: logits above the head's threshold."""
-    logits = network(to_float(torch.from_numpy(image)[None]), [anatomy])
+    logits = network.logits(torch.from_numpy(image)[None], [anatomy])
     return np.asarray(logits[0, 0] > network.thresholds[anatomy])

@@ -1,6 +1,7 @@
 """Figure 3: image, truth and predictions, one anatomy a row; `panels` makes the arrays it draws."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ def qualitative_figure(rows: Sequence[Panel]) -> Figure:
         name = spoken(row.anatomy)
         line[0].set_ylabel(name.replace(" ", "\n", 1) if len(name) > 14 else name, fontsize=8)
     for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=8.5, pad=4)
+        axes.set_title(textwrap.fill(title, 24), fontsize=8.5, pad=4)
     return figure
 
 

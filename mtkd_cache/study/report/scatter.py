@@ -13,12 +13,17 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.ticker import LogLocator, NullLocator
 
 from mtkd_cache.study.published import Paper
-from mtkd_cache.study.report.collect import Row
+from mtkd_cache.study.report.collect import Row, compared_with
 from mtkd_cache.study.report.formats import display_name, signed
 from mtkd_cache.study.report.style import FAMILIES, OTHERS, PALE, QUIET, RED, styled
 
-MARKERS = {"separate": ("s", 6.2), "shared": ("*", 11.5)}
-LAYOUT_WORDS = {"separate": "one network an anatomy", "shared": "one shared encoder"}
+MARKERS = {"separate": ("s", 6.2), "shared": ("*", 11.5), "shared-refine": ("P", 7.5), "joint": ("D", 6.0)}
+LAYOUT_WORDS = {
+    "separate": "one network an anatomy",
+    "shared": "one shared encoder",
+    "shared-refine": "with a shared look at the image",
+    "joint": "one decoder for all",
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,18 @@ class Point:
     params_m: float
     dice: float
     sd: float | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What stands at the marker."""
+        return self.label or display_name(self.arch)[1]
 
 
 def points_of(rows: Sequence[Row]) -> list[Point]:
     """The rows that have both parameters and a mean Dice."""
     return [
-        Point(*row.key, row.params_m, 100 * row.mean_dice, row.spread and 100 * row.spread)
+        Point(*row.published_key, row.params_m, 100 * row.mean_dice, row.spread and 100 * row.spread, row.label)
         for row in rows
         if row.params_m and row.mean_dice is not None
     ]
@@ -49,7 +60,7 @@ def paper_points(paper: Paper) -> list[Point]:
 
 @styled
 def scatter_figure(points: Sequence[Point], behind: Sequence[Point] = ()) -> Figure:
-    """Squares and stars as in the paper, red for distilled students, a red arrow from baseline to distilled.
+    """Squares and stars as in the paper; red for distilled students, each with a red arrow from its baseline.
 
     behind: the paper's points, drawn in light gray without labels.
     """
@@ -72,9 +83,9 @@ def scatter_figure(points: Sequence[Point], behind: Sequence[Point] = ()) -> Fig
 
 
 def arrows(points: Sequence[Point]) -> list[tuple[Point, Point]]:
-    """(baseline, distilled) of each architecture that has both."""
-    baselines = {point.arch: point for point in points if point.layout == "shared" and not point.kd}
-    return [(baselines[point.arch], point) for point in points if point.kd and point.arch in baselines]
+    """(baseline, distilled) of each distilled student that has a baseline."""
+    pairs = [(compared_with(point, points), point) for point in points if point.kd]
+    return [(baseline, point) for baseline, point in pairs if baseline and not baseline.kd]
 
 
 def _colors(points: Sequence[Point]) -> dict[str, str]:
@@ -135,7 +146,7 @@ def _labels(axes: Axes, points: Sequence[Point], behind: Sequence[Point], colors
         axes,
         x=middles,
         y=[(starts.get(point, point).dice + point.dice) / 2 for point in ordered],
-        text_list=[signed(p.dice - starts[p].dice) if p in starts else display_name(p.arch)[1] for p in ordered],
+        text_list=[f"{p.label} {signed(p.dice - starts[p].dice)}".strip() if p in starts else p.name for p in ordered],
         x_scatter=[point.params_m for point in (*points, *behind)],
         y_scatter=[point.dice for point in (*points, *behind)],
         x_lines=[x for x, _ in lines],

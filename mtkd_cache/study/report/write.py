@@ -1,29 +1,30 @@
 """`mtkd-cache report`: the runs' rows as tables, figures and one page, in a folder."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import WEIGHTS
 from mtkd_cache.study.published import Paper, published
-from mtkd_cache.study.report.collect import BENCH, TIMINGS, Result, Row, collect, find_timings, mean, results_of, teachers_of
+from mtkd_cache.study.report.collect import Result, Row, collect, mean, results_of, teachers_of
 from mtkd_cache.study.report.formats import full_name
-from mtkd_cache.study.report.header import cache_fingerprints, describe_data, facts, remarks, whole_study
+from mtkd_cache.study.report.gains import Gain, anatomy_table, gain_table, gains, sentence
+from mtkd_cache.study.report.header import cache_fingerprints, describe_data, facts, remarks
 from mtkd_cache.study.report.markup import Table
 from mtkd_cache.study.report.page import Picture, render
-from mtkd_cache.study.report.panels import panels
+from mtkd_cache.study.report.panels import TEACHER, panels
 from mtkd_cache.study.report.qualitative import qualitative_figure
 from mtkd_cache.study.report.scatter import paper_points, points_of, scatter_figure
 from mtkd_cache.study.report.style import save
-from mtkd_cache.study.report.tables import Gain, gain_table, gains, table1, table2
+from mtkd_cache.study.report.tables import table1, table2
+from mtkd_cache.study.report.timings import BENCH, TIMINGS, find_timings
 
 TITLE = "Multi-teacher knowledge distillation: results"
-FIGURE1 = (
-    "Figure 1. Parameters against mean Dice at probability 0.5. "
-    "Squares: one network an anatomy; stars: one encoder shared by all decoders"
-)
+FIGURE1 = "Figure 1. Parameters against mean Dice at probability 0.5"
 FIGURE1_KD = "; red: with distillation, the arrow from the same network without it"
 FIGURE3 = (
     "Figure 3. Truth and predictions. One test sample an anatomy: the one whose truth has the median area of its "
@@ -32,17 +33,20 @@ FIGURE3 = (
 )
 NO_TIMES = f"Time and FPS are left out: there is no {TIMINGS} beside the run folders. It holds what {BENCH} prints."
 NO_STORE = "Figure 3 (pictures and predictions) is left out: it needs the sample store (--store)."
-NO_PAIR = "Figure 3 (pictures and predictions) is left out: it needs one student with and without KD, of one seed, with weights."
+NO_STUDENT = "Figure 3 (pictures and predictions) is left out: it needs a student with weights."
 NO_SAMPLE = "Figure 3 is left out: the test split has no sample with a truth to show."
 
 
-def write_report(runs: Sequence[Path], out: Path, *, store: str | None = None) -> dict[str, Any]:
+def write_report(
+    runs: Sequence[Path], out: Path, *, store: str | None = None, labels: Mapping[Path, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Write report.md, report.html, figure1 and, where networks and store are at hand, figure3 (.png, .svg) into `out`.
 
     Args:
         runs: run folders and teachers folders, evaluated. A bench-inference.json beside them gives the times.
         out: the report's folder.
-        store: the runs' sample store; without it there is no figure 3.
+        store: the runs' sample store; without it there is no figure 3, and none of the paper's figures beside ours.
+        labels: names of some of the runs, see `collect`.
 
     Returns:
         rows, gains, store_fingerprint, cache_fingerprints, files and notes; Dice in 0..1.
@@ -51,37 +55,32 @@ def write_report(runs: Sequence[Path], out: Path, *, store: str | None = None) -
         MtkdError: runs that cannot be reported, see `collect`, or a store that is not theirs.
     """
     out, opened = Path(out), None if store is None else SampleStore.open(store)
-    rows, paper, timings = collect(runs), published(), find_timings(runs)
+    rows, timings = collect(runs, labels), find_timings(runs)
     data = describe_data(rows, opened)
-    compared = data.is_papers or whole_study(data, rows)
-    tables = [table1(rows, paper, timings, comparable=compared), table2(rows, data.anatomies, paper if compared else {})]
-    distilled, at_points = gains(rows), {gain.arch: gain for gain in gains(rows, at_point=True)}
-    if distilled:
-        both = [each for gain in distilled for each in (gain, at_points.get(gain.arch)) if each]
-        tables.insert(0, gain_table(both, paper if data.same_anatomies else {}))
+    paper = published() if data.is_papers else {}
+    compared = gains(rows)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        pictures = _figure1(rows, paper if data.is_papers else {}, out)
+        pictures = _figure1(rows, paper, out)
         figure3, notes = _figure3(rows, opened, out)
         pictures += figure3
-        notes = remarks(data, rows) + notes + ([] if timings else [NO_TIMES])
-        header = facts(data, rows)
+        notes = remarks(data, rows) + [sentence(gain) for gain in compared if gain.losses] + notes + [NO_TIMES] * (not timings)
         # tables and pictures alternate, the widest tables (by anatomy) stand last
-        blocks: list[Table | Picture] = [*tables[:-2], *pictures[:1], tables[-2], *pictures[1:], tables[-1]]
+        blocks: list[Table | Picture] = [gain_table(compared, paper)] if compared else []
+        blocks += [*pictures[:1], table1(rows, paper, timings), *pictures[1:]]
+        blocks += [anatomy_table(compared, data.anatomies)] if compared else []
+        blocks.append(table2(rows, data.anatomies, paper))
         if any(row.means_at_point for row in rows):
             blocks.append(table2(rows, data.anatomies, {}, at_point=True))
         texts = [out / "report.md", out / "report.html"]
         for path in texts:
-            path.write_text(render(path.name, TITLE, header, notes, blocks), encoding="utf-8")
+            path.write_text(render(path.name, TITLE, facts(data, rows), notes, blocks), encoding="utf-8")
     except OSError as error:
         raise MtkdError(f"{out}: the report cannot be written ({error}). Name another folder with --out.") from error
     drawn = [picture.path.with_suffix(suffix) for picture in pictures for suffix in (".png", ".svg")]
     return {
         "rows": [_row(row, paper) for row in rows],
-        "gains": [
-            {"arch": gain.arch, **_gain(gain), **({"at_operating_point": _gain(at)} if (at := at_points.get(gain.arch)) else {})}
-            for gain in distilled
-        ],
+        "gains": _gains(compared),
         "store_fingerprint": data.fingerprint,
         "cache_fingerprints": cache_fingerprints(rows),
         "files": [str(path) for path in (*texts, *drawn)],
@@ -101,28 +100,43 @@ def _figure1(rows: Sequence[Row], paper: Paper, out: Path) -> list[Picture]:
 
 def _figure3(rows: Sequence[Row], store: SampleStore | None, out: Path) -> tuple[list[Picture], list[str]]:
     """Images and predictions, or a sentence on why there are none."""
-    pair = students_shown(rows)
-    if pair is None or store is None:
-        return [], [NO_STORE if pair else NO_PAIR]
-    baseline, distilled = pair
-    teachers = teachers_shown(rows, distilled)
-    drawn = panels(store, teachers.path if teachers else None, baseline.path, distilled.path)
+    students = students_shown(rows)
+    if not students or store is None:
+        return [], [NO_STORE if students else NO_STUDENT]
+    *_, student = students.values()
+    teachers = teachers_shown(rows, student)
+    networks = {**({TEACHER: teachers.path} if teachers else {}), **{title: result.path for title, result in students.items()}}
+    drawn = panels(store, networks)
     if not drawn:
         return [], [NO_SAMPLE]
     png = save(qualitative_figure(drawn), out / "figure3")[0]
-    students = f"Student: {full_name(baseline.training.arch)}, seed {baseline.seed}"
-    caption = f"{FIGURE3} {students}" + (f"; teachers: {full_name(teachers.training.arch)}." if teachers else ".")
+    caption = f"{FIGURE3} Student: {full_name(student.training.arch)}, seed {student.seed}"
+    caption += f"; teachers: {full_name(teachers.training.arch)}." if teachers else "."
     alt = "Image, truth and the networks' masks for " + ", ".join(panel.anatomy for panel in drawn)
     return [Picture("figure3", caption, alt, png)], []
 
 
-def students_shown(rows: Sequence[Row]) -> tuple[Result, Result] | None:
-    """Baseline and distilled run, with weights, of the smallest architecture that has both, at their lowest seed."""
-    students = [result for result in results_of(rows) if result.layout == "shared" and (result.path / WEIGHTS).exists()]
-    distilled = {(result.training.arch, result.seed): result for result in students if result.kd}
-    baselines = {(result.training.arch, result.seed): result for result in students if not result.kd}
-    pairs = [(baseline, distilled[key]) for key, baseline in baselines.items() if key in distilled]
-    return min(pairs, key=lambda pair: (pair[1].params_m or float("inf"), pair[1].key, pair[1].seed), default=None)
+def students_shown(rows: Sequence[Row]) -> dict[str, Result]:
+    """Students with weights, by the titles of their columns: a pair of which the second is distilled, else any pair, else one.
+
+    Of several it is the one of the smallest architecture, at its lowest seed.
+    """
+    pairs = [
+        (not gain.distills, gain.after.params_m or math.inf, gain.after.arch, seed, dict(zip(gain.sides, results, strict=True)))
+        for gain in gains(rows)
+        for seed, results in gain.seeds.items()
+        if all(map(_has_weights, results))
+    ]
+    if pairs:
+        chosen = min(pairs, key=lambda pair: pair[:4])[-1]
+        return {f"Student {side}": result for side, result in chosen.items()}
+    known = [result for result in results_of(rows) if result.layout != "separate" and _has_weights(result)]
+    alone = min(known, key=lambda result: (result.params_m or math.inf, *result.key, result.seed), default=None)
+    return {"Student": alone} if alone else {}
+
+
+def _has_weights(result: Result) -> bool:
+    return (result.path / WEIGHTS).exists()
 
 
 def teachers_shown(rows: Sequence[Row], student: Result) -> Result | None:
@@ -133,13 +147,32 @@ def teachers_shown(rows: Sequence[Row], student: Result) -> Result | None:
     return None
 
 
+def _gains(compared: Sequence[Gain]) -> list[dict[str, Any]]:
+    """What the report returns of the pairs: figures at probability 0.5 and, where they have them, at the operating points."""
+    at_points = {(gain.before.key, gain.after.key): gain for gain in compared if gain.at_point}
+    found = []
+    for gain in compared:
+        if not gain.at_point:
+            rows = {"before": gain.before, "after": gain.after}
+            sides = {side: {"label": row.label, "kd": row.kd} for side, row in rows.items()}
+            at = at_points.get((gain.before.key, gain.after.key))
+            more = {"at_operating_point": _gain(at)} if at else {}
+            found.append({"arch": gain.after.arch, "layout": gain.after.layout, **sides, **_gain(gain), **more})
+    return found
+
+
 def _gain(gain: Gain) -> dict[str, Any]:
-    return {"seeds": list(gain.dice), "differences": list(gain.differences.values())}
+    by_anatomy = {
+        anatomy: {"difference": after - before, "interval": interval}
+        for anatomy, (before, after, interval) in gain.by_anatomy.items()
+    }
+    return {"seeds": list(gain.dice), "differences": list(gain.differences.values()), "by_anatomy": by_anatomy}
 
 
 def _row(row: Row, paper: Paper) -> dict[str, Any]:
-    reference, (interval, intervals) = paper.get(row.key), row.intervals()
+    reference, (interval, intervals) = paper.get(row.published_key), row.intervals()
     return {
+        "label": row.label,
         "arch": row.arch,
         "layout": row.layout,
         "kd": row.kd,
