@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
@@ -12,11 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.recipe_limits import limits
 
 Section = TypeVar("Section")
-
-TERMS = ("kl", "sigmoid", "pearson", "standardized")
-COMBINE = ("sum", "product", "printed")
 
 
 @dataclass(frozen=True)
@@ -43,26 +40,47 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Teacher(Stage):
+    """How a teacher is trained.
+
+    negatives: what pictures of other subsets teach besides its own: "own" nothing (the paper's), "exclusive" that the foreground
+    of their masks is background, "absent" that everything is background where their label calls the anatomy absent, "both" the
+    two together. negative_share: of the samples of each batch, which these pictures then have.
+    """
+
+    negatives: str = "own"
+    negative_share: float = 0.25
+
+
+@dataclass(frozen=True)
 class Student(Stage):
     """How a student is trained.
 
     cross_entropy: "pixels", one mean over all that count (the paper's), or "heads", a mean in each head, then over the heads.
     prior_bias: start each head's last bias at its prior, see `mtkd_cache.training.balance.start_at_prior`.
     balanced: draw every anatomy equally often, see `mtkd_cache.training.balance.balanced_rows`.
+    negatives: "exclusive", the foreground of a mask is background in all other heads (the paper's), or "absent", besides that
+    heads whose anatomy a picture lacks by its label learn background everywhere. negative_share: the weight of that besides, of
+    the cross-entropy in all, see `mtkd_cache.losses.absent_cross_entropy`.
     """
 
     cross_entropy: str = "pixels"
     prior_bias: bool = False
     balanced: bool = False
+    negatives: str = "exclusive"
+    negative_share: float = 0.25
 
 
 @dataclass(frozen=True)
 class Distillation:
     """The distillation terms of stage 2.
 
-    term: one of `TERMS`, or two joined by "+"; all are defined in `mtkd_cache.losses`. temperature, weight: of each term but
-    "sigmoid", which has its own, sigmoid_temperature and sigmoid_weight. combine: "sum", "product" or "printed", see
-    `mtkd_cache.losses.distillation_objective`.
+    term: "kl", "sigmoid", "pearson" or "standardized", or two of them joined by "+"; all are defined in `mtkd_cache.losses`.
+    temperature, weight: of each term but "sigmoid", which has its own, sigmoid_temperature and sigmoid_weight.
+    combine: "sum", "product" or "printed", see `mtkd_cache.losses.distillation_objective`.
+    correct: what is done where masks and labels contradict a teacher: "none" (the paper's); "move", see
+    `mtkd_cache.losses.move_to_known`, correct_margin in logits; "leave_out", no term compares the maps of anatomies that a
+    picture lacks by its label.
     """
 
     temperature: float
@@ -71,6 +89,8 @@ class Distillation:
     term: str = "kl"
     sigmoid_temperature: float = 1.0
     sigmoid_weight: float = 1.0
+    correct: str = "none"
+    correct_margin: float = 4.0
 
     @property
     def terms(self) -> dict[str, tuple[float, float]]:
@@ -114,7 +134,7 @@ class Recipe:
     """Every setting of both stages and of the cache, see `load_recipe`."""
 
     seed: int
-    teacher: Stage
+    teacher: Teacher
     student: Student
     distillation: Distillation
     augmentation: Augmentation
@@ -246,37 +266,11 @@ def _read(kind: type[Section], table: Any, where: str) -> Section:
 
 
 def _check(recipe: Recipe, where: str) -> None:
-    distillation = recipe.distillation
-    cross_entropy = recipe.student.cross_entropy
-    sigmoid_temperature, sigmoid_weight = distillation.sigmoid_temperature, distillation.sigmoid_weight
-    limits = [
-        ("seed", recipe.seed, recipe.seed >= 0, "0 or more"),
-        ("distillation.temperature", distillation.temperature, 0 < distillation.temperature < math.inf, "more than 0"),
-        ("distillation.weight", distillation.weight, 0 <= distillation.weight < math.inf, "0 or more"),
-        ("distillation.combine", distillation.combine, distillation.combine in COMBINE, f"one of {', '.join(COMBINE)}"),
-        ("distillation.term", distillation.term, set(distillation.terms) <= {*TERMS}, f"one of {', '.join(TERMS)}, or A+B"),
-        ("distillation.sigmoid_temperature", sigmoid_temperature, 0 < sigmoid_temperature < math.inf, "more than 0"),
-        ("distillation.sigmoid_weight", sigmoid_weight, 0 <= sigmoid_weight < math.inf, "0 or more"),
-        ("student.cross_entropy", cross_entropy, cross_entropy in ("pixels", "heads"), '"pixels" or "heads"'),
-        ("cache.views", recipe.cache.views, recipe.cache.views >= 1, "1 or more"),
-    ]
-    for name, stage in (("teacher", recipe.teacher), ("student", recipe.student)):
-        limits += [
-            (f"{name}.epochs", stage.epochs, stage.epochs >= 1, "1 or more"),
-            (f"{name}.batch", stage.batch, stage.batch >= 1, "1 or more"),
-            (f"{name}.lr", stage.lr, 0 < stage.lr < math.inf, "more than 0"),
-            (f"{name}.final_lr", stage.final_lr, 0 < stage.final_lr <= stage.lr, f"more than 0 and at most lr, {stage.lr}"),
-            (f"{name}.optimizer", stage.optimizer, stage.optimizer in ("adam", "adamw"), '"adam" or "adamw"'),
-            (f"{name}.weight_decay", stage.weight_decay, 0 <= stage.weight_decay < math.inf, "0 or more"),
-            (f"{name}.select", stage.select, stage.select in ("dice", "operating_point"), '"dice" or "operating_point"'),
-            (f"{name}.schedule", stage.schedule, stage.schedule in ("exponential", "cosine"), '"exponential" or "cosine"'),
-        ]
-    for key, value in asdict(recipe.augmentation).items():
-        high = {"scale": 0.99, "rotate": 180.0, "rgb_shift": 255.0}.get(key, 1.0)
-        limits.append((f"augmentation.{key}", value, 0 <= value <= high, f"from 0 to {high:g}"))
-    for key, value, allowed, limit in limits:
+    sections = {name: table for name, table in asdict(recipe).items() if isinstance(table, dict)}
+    values = {f"{name}.{key}": value for name, table in sections.items() for key, value in table.items()}
+    for key, allowed, limit in limits({"seed": recipe.seed, **values}):
         if not allowed:
-            raise MtkdError(f"{where}: {key} = {value!r} is out of range. Give {limit}.")
+            raise MtkdError(f"{where}: {key} = {values.get(key, recipe.seed)!r} is out of range. Give {limit}.")
 
 
 def seed_for(seed: int, *names: str) -> int:

@@ -7,6 +7,7 @@ bool, or numbers that are 0 or 1.
 
 from mtkd_cache.losses.cross_entropy import cross_entropy_by_head, exclusive_cross_entropy, head_mean_cross_entropy
 from mtkd_cache.losses.kl import channelwise_kl, kl_by_head, map_kl
+from mtkd_cache.losses.known import absent_cross_entropy, absent_cross_entropy_by_head, move_to_known
 from mtkd_cache.losses.objective import TERMS, distillation_objective
 from mtkd_cache.losses.pearson import pearson_by_head
 from mtkd_cache.losses.sigmoid import sigmoid_by_head
@@ -14,6 +15,8 @@ from mtkd_cache.losses.standardized import standardized_by_head
 
 __all__ = [
     "TERMS",
+    "absent_cross_entropy",
+    "absent_cross_entropy_by_head",
     "channelwise_kl",
     "cross_entropy_by_head",
     "distillation_objective",
@@ -21,6 +24,7 @@ __all__ = [
     "head_mean_cross_entropy",
     "kl_by_head",
     "map_kl",
+    "move_to_known",
     "pearson_by_head",
     "sigmoid_by_head",
     "standardized_by_head",

@@ -18,7 +18,7 @@ MapTerm = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 MapFormula = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def sum_over_samples(student: Tensor, teacher: Tensor, valid: Tensor | None, term: MapTerm) -> Tensor:
+def sum_over_samples(student: Tensor, teacher: Tensor, valid: Tensor | None, term: MapTerm, kept: Tensor | None = None) -> Tensor:
     """A term of every map, added up over the samples: float (A,), differentiable in the student's logits.
 
     Args:
@@ -27,6 +27,7 @@ def sum_over_samples(student: Tensor, teacher: Tensor, valid: Tensor | None, ter
         valid: bool or 0 and 1 (B, H, W), the pixels that count; None counts every pixel.
         term: for one sample, from the logits of both, float32 or float64 (A, H * W), and `valid`, bool (H * W) or None: the value
             of each map, float (A,), and its gradient (A, H * W).
+        kept: bool (B, A), the maps that are added up; None adds up all.
 
     Raises:
         MtkdError: `valid` of another shape or with other values.
@@ -38,6 +39,8 @@ def sum_over_samples(student: Tensor, teacher: Tensor, valid: Tensor | None, ter
         for index, slope in enumerate(gradient):
             inside = None if valid is None else valid[index].flatten()
             values, slopes = term(precise(student[index].flatten(1)), precise(teacher[index].flatten(1)), inside)
+            if kept is not None:
+                values, slopes = values * kept[index], slopes * kept[index, :, None]
             total += values
             slope.copy_(slopes.view_as(slope))
     return with_gradient(student, total, gradient)
@@ -60,6 +63,11 @@ def differentiated(formula: MapFormula) -> MapTerm:
 def number_of_samples(student: Tensor, average: Average | None) -> Tensor | int:
     """B, the mean of the processes' batches where several share a batch."""
     return average(torch.tensor(float(len(student)), device=student.device)) if average else len(student)
+
+
+def at_least_one(counts: Tensor) -> Tensor:
+    """Numbers of terms as divisors of their sums: 1 where there is none."""
+    return torch.where(counts > 0, counts, 1)
 
 
 def precise(logits: Tensor) -> Tensor:

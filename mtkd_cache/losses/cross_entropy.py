@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtkd_cache.losses.by_head import Average, as_bool, empty_gradient, precise, with_gradient
+from mtkd_cache.losses.by_head import Average, as_bool, at_least_one, empty_gradient, precise, with_gradient
 
 
 def exclusive_cross_entropy(
@@ -36,7 +36,7 @@ def exclusive_cross_entropy(
     Reference: Maack et al. 2024, section 2; the single mean is that of Kolbinger et al. 2023's public code.
     """
     sums, counts = _sums_and_counts(logits, mask, anatomy, valid, average)
-    return sums.sum() / _at_least_one_term(counts.sum())
+    return sums.sum() / at_least_one(counts.sum())
 
 
 def cross_entropy_by_head(
@@ -47,7 +47,7 @@ def cross_entropy_by_head(
     Args, Raises: see `exclusive_cross_entropy`. Returns float (A,), 0 for a head in which no pixel of the batch counts.
     """
     sums, counts = _sums_and_counts(logits, mask, anatomy, valid, average)
-    return sums / _at_least_one_term(counts)
+    return sums / at_least_one(counts)
 
 
 def head_mean_cross_entropy(
@@ -58,11 +58,7 @@ def head_mean_cross_entropy(
     Args, Raises: see `exclusive_cross_entropy`, in whose single mean a head weighs as much as it has pixels.
     """
     sums, counts = _sums_and_counts(logits, mask, anatomy, valid, average)
-    return (sums / _at_least_one_term(counts)).sum() / _at_least_one_term((counts > 0).sum())
-
-
-def _at_least_one_term(counts: Tensor) -> Tensor:
-    return torch.where(counts > 0, counts, 1)
+    return (sums / at_least_one(counts)).sum() / at_least_one((counts > 0).sum())
 
 
 def _sums_and_counts(

@@ -59,9 +59,18 @@ def channelwise_kl(
 
 
 def kl_by_head(
-    student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None, average: Average | None = None
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    valid: Tensor | None = None,
+    average: Average | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
-    """KL_i of equation (3): T^2 / B times the sum of `map_kl` over the samples, float (A,). Args: see `channelwise_kl`."""
+    """KL_i of equation (3): T^2 / B times the sum of `map_kl` over the samples, float (A,).
+
+    Args, Raises: see `channelwise_kl`. kept: bool (B, A), the maps that are added up; the others teach nothing, and those that
+    are kept weigh as they do without them. None adds up all.
+    """
 
     def kl(student: Tensor, teacher: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
         log_p_student = log_softmax(student / temperature, inside)
@@ -70,7 +79,7 @@ def kl_by_head(
         values = log_p_teacher.sub_(log_p_student).mul_(p_teacher).sum(1)
         return temperature * values, log_p_student.exp_().sub_(p_teacher)
 
-    return sum_over_samples(student, teacher, valid, kl) * (temperature / number_of_samples(student, average))
+    return sum_over_samples(student, teacher, valid, kl, kept) * (temperature / number_of_samples(student, average))
 
 
 def log_softmax(maps: Tensor, inside: Tensor | None) -> Tensor:

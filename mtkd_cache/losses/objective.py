@@ -10,7 +10,7 @@ from mtkd_cache.losses.pearson import pearson_by_head
 from mtkd_cache.losses.sigmoid import sigmoid_by_head
 from mtkd_cache.losses.standardized import standardized_by_head
 
-Term = Callable[[Tensor, Tensor, float, Tensor | None, Average | None], Tensor]
+Term = Callable[[Tensor, Tensor, float, Tensor | None, Average | None, Tensor | None], Tensor]
 
 TERMS: dict[str, Term] = {
     "kl": kl_by_head,  # the paper's

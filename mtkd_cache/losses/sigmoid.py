@@ -8,7 +8,12 @@ from mtkd_cache.losses.by_head import Average, as_bool, number_of_samples, sum_o
 
 
 def sigmoid_by_head(
-    student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None, average: Average | None = None
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    valid: Tensor | None = None,
+    average: Average | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """Binary cross-entropy between the sigmoids of teacher and student, by head, averaged over all valid pixels of the batch.
 
@@ -17,7 +22,7 @@ def sigmoid_by_head(
     with n the batch's number of valid pixels. Less the teacher's own entropy, it is T^2 times the binary KL divergence: the
     gradients of the two are the same.
 
-    Args, Raises: see `mtkd_cache.losses.channelwise_kl`. Returns float (A,), in nats.
+    Args, Raises: see `mtkd_cache.losses.kl_by_head`. Returns float (A,), in nats.
 
     Reference: Hinton et al. 2015, section 2, for two classes a pixel.
     """
@@ -30,7 +35,7 @@ def sigmoid_by_head(
             values, slopes = values.mul_(inside), slopes.mul_(inside)
         return temperature * values.sum(1), slopes
 
-    sums = sum_over_samples(student, teacher, valid, cross_entropy)
+    sums = sum_over_samples(student, teacher, valid, cross_entropy, kept)
     if valid is None:
         pixels = number_of_samples(student, average) * student[0, 0].numel()
     else:

@@ -10,7 +10,12 @@ SMALLEST_VARIANCE = 1e-12  # of logits; below it a map counts as constant
 
 
 def standardized_by_head(
-    student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None, average: Average | None = None
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    valid: Tensor | None = None,
+    average: Average | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """`kl_by_head` of logits that have mean 0 and standard deviation 1 over the valid positions of each map.
 
@@ -18,7 +23,7 @@ def standardized_by_head(
 
     with n - 1 in the standard deviation.
 
-    Args, Raises: see `mtkd_cache.losses.channelwise_kl`. Returns float (A,), in nats.
+    Args, Raises: see `mtkd_cache.losses.kl_by_head`. Returns float (A,), in nats.
 
     Reference: Sun et al. 2024, Logit Standardization in Knowledge Distillation, algorithm 1, over positions instead of classes.
     """
@@ -29,7 +34,7 @@ def standardized_by_head(
         )
         return temperature**2 * (log_p_teacher.exp() * (log_p_teacher - log_p_student)).sum(1)
 
-    return sum_over_samples(student, teacher, valid, differentiated(kl)) / number_of_samples(student, average)
+    return sum_over_samples(student, teacher, valid, differentiated(kl), kept) / number_of_samples(student, average)
 
 
 def _standardized(maps: Tensor, inside: Tensor) -> Tensor:

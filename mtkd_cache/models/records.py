@@ -31,6 +31,7 @@ class Training(JsonRecord):
     schedule_epochs: those over which the learning rate fell, where the training was continued with more at the final rate.
     initial_weights: where another training's, the file (source) and its sha256. seen: which samples it, its teachers and the
     network it started from have seen; overlap: which of the store's validation and test samples the latter two have seen.
+    labels_fingerprint: of the labels that it learned from, see `SampleStore`; None where it used none.
     """
 
     format: int | None = None
@@ -55,6 +56,7 @@ class Training(JsonRecord):
     initial_weights: dict[str, str] | None = None
     seen: Seen | None = None
     overlap: Overlap | None = None
+    labels_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +177,7 @@ def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     told = ", ".join(difference.removeprefix("recipe.") for difference in differences(old, new))
     return (
         told.replace("store_fingerprint", "sample store or split")
+        .replace("labels_fingerprint", "labels of what pictures show")
         .replace("cache_fingerprint", "logit cache")
         .replace("source_sha256", "source code")
     )

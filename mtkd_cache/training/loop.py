@@ -7,7 +7,7 @@ of an uninterrupted one.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mtkd_cache.storage.checked_json import digest
 from mtkd_cache.training.balance import balanced_rows
 from mtkd_cache.training.history import write_metrics
 from mtkd_cache.training.metrics import split_curves
+from mtkd_cache.training.negatives import with_negatives
 from mtkd_cache.training.operating_points import SCORES, validation_figures
 from mtkd_cache.training.optimizer import learning_rates, make_optimizer
 from mtkd_cache.training.progress import ALONE, Place, Progress
@@ -45,7 +46,8 @@ class Task:
     minimized. compiled: compile encoder and decoders, which makes the first step long, the others shorter, and the weights differ
     in the last digits. place: among the trainings of its command. initial_weights: what the record says of the network of this
     project that it starts from; inherited: the samples that this network and the teachers have seen. balanced: an epoch has every
-    anatomy equally often.
+    anatomy equally often. negatives: samples in `store` that take a share of each batch, negative_share, see
+    `mtkd_cache.training.negatives.with_negatives`.
     """
 
     label: str
@@ -64,6 +66,8 @@ class Task:
     initial_weights: dict[str, str] | None = None
     inherited: Seen = NOTHING
     balanced: bool = False
+    negatives: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    negative_share: float = 0.0
 
     def start(self, device: torch.device) -> tuple[Network, torch.optim.Optimizer]:
         """The network on a device, as it is trained there, and its optimizer."""
@@ -76,7 +80,12 @@ class Task:
         """The rows of each of this process's batches."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         rows = balanced_rows(self.rows, self.store.anatomy[self.rows], self.seed, epoch) if self.balanced else self.rows
-        return epoch_batches(rows, self.stage.batch, self.seed, epoch, rank, world)
+        batches = epoch_batches(rows, self.stage.batch, self.seed, epoch, rank, world)
+        if not len(self.negatives):
+            return batches
+        whole = epoch_batches(rows, self.stage.batch, self.seed, epoch)
+        whole = with_negatives(whole, self.negatives, self.negative_share, self.seed, epoch)
+        return [batch[rank::world] for batch in whole]
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         view = epoch % self.source.views

@@ -114,7 +114,7 @@ def _other_store(record: Training, store: SampleStore) -> str:
 def _seen(task: Task, allow_overlap: bool) -> dict[str, Any]:
     """What the record says of the samples that a network has seen. Raises MtkdError for an overlap that is not allowed."""
     store, validation = task.store, [task.store.rows("validation", anatomy) for anatomy in task.anatomies]
-    own = Seen.of(store.hashes[task.rows], store.hashes[np.concatenate(validation)])
+    own = Seen.of(store.hashes[np.concatenate([task.rows, task.negatives])], store.hashes[np.concatenate(validation)])
     overlap = check_overlap(task.inherited, store, f"{task.label}: its teachers or initial weights", allow=allow_overlap)
     return {
         "initial_weights": task.initial_weights,

@@ -19,10 +19,13 @@ from mtkd_cache.data.augment import apply_views
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.losses import (
     TERMS,
+    absent_cross_entropy,
+    absent_cross_entropy_by_head,
     cross_entropy_by_head,
     distillation_objective,
     exclusive_cross_entropy,
     head_mean_cross_entropy,
+    move_to_known,
 )
 from mtkd_cache.models.network import layouts_of
 from mtkd_cache.models.own import is_own, source_sha256
@@ -32,6 +35,7 @@ from mtkd_cache.recipe import Recipe, seed_for
 from mtkd_cache.runtime.accelerator import mean_across_ranks
 from mtkd_cache.training.balance import prior_log_odds, start_at_prior
 from mtkd_cache.training.loop import Forward, Task
+from mtkd_cache.training.negatives import absent_in, check_labels
 from mtkd_cache.training.run_folder import start_network, train_or_resume
 from mtkd_cache.training.signal import CachedTeachers, NoTeachers, TeacherSignal
 
@@ -53,7 +57,8 @@ def train_student(
 
     resident: see `mtkd_cache.cache.loader.preload`; compiled: see `mtkd_cache.training.loop.Task`;
     allow_overlap: see `train_or_resume`; layout: see `mtkd_cache.models.network.create_network`.
-    Raises MtkdError where the cache does not belong to the store, and where the folder holds a run with other settings.
+    Raises MtkdError where the cache does not belong to the store, where the recipe needs labels that the store lacks, and where
+    the folder holds a run with other settings.
     """
     signal: TeacherSignal = NoTeachers(recipe, store.size)
     if cache is not None:
@@ -67,7 +72,7 @@ def train_student(
 
 
 def student_config(store: SampleStore, recipe: Recipe, kd: bool, layout: str | None = None) -> dict[str, Any]:
-    """What a student's record must agree with, beside its cache."""
+    """What a student's record must agree with, beside its cache. Raises MtkdError where the store lacks labels it needs."""
     sections = ["student", "augmentation"]
     if kd:
         sections.append("distillation")
@@ -84,10 +89,20 @@ def student_config(store: SampleStore, recipe: Recipe, kd: bool, layout: str | N
         "recipe": {key: section for key, section in recipe.as_dict().items() if key in sections},
         "dataset": store.name,
         "store_fingerprint": store.fingerprint,
+        **_labels_used(store, recipe, kd),
     }
     if is_own(recipe.student.arch):
         config["source_sha256"] = source_sha256(recipe.student.arch)
     return config
+
+
+def _labels_used(store: SampleStore, recipe: Recipe, distilled: bool) -> dict[str, str | None]:
+    """What a run records of the labels where it learns from them. Raises MtkdError where it needs some and there are none."""
+    correct, absent = recipe.distillation.correct if distilled else "none", recipe.student.negatives == "absent"
+    for needed, setting in ((absent, "student.negatives"), (correct == "leave_out", "distillation.correct")):
+        if needed:
+            check_labels(store, setting)
+    return {"labels_fingerprint": store.labels_fingerprint} if absent or correct != "none" else {}
 
 
 def student_task(
@@ -140,20 +155,35 @@ class StudentLoss:
         views = self.signal.views(self.store.hashes[batch.rows], epoch).to(batch.images.device)
         images, masks, valid = apply_views(batch.images, batch.masks, views)
         logits = forward(images).float()
-        distillation, by_head = self.recipe.distillation, self.recipe.distillation.combine == "printed"
-        teachers = self.signal.logits(batch, images, views)
-        one_mean = CROSS_ENTROPIES[self.recipe.student.cross_entropy]
+        teachers, absent = self.signal.logits(batch, images, views), absent_in(self.store, batch)
+        distillation = self.recipe.distillation
         if teachers is None:
-            return {"loss": one_mean(logits, masks, batch.anatomy, valid, self.average)}
-        cross_entropy_of = cross_entropy_by_head if by_head else one_mean
-        cross_entropy = self._across_ranks(cross_entropy_of(logits, masks, batch.anatomy, valid, self.average))
+            return {"loss": self._cross_entropy(logits, masks, batch.anatomy, absent, valid, by_head=False)}
+        by_head = distillation.combine == "printed"
+        cross_entropy = self._across_ranks(self._cross_entropy(logits, masks, batch.anatomy, absent, valid, by_head))
         parts, distilled = {"cross_entropy": cross_entropy.detach().mean()}, torch.zeros_like(cross_entropy)
+        if distillation.correct == "move":
+            teachers = move_to_known(teachers, masks, batch.anatomy, absent, distillation.correct_margin)
+        kept = ~absent if distillation.correct == "leave_out" else None
         for name, (temperature, weight) in distillation.terms.items():
-            term = TERMS[name](logits, teachers, temperature, valid, self.average)
+            term = TERMS[name](logits, teachers, temperature, valid, self.average, kept)
             term = self._across_ranks(term if by_head else term.mean())
             parts[name] = term.detach().mean()
             distilled = distilled + weight * term
         return {"loss": distillation_objective(cross_entropy, distilled, 1.0, distillation.combine), **parts}
+
+    def _cross_entropy(
+        self, logits: Tensor, masks: Tensor, anatomy: Tensor, absent: Tensor, valid: Tensor, by_head: bool
+    ) -> Tensor:
+        """With the masks and, where the recipe says so, with background in heads of absent anatomies; (A,) if by head."""
+        student = self.recipe.student
+        with_masks = cross_entropy_by_head if by_head else CROSS_ENTROPIES[student.cross_entropy]
+        exclusive = with_masks(logits, masks, anatomy, valid, self.average)
+        if student.negatives == "exclusive":
+            return exclusive
+        with_labels = absent_cross_entropy_by_head if by_head else absent_cross_entropy
+        background = with_labels(logits, anatomy, absent, valid, self.average)
+        return (1 - student.negative_share) * exclusive + student.negative_share * background
 
     def _across_ranks(self, part: Tensor) -> Tensor:
         """The value over all processes with the gradient of this one: a product of two such has the gradient of one process."""

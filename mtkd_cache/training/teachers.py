@@ -1,4 +1,7 @@
-"""Stage 1: one network for each anatomy, trained on that anatomy's own samples with binary cross-entropy, equation (1)."""
+"""Stage 1: one network for each anatomy, trained on that anatomy's own samples with binary cross-entropy, equation (1).
+
+With a recipe's `teacher.negatives`, pictures of other subsets take a share of each batch, and teach what is background.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,8 +22,11 @@ from mtkd_cache.models.records import TEACHER, TeacherRecord
 from mtkd_cache.recipe import Recipe, seed_for
 from mtkd_cache.runtime.accelerator import mean_across_ranks
 from mtkd_cache.training.loop import Forward, Task
+from mtkd_cache.training.negatives import absent_in, check_labels, negatives_of
 from mtkd_cache.training.progress import ALONE, Place
 from mtkd_cache.training.run_folder import start_network, train_or_resume
+
+LABELLED = ("absent", "both")  # values of `teacher.negatives` that need labels
 
 
 def train_teachers(
@@ -37,8 +43,8 @@ def train_teachers(
 
     anatomies: only these. resident: see `mtkd_cache.cache.loader.preload`; compiled: see `mtkd_cache.training.loop.Task`;
     allow_overlap: see `train_or_resume`.
-    Raises MtkdError for an unknown anatomy, for a teacher that was trained with other settings or samples, and for images of a
-    size at which the architecture has no native logits to cache.
+    Raises MtkdError for an unknown anatomy, for a teacher that was trained with other settings, samples or labels, for images of
+    a size at which the architecture has no native logits to cache, and where the recipe needs labels that the store lacks.
     """
     if is_own(recipe.teacher.arch):
         raise MtkdError(
@@ -47,6 +53,8 @@ def train_teachers(
     for anatomy in anatomies:
         if anatomy not in store.anatomies:
             raise MtkdError(f"anatomy {anatomy!r} is not in {store.url}. It has {', '.join(store.anatomies)}.")
+    if labelled := recipe.teacher.negatives in LABELLED:
+        check_labels(store, "teacher.negatives")
     settings = recipe.as_dict()
     records = {}
     places = _places(store, folder, recipe, anatomies or store.anatomies)
@@ -60,6 +68,7 @@ def train_teachers(
             "seed": recipe.seed,
             "recipe": {"teacher": settings["teacher"], "augmentation": settings["augmentation"]},
             "store_fingerprint": store.fingerprint,
+            **({"labels_fingerprint": store.labels_fingerprint} if labelled else {}),
         }
         make_task = partial(teacher_task, store, anatomy, recipe, accelerator, resident, compiled, place)
         path = folder / anatomy / TEACHER
@@ -86,19 +95,23 @@ def teacher_task(
     compiled: bool = False,
     place: Place = ALONE,
 ) -> Task:
-    """What `fit` trains: one anatomy's network on that anatomy's own training samples."""
+    """What `fit` trains: one anatomy's network on its own training samples, and on negatives where the recipe has some."""
     seed = seed_for(recipe.seed, "teacher", anatomy)
     network, initial = start_network(recipe.teacher, store, [anatomy], seed)
     network.check_size(store.size)
     rows, validation = store.rows("train", anatomy), store.rows("validation", anatomy)
-    source = preload(BatchReader(store), np.concatenate([rows, validation]), accelerator.device, resident)
+    negatives = negatives_of(store, anatomy, recipe.teacher.negatives)
+    source = preload(BatchReader(store), np.concatenate([rows, validation, negatives]), accelerator.device, resident)
     average = mean_across_ranks(accelerator)
+    head, use_labels = store.anatomies.index(anatomy), recipe.teacher.negatives in LABELLED
 
     def losses(forward: Forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
         views = draw_views(recipe.augmentation, seed, store.hashes[batch.rows], epoch + 1, store.size).to(batch.images.device)
         images, masks, valid = apply_views(batch.images, batch.masks, views)
-        only_head = torch.zeros_like(batch.anatomy)
-        return {"loss": exclusive_cross_entropy(forward(images).float(), masks, only_head, valid, average)}
+        only_head, own = torch.zeros_like(batch.anatomy), (batch.anatomy == head)[:, None, None]
+        absent = absent_in(store, batch)[:, head, None, None] & use_labels
+        known = valid & (own | masks | absent)
+        return {"loss": exclusive_cross_entropy(forward(images).float(), masks & own, only_head, known, average)}
 
     return Task(
         label=anatomy,
@@ -114,5 +127,7 @@ def teacher_task(
         accelerator=accelerator,
         compiled=compiled,
         place=place,
+        negatives=negatives,
+        negative_share=recipe.teacher.negative_share,
         **initial,
     )

@@ -8,8 +8,8 @@ from examples import example, gradient, positions
 from torch import Tensor
 
 from mtkd_cache.losses import TERMS
-from mtkd_cache.recipe import COMBINE
-from mtkd_cache.recipe import TERMS as NAMES
+from mtkd_cache.recipe_limits import CHOICES
+from mtkd_cache.recipe_limits import TERMS as NAMES
 
 SHAPES = [(1, 1, 3, 2), (2, 3, 4, 5), (3, 2, 2, 6)]  # B, A, H, W
 
@@ -93,7 +93,7 @@ def test_a_term_is_the_naive_loop(name, shape, temperature, warped):
 
 def test_the_recipes_terms_are_those_of_the_losses():
     assert list(NAMES) == list(TERMS) == list(NAIVE)
-    assert COMBINE == ("sum", "product", "printed")
+    assert CHOICES["distillation.combine"] == ("sum", "product", "printed")
 
 
 @pytest.mark.parametrize("name", TERMS)
