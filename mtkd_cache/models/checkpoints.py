@@ -77,6 +77,7 @@ def save_network(path: Path, network: Network, anatomies: Sequence[str]) -> None
     """Write a network's weights with its architecture, its layout, the anatomies of its heads in order, and its source."""
     told = {} if network.layout == "shared" else {"layout": network.layout}  # the only one in earlier versions
     told |= {"source_sha256": network.source_sha256} if network.source_sha256 else {}
+    told |= {"batch_norm_eps": network.batch_norm_eps} if network.batch_norm_eps else {}
     write_tensors(path, network.state_dict(), {"arch": network.arch, "anatomies": list(anatomies), **told})
 
 
@@ -128,6 +129,8 @@ def load_heads(
         code = f"SHA-256 {str(network.source_sha256)[:12]}, trained {str(trained)[:12]}"
         LOG.warning(f"{path}: the file of {network.arch} is not the one that was trained ({code}). Its logits may be others.")
     load_weights(network, tensors, path)
+    if eps := metadata.get("batch_norm_eps"):
+        network.set_batch_norm_eps(eps)
     network.anatomies, network.folder = tuple(metadata["anatomies"]), path.parent
     return network.eval(), network.anatomies
 
@@ -173,6 +176,8 @@ def load_trained(network: Network, folder: Path, anatomies: Sequence[str]) -> No
         heads = {new + key.removeprefix(old): tensors[key] for key, new, old in pairs if key.startswith(old)}
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("decoders.")} | heads
     load_weights(network, tensors, path)
+    if eps := about.get("batch_norm_eps"):
+        network.set_batch_norm_eps(eps)
 
 
 def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

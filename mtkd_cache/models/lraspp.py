@@ -5,10 +5,21 @@ deep features by their pooled context and adds what the shallow ones (1/8) say. 
 checkpoints fit: `lraspp_mobilenet_v3_large`, trained on the part of COCO with the classes of Pascal VOC.
 """
 
+from collections.abc import Mapping
+
+from torch import Tensor
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from torchvision.models.segmentation.lraspp import LRASPPHead
 
 from mtkd_cache.models.parts import IMAGENET, Parts, channels_of
+
+LAST_LAYERS = ("low_classifier.", "high_classifier.")  # of a decoder, for the classes it was trained on
+
+
+def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's state dict -> `encoder.*` and `decoder.*`; unknown keys stay in the encoder."""
+    bare = {key: key.removeprefix("backbone.").removeprefix("classifier.") for key in tensors}
+    return {f"{'decoder' if key.startswith('classifier.') else 'encoder'}.{bare[key]}": tensors[key] for key in tensors}
 
 
 def parts(layout: str, heads: int) -> Parts:

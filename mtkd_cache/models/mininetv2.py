@@ -4,13 +4,19 @@ The paper gives every layer's size, but not what dropout drops: here whole chann
 whose blocks MiniNetV2 builds on.
 """
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.parts import IMAGENET, Parts, channels_of
 
 LAYOUTS = ("shared", "shared-refine", "joint")
+NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+TENSORFLOW_EPS = 1e-3  # of the batch norms in the public code, which TensorFlow's checkpoints are of; torch's is 1e-5
 DILATIONS = (1, 2, 1, 4, 1, 8, 1, 16, 1, 1, 1, 2, 1, 4, 1, 8)
 
 
@@ -132,3 +138,68 @@ def parts(layout: str, heads: int) -> Parts:
     neck = SharedRefine() if shared_look else nn.Identity()
     decoders = [Decoder(channels, own_look=not shared_look) for channels in channels_of(layout, heads)]
     return Parts(encoder, decoders, IMAGENET, stride=2, multiple=8, neck=neck)
+
+
+def is_tensorflow(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors bear the names of a TensorFlow checkpoint's variables."""
+    return "conv2d/kernel" in tensors
+
+
+def from_tensorflow(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The variables of a public TensorFlow checkpoint of MiniNetV2 -> a state dict, `encoder.*` and `decoder.*`.
+
+    TensorFlow numbers the layers of a kind in the order in which they were made: conv2d, conv2d_1, ... The public graph's
+    separable units have no batch norm and no ReLU between their two convolutions, as the paper's have: those norms stay new. It
+    also pads convolutions of stride 2 at the right and bottom alone. So this is a start for training, not the same network.
+
+    variables: by name, without those of the optimizer or with them. Raises MtkdError for one that is missing.
+    Reference: https://github.com/Shathe/MiniNet-v2, Mininet.py and weights/Mininetv2.
+    """
+    fresh = {"encoder": Encoder(), "decoder": Decoder()}
+    state = {f"{part}.{key}": tensor for part, module in fresh.items() for key, tensor in module.state_dict().items()}
+    made: Counter[str] = Counter()
+
+    def take(kind: str) -> dict[str, Tensor]:
+        name = f"{kind}_{made[kind]}" if made[kind] else kind
+        made[kind] += 1
+        found = {key.rpartition("/")[2]: value for key, value in variables.items() if key.rpartition("/")[0] == name}
+        if not found:
+            raise MtkdError(f"these variables are no MiniNetV2's: {name} is missing. Convert a checkpoint of weights/Mininetv2.")
+        return found
+
+    for kind, (*convolutions, norm) in _tensorflow_layers():
+        layer = take(kind)
+        kernels = [layer[key] for key in ("kernel", "depthwise_kernel", "pointwise_kernel") if key in layer]
+        for name, kernel in zip(convolutions, kernels, strict=True):
+            depthwise = kernel is layer.get("depthwise_kernel")  # (height, width, inputs, 1); else (height, width, ., .)
+            state[f"{name}.weight"] = kernel.permute((2, 3, 0, 1) if depthwise else (3, 2, 0, 1)).contiguous()
+        if kind == "conv2d_transpose":
+            state[f"{convolutions[0]}.bias"] = layer["bias"]
+        if norm:
+            normalized = take("batch_normalization")
+            state |= {f"{norm}.{ours}": normalized[theirs] for ours, theirs in NORM.items()}
+            if kind == "depthwise_conv2d":  # some of the checkpoints have a bias, which a batch norm takes away again
+                state[f"{norm}.running_mean"] = normalized["moving_mean"] - layer.get("bias", 0.0)
+    return state
+
+
+def _tensorflow_layers() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The public graph's layers in the order of their making: kind, and the names of our convolutions and batch norm."""
+
+    def down(name: str) -> tuple[str, tuple[str, ...]]:
+        return "conv2d", (f"{name}.conv", f"{name}.norm")
+
+    def unit(name: str) -> tuple[str, tuple[str, ...]]:
+        return "separable_conv2d", (f"{name}.depthwise.0", f"{name}.pointwise.0", f"{name}.pointwise.1")
+
+    yield from (down("encoder.down1"), down("encoder.down2"))
+    yield from (unit(f"encoder.shallow.{number}") for number in range(10))
+    yield down("encoder.down3")
+    for number in range(len(DILATIONS)):
+        for branch in ("near", "far"):
+            yield "depthwise_conv2d", (f"encoder.deep.{number}.{branch}.0", f"encoder.deep.{number}.{branch}.1")
+        yield "conv2d", (f"encoder.deep.{number}.pointwise.0", f"encoder.deep.{number}.pointwise.1")
+    yield "conv2d_transpose", ("decoder.up1", "decoder.norm")
+    yield from (down("decoder.refine.0"), down("decoder.refine.1"))
+    yield from (unit(f"decoder.units.{number}") for number in range(4))
+    yield "conv2d_transpose", ("decoder.out", "")

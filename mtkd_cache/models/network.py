@@ -56,6 +56,7 @@ class Network(nn.Module, ModelHubMixin):
         multiple: `native` takes images whose height and width are multiples of it.
         mean, std: (1, 3, 1, 1), subtracted from and dividing the images.
         source_sha256: of the file with the factory, where the network is the user's own.
+        batch_norm_eps: of all batch norms, where weights have set it, see `set_batch_norm_eps`.
         anatomies: of the heads, in order; None until the network is loaded or you set it.
         folder: where it was loaded from, of a model on the hub in the hub's local cache; None if it was not.
     """
@@ -72,6 +73,7 @@ class Network(nn.Module, ModelHubMixin):
         self.encoder, self.neck, self.decoders = parts.encoder, parts.neck, nn.ModuleList(parts.decoders)
         self.stride, self.multiple, self.source_sha256 = parts.stride, parts.multiple, parts.source_sha256
         for name, values in zip(("mean", "std"), parts.statistics, strict=True):
+        self.batch_norm_eps: float | None = None
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self._hub_mixin_config = {"arch": arch, "layout": layout, "heads": heads}  # config.json
 
@@ -131,6 +133,13 @@ class Network(nn.Module, ModelHubMixin):
             return logits if heads is None else logits[:, list(heads)]
         decoders = self.decoders if heads is None else [self.decoders[head] for head in heads]
         return torch.cat([decoder(features) for decoder in decoders], dim=1)
+
+    def set_batch_norm_eps(self, eps: float) -> None:
+        """Give all batch norms the eps that weights were trained with; checkpoints record it."""
+        self.batch_norm_eps = eps
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = eps
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raises MtkdError where images of size = (width, height) have no native logits."""

@@ -8,6 +8,8 @@ serve its own training losses and are left out. Modules are named as in the publ
 Reference: https://arxiv.org/abs/2206.02066; public code under MIT at https://github.com/XuJiacong/PIDNet.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,18 @@ from mtkd_cache.models.parts import IMAGENET, Parts, channels_of
 
 WIDTH, CONTEXT_WIDTH, HEAD_WIDTH = 32, 96, 128  # of PIDNet-S: planes, ppm_planes and head_planes of the public code
 NOT_USED = ("seghead_p.", "seghead_d.", "sem_loss.", "bd_loss.")  # of a public checkpoint: auxiliary heads, buffers of losses
+
+LAST_LAYERS = ("final_layer.conv2.",)  # of a decoder, for the classes it was trained on
+
+
+def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A public state dict, trained (keys `model.*`) or not -> `encoder.*` and `decoder.*`; unknown keys stay in the encoder."""
+    bare = {key.removeprefix("model."): tensor for key, tensor in tensors.items()}
+    return {
+        f"{'decoder' if key.startswith(('dfm.', 'final_layer.')) else 'encoder'}.{key}": tensor
+        for key, tensor in bare.items()
+        if not key.startswith(NOT_USED)
+    }
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int = 1, stride: int = 1) -> nn.Sequential:

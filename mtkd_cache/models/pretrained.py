@@ -1,9 +1,10 @@
 """Pretrained weights: where they are found, and how they are loaded into a network.
 
 Named weights are looked for in data/weights/ of the working directory, then in the download caches, then online.
-The paper says COCO or Cityscapes for convolutional encoders and Cityscapes for SegFormer; what is public of that is
-smp-hub's SegFormer on Cityscapes and torchvision's DeepLabV3-ResNet50 on COCO. Other encoders have ImageNet weights,
-and MiniNetV2, of which no checkpoint is public, starts from random initialization (both inferred).
+The paper says COCO or Cityscapes for convolutional encoders and Cityscapes for SegFormer; what can be fetched of that is
+smp-hub's SegFormer on Cityscapes and torchvision's DeepLabV3-ResNet50 on COCO. Other encoders have ImageNet weights, and
+MiniNetV2 starts from random initialization (both inferred): its public checkpoints, of Cityscapes and CamVid, are TensorFlow's
+and are loaded from a converted file, see docs/students.md.
 """
 
 import os
@@ -21,14 +22,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
-from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
+from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights, LRASPP_MobileNet_V3_Large_Weights
 
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.models import lraspp, mininetv2, pidnet
 from mtkd_cache.models.decoders import SmpDecoder
 from mtkd_cache.models.network import Network
 
 WEIGHTS = Path("data/weights")
-COCO_URL = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.url
+COCO = {  # torchvision's, by architecture
+    "deeplabv3-resnet50": DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.url,
+    "lraspp-mobilenet_v3_large": LRASPP_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1.url,
+}
 TIMEOUT_S = 5.0
 
 # torchvision's DeepLabV3 -> smp's, by the beginnings of keys; its last convolution and auxiliary head are for other classes
@@ -40,11 +45,16 @@ TORCHVISION = {
 }
 
 
+# published key layouts -> keys with "encoder." and "decoder.", and the last layers of a decoder, which are for other classes
+PUBLISHED = {"pidnet-s": pidnet.from_published, "lraspp-mobilenet_v3_large": lraspp.from_published}
+LAST_LAYERS = {"mininetv2": ("out.",), "pidnet-s": pidnet.LAST_LAYERS, "lraspp-mobilenet_v3_large": lraspp.LAST_LAYERS}
+
+
 def paper_source(arch: str) -> str:
-    """The named source that the paper used for `arch`: "cityscapes", "coco", "imagenet" or "none"."""
-    if arch == "mininetv2":
+    """The named source that the paper used for `arch`, or would have: "cityscapes", "coco", "imagenet" or "none"."""
+    if arch in ("mininetv2", "pidnet-s"):
         return "none"
-    if arch == "deeplabv3-resnet50":
+    if arch in COCO:
         return "coco"
     return "cityscapes" if _cityscapes_name(arch) else "imagenet"
 
@@ -58,9 +68,10 @@ def load_pretrained(network: Network, source: str | os.PathLike[str]) -> str:
     Args:
         network: after a file that does not fit, it may hold a part of it.
         source: "none"; "imagenet" (the encoder); "cityscapes" (segformer-mit_b0 to -mit_b5: the encoder, and the same decoder
-            for every head); "coco" (deeplabv3-resnet50: likewise); or the path of a .safetensors file, of a torchvision .pth
-            file, or of a folder with model.safetensors. A file may hold an encoder (keys with or without "encoder."), a whole
-            smp model, or torchvision's DeepLabV3.
+            for every head); "coco" (deeplabv3-resnet50, lraspp-mobilenet_v3_large: likewise); or the path of a .safetensors file,
+            of a .pth or .pt file, or of a folder with model.safetensors. A file may hold an encoder (keys with or without
+            "encoder."), a whole smp model, torchvision's DeepLabV3 or LR-ASPP, PIDNet-S as published, or the variables of a
+            TensorFlow checkpoint of MiniNetV2, whose batch norms' eps the network takes over.
 
     Returns:
         Where the weights came from: a file, or "none".
@@ -79,12 +90,12 @@ def load_pretrained(network: Network, source: str | os.PathLike[str]) -> str:
 
 def _named_file(network: Network, source: str) -> Path:
     """The file of "cityscapes" or "coco" weights for `network`."""
-    if source == "coco" and network.arch == "deeplabv3-resnet50":
-        return _coco_file()
+    if source == "coco" and network.arch in COCO:
+        return _coco_file(COCO[network.arch])
     name = _cityscapes_name(network.arch)
     if source == "cityscapes" and name:
         return _hub_file(f"smp-hub/{name}")
-    available = {"cityscapes": "segformer-mit_b0 to segformer-mit_b5", "coco": "deeplabv3-resnet50"}[source]
+    available = {"cityscapes": "segformer-mit_b0 to segformer-mit_b5", "coco": " and ".join(COCO)}[source]
     raise MtkdError(f"{source} weights exist for {available}, not for {network.arch}. Use {paper_source(network.arch)!r}.")
 
 
@@ -134,18 +145,35 @@ def _load_timm(network: Network, name: str, path: Path) -> None:
 
 def _load_by_key(network: Network, tensors: dict[str, Tensor], path: Path) -> None:
     """Load the tensors of an encoder, of a whole smp model, or of torchvision's DeepLabV3, told apart by their keys."""
-    if any(key.startswith("backbone.") for key in tensors):
+    if network.arch in PUBLISHED and not any(key.startswith("encoder.") for key in tensors):
+        tensors = PUBLISHED[network.arch](tensors)
+    elif network.arch == "mininetv2" and mininetv2.is_tensorflow(tensors):
+        tensors = mininetv2.from_tensorflow(tensors)
+        network.set_batch_norm_eps(mininetv2.TENSORFLOW_EPS)
+    elif any(key.startswith("backbone.") for key in tensors):
         pairs = [(key, *prefixes) for key in tensors for prefixes in TORCHVISION.items()]
         tensors = {new + key.removeprefix(old): tensors[key] for key, old, new in pairs if key.startswith(old)}
     other = ("decoder.", "segmentation_head.")
     encoder = {key.removeprefix("encoder."): tensor for key, tensor in tensors.items() if not key.startswith(other)}
     decoder = {key.removeprefix("decoder."): tensor for key, tensor in tensors.items() if key.startswith("decoder.")}
-    heads = [head for head in network.decoders if isinstance(head, SmpDecoder)]
-    if decoder and not heads:
+    if decoder and not (network.arch in LAST_LAYERS or isinstance(network.decoders[0], SmpDecoder)):
         raise MtkdError(f"{path} holds a decoder that is not {network.arch}'s. Use weights of a {network.arch} encoder.")
     _load(network.encoder, encoder, path)
-    for head in heads if decoder else ():
+    for head in network.decoders if decoder else ():
+        _load_decoder(network, head, decoder, path)
+
+
+def _load_decoder(network: Network, head: nn.Module, decoder: dict[str, Tensor], path: Path) -> None:
+    """Load a decoder's tensors into one of the network's, but for the last layers, and what MiniNetV2's share into the neck."""
+    if isinstance(head, SmpDecoder):
         _load(head.decoder, decoder, path)
+        return
+    if network.layout == "shared-refine":
+        _load(network.neck, {key: tensor for key, tensor in decoder.items() if key.startswith("refine.")}, path)
+        decoder = {key: tensor for key, tensor in decoder.items() if not key.startswith("refine.")}
+    last = LAST_LAYERS[network.arch]
+    own = {key: tensor for key, tensor in head.state_dict().items() if key.startswith(last)}
+    _load(head, {key: tensor for key, tensor in decoder.items() if not key.startswith(last)} | own, path)
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -168,9 +196,10 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file, or of a .pth file, whose code, if it carries any, is not run."""
+    """All tensors of a .safetensors file, or of a .pth or .pt file, whose code, if it carries any, is not run."""
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True) if path.suffix == ".pth" else load_file(path)
+        pickled = path.suffix in (".pth", ".pt")
+        tensors = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
     except pickle.UnpicklingError as error:
         raise MtkdError(
             f"{path} is refused: it is damaged, or carries code, which is never run. Use a file that holds only tensors."
@@ -198,20 +227,20 @@ def _hub_file(repo_id: str, revision: str | None = None) -> Path:
         raise _unreachable(url, folder / "model.safetensors", error) from error
 
 
-def _coco_file() -> Path:
-    """torchvision's DeepLabV3-ResNet50 on COCO: from data/weights/, torch's download cache, or torchvision's server."""
-    name: str = COCO_URL.rpartition("/")[2]
+def _coco_file(url: str) -> Path:
+    """torchvision's file of COCO weights: from data/weights/, torch's download cache, or torchvision's server."""
+    name: str = url.rpartition("/")[2]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     for path in (WEIGHTS / name, cached):
         if path.is_file():
             return path
     try:
         _refuse_offline()
-        urllib.request.urlopen(urllib.request.Request(COCO_URL, method="HEAD"), timeout=TIMEOUT_S).close()
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S).close()
         cached.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(COCO_URL, str(cached), hash_prefix=cached.stem.rpartition("-")[2], progress=False)
+        torch.hub.download_url_to_file(url, str(cached), hash_prefix=cached.stem.rpartition("-")[2], progress=False)
     except (OSError, RuntimeError) as error:
-        raise _unreachable(COCO_URL, WEIGHTS / name, error) from error
+        raise _unreachable(url, WEIGHTS / name, error) from error
     return cached
 
 
