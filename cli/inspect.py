@@ -36,20 +36,27 @@ def command(cache: str, sheet: Path | None, store: str, teachers: Path | None, s
 def describe(result: dict[str, Any]) -> str:
     """What `inspect_cache` returns, for people."""
     settings, progress, errors = result["settings"], result["progress"], result.get("errors") or {}
-    state = "complete" if result["finished"] else "incomplete (the same mtkd-cache build resumes)"
-    step, views, (height, width) = settings["step"], common.plural(settings["views"]["count"], "view"), settings["grid"]
+    program = "program that wrote it" if settings.get("source") else "same mtkd-cache build"
+    state = "complete" if result["finished"] else f"incomplete (the {program} resumes)"
+    step, views, spreads = settings["step"], common.plural(settings["views"]["count"], "view"), result.get("spread") or {}
+    maps_of = [f"{len(a['anatomies'])} maps of {a['grid'][1]}x{a['grid'][0]}, stride {a['stride']}" for a in result["arrays"]]
     parts = ", ".join(f"{name} {common.file_size(count)}" for name, count in result["bytes_by"].items())
     facts = {
         "cache": f"{result['cache']}, {state}, {progress['done']} of {progress['of']} shards",
         "samples": f"{result['samples']} of {'x'.join(map(str, settings['size']))} pixels, {views} each",
-        "logits": f"{len(settings['anatomies'])} maps of {width}x{height}, stride {settings['stride']}, step {step:g}",
+        "logits": f"{'; '.join(maps_of)}, step {step:g}",
         "size": f"{common.file_size(result['bytes'])} in {result['files']} files: {parts}",
     }
+    if settings.get("source"):
+        facts["source"] = f"{settings['source']} (license: {settings['license']})"
     if errors:
         largest = max(error["max_abs_error"] for error in errors.values())
         facts["per sample"] = common.file_size(result["bytes_per_sample"])
         facts["error"] = f"largest error {largest:.4g} of {step / 2:g} allowed"
         facts["fingerprint"] = result["fingerprint"]
+    if spreads:
+        told = ", ".join(f"{anatomy} {spread:.2f}" for anatomy, spread in spreads.items())
+        facts["spread"] = f"{told} (mean standard deviation of the teachers' logits)"
     rows = [("anatomy", "maps", "largest error", "mean KL (nats)", "bits per logit", "weights (SHA-256)")]
     for anatomy, maps in progress["maps"].items():
         figures = [f"{errors[anatomy][key]:.3g}" if errors else "-" for key in ERRORS]

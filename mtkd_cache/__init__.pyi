@@ -4,6 +4,7 @@ from .cache.reader import LogitCache as LogitCache
 from .cache.spec import CacheSpec as CacheSpec
 from .cache.teacher_runner import Teachers as Teachers
 from .cache.verify import verify_cache as verify_cache
+from .cache.writer import CacheWriter as CacheWriter
 from .data.augment import Views as Views
 from .data.augment import apply_views as apply_views
 from .data.augment import draw_views as draw_views

@@ -67,6 +67,7 @@ def _maps_by_teacher(plan: CachePlan, records: Iterable[ShardRecord]) -> dict[st
     """By anatomy and the SHA-256 of a teacher's weights, how many maps the teacher has in these shards."""
     maps: dict[str, Counter[str]] = {anatomy: Counter() for anatomy in plan.settings.anatomies}
     for record in records:
-        for anatomy, info in record.teachers.items():
-            maps[anatomy][info["weights_sha256"]] += len(record.rows)
+        for index, anatomy in enumerate(name for name in maps if name in record.teachers):
+            written = sum(row["bits"][index] > 0 for row in record.rows)  # 0 bits: a writer has not got the map yet
+            maps[anatomy][record.teachers[anatomy]["weights_sha256"]] += written
     return {anatomy: dict(counts) for anatomy, counts in maps.items()}

@@ -51,13 +51,19 @@ class IntegrityReport:
         """The shard files of the plan; none where it is lost."""
         return self.plan.shard_tasks if self.plan else []
 
+    @property
+    def rewrite(self) -> str | None:
+        """See `CacheSpec.rewrite`."""
+        described = self.manifest or self.plan
+        return described and described.settings.rewrite
+
     def add(self, kind: str, where: str, what_to_do: str) -> None:
         self.problems.append({"kind": kind, "where": where, "what_to_do": what_to_do})
 
     def damage(self, kind: str, key: str) -> None:
         if key not in self.broken:
             self.broken.add(key)
-            self.add(kind, key, "Run mtkd-cache verify --repair, which rebuilds it.")
+            self.add(kind, key, self.rewrite or "Run mtkd-cache verify --repair, which rebuilds it.")
 
 
 def check_integrity(folder: Folder) -> IntegrityReport:
@@ -93,7 +99,9 @@ def _report_unfinished(folder: Folder, report: IntegrityReport, present: set[str
         report.damage("changed" if MANIFEST in present else "missing", MANIFEST)
     else:
         done = sum(task.record_key in report.records for task in report.shard_tasks)
-        text = f"{done} of {len(report.shard_tasks)} shard files are written. Run the same mtkd-cache build again."
+        text = f"{done} of {len(report.shard_tasks)} shard files are written, the last perhaps in part. {report.rewrite}"
+        if report.rewrite is None:
+            text = f"{done} of {len(report.shard_tasks)} shard files are written. Run the same mtkd-cache build again."
         report.add("unfinished", str(folder), text)
     if not report.plan:
         report.damage("changed" if PLAN in present else "missing", PLAN)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from mtkd_cache.cache.layout import PLAN, CacheManifest
+from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan
 from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.data.augment import Views, warp
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.data.samples import check_anatomies
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.storage.checked_json import MANIFEST, check_files, read_record
+from mtkd_cache.storage.checked_json import MANIFEST, check_files, if_intact, read_record
 from mtkd_cache.storage.columns import array_in, read_column, read_hashes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.shard_reader import ShardReader, readers
@@ -62,10 +62,12 @@ class LogitCache:
         manifest = read_record(folder, MANIFEST, CacheManifest)
         if manifest is None:
             what = "is not finished" if folder.exists(PLAN) else "is not a logit cache"
-            raise MtkdError(f"{url} {what}. Run mtkd-cache build --cache {url}.")
+            plan = if_intact(read_record, folder, PLAN, CachePlan)
+            raise MtkdError(f"{url} {what}. {(plan and plan.settings.rewrite) or f'Run mtkd-cache build --cache {url}.'}")
         arrays = manifest.settings.arrays
         shards = tuple(f"{array.name}/c/" for array in arrays)
-        check_files(folder, manifest.files, (*shards, "records/"), f"Run mtkd-cache verify --repair --cache {url}.")
+        remedy = manifest.settings.rewrite or f"Run mtkd-cache verify --repair --cache {url}."
+        check_files(folder, manifest.files, (*shards, "records/"), remedy)
         check_anatomies(manifest.settings.anatomies, url)
         group = folder.zarr()
         return cls(
@@ -192,5 +194,5 @@ class LogitCache:
         return CorruptMapError(
             sha256,
             f"{self.url}: the map of sample {sha256[:12]}, view {view}, {anatomy}, is damaged or missing. "
-            f"Run mtkd-cache verify --repair --cache {self.url}.",
+            f"{self.spec.rewrite or f'Run mtkd-cache verify --repair --cache {self.url}.'}",
         )

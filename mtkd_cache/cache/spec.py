@@ -126,6 +126,11 @@ class CacheSpec(JsonRecord):
         )
 
     @property
+    def rewrite(self) -> str | None:
+        """What to do where maps of another program are missing, as a sentence; None where a build ran the teachers."""
+        return self.source and f"Run the program that writes it again ({self.source})."
+
+    @property
     def n_views(self) -> int:
         """How many views of each sample are recorded, the plain sample included."""
         return self.views.count

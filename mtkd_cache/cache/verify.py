@@ -28,7 +28,7 @@ from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256
 from mtkd_cache.models.records import read_teacher
 from mtkd_cache.models.seen import UNKNOWN, Overlap
 from mtkd_cache.runtime.accelerator import make_accelerator
-from mtkd_cache.storage.checked_json import GROUP, MANIFEST, dump_checked_json, mark_incomplete
+from mtkd_cache.storage.checked_json import GROUP, MANIFEST, dump_checked_json, if_intact, mark_incomplete, read_record
 from mtkd_cache.storage.columns import read_hashes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
@@ -71,11 +71,13 @@ def verify_cache(
     Raises:
         MtkdError: there is no cache, or what was in it is lost, so that it cannot be repaired.
     """
+    folder = _cache_folder(url)
+    if teachers is not None or live or repair:
+        _check_built(folder)
     sources = None if store is None or teachers is None else _Sources(store, teachers, device)
     if (live or repair) and sources is None:
         raise MtkdError("--live and --repair run the teachers on the samples. Name both, --store and --teachers.")
     started = time.perf_counter()
-    folder = _cache_folder(url)
     before, computed, spot_check = [], 0, None
     with locked(folder) if repair else nullcontext():
         report = _check(folder, store, teachers, splits)
@@ -108,6 +110,16 @@ def _cache_folder(url: str) -> Folder:
     if not any(folder.exists(key) for key in (MANIFEST, PLAN, GROUP)):
         raise MtkdError(f"{folder} is not a logit cache. Run mtkd-cache build --cache {folder}.")
     return folder
+
+
+def _check_built(folder: Folder) -> None:
+    """Raises MtkdError where another program computed the logits, so that there is nobody to compare them with."""
+    described = if_intact(read_record, folder, PLAN, CachePlan) or if_intact(read_record, folder, MANIFEST, CacheManifest)
+    if described and described.settings.source:
+        raise MtkdError(
+            f"{folder} has the logits of {described.settings.source}: there is no teacher to ask. "
+            "Verify it without --teachers, --live and --repair; damaged maps are written again by the program that wrote them."
+        )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The model card of a run folder or a teachers folder: README.md, rewritten after every evaluation from model_card.md."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,7 +56,7 @@ def card_text(folder: Path) -> str | None:
         dataset=next(filter(None, [run and run.dataset, *(evaluation.dataset for evaluation in evaluations)]), None),
         size="x".join(map(str, first.size)),
         weights=_weights(first),
-        teachers=sorted({teacher["arch"] for teacher in ((run and run.teachers) or {}).values()}),
+        teachers=sorted(set(map(_teacher, ((run and run.teachers) or {}).values()))),
         evaluations=evaluations,
         columns=[column for evaluation in evaluations for column in _columns(evaluation)],
         points=_operating_points(folder, trainings),
@@ -64,6 +64,12 @@ def card_text(folder: Path) -> str | None:
         name=folder.name,
         unknown="not recorded",
     )
+
+
+def _teacher(info: Mapping[str, str]) -> str:
+    """What a cache records of a teacher, in a few words: its architecture, or who computed its logits, and their license."""
+    name = info.get("source") or info["arch"]
+    return f"{name} (license: {info['license']})" if "license" in info else name
 
 
 def _current(kind: type[Kind], folder: Path, trainings: Sequence[Training]) -> list[Kind]:
