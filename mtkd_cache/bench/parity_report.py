@@ -18,12 +18,12 @@ from mtkd_cache.study.report.style import FAMILIES, OTHERS, QUIET, RED, save, st
 
 VIEW_GAP = "view-gap.json"
 FIGURES = {"dice": "at 0.5", "dice_at_operating_point": "at operating points"}
-OVER = ("cached", "online")  # the arms that the others are compared with
+OVER = ("cached", "views-epochs", "online")  # the arms that the others are compared with
 HALF = 0.5  # points: how narrow an interval of a difference should be, to either side
 NOTE = (
     "Dice in percent, mean ± standard deviation over the seeds, at probability 0.5 and at each head's threshold chosen on "
-    "validation; minus cached, minus online: the difference in points, paired by seed, with its 95 % t-interval. Seeds needed: "
-    "for an interval of ±0.5 points of the differences to online, by their standard deviation. All arms of a table take equally "
+    "validation; minus cached and so on: the difference in points, paired by seed, with its 95 % t-interval. Seeds needed: for an "
+    "interval of ±0.5 points of the differences to cached, by their standard deviation. All arms of a table take equally "
     "many steps, in the same views but for views-N."
 )
 Arms = Mapping[str, Sequence[Result]]
@@ -81,16 +81,11 @@ def seeds_needed(values: Sequence[float], half: float = HALF) -> int | None:
 
 def markdown(groups: Mapping[Group, Arms], gaps: Mapping[str, dict[str, dict[str, float]]]) -> str:
     """A table for each study, split, architecture and length, and the gap of the views."""
-    columns = [
-        "arm",
-        "seeds",
-        *FIGURES.values(),
-        *(f"minus {over}, {name}" for name in FIGURES.values() for over in OVER),
-        "seeds needed",
-    ]
     parts = []
     for (study, split, arch, length), arms in groups.items():
         epochs = "/".join(map(str, sorted({each.epochs for results in arms.values() for each in results})))
+        pairs = [f"minus {over}, {name}" for name in FIGURES.values() for over in OVER if over in arms]
+        columns = ["arm", "seeds", *FIGURES.values(), *pairs, "seeds needed"]
         lines = [columns, ["---"] * len(columns), *(_row(arm, arms) for arm in arms)]
         parts += [f"**{study}, {split}: {full_name(arch)}, {length} ({epochs} epochs)**\n"]
         parts += [*(f"| {' | '.join(line)} |" for line in lines), ""]
@@ -103,15 +98,15 @@ def markdown(groups: Mapping[Group, Arms], gaps: Mapping[str, dict[str, dict[str
 def _row(arm: str, arms: Arms) -> list[str]:
     results = arms[arm]
     found = {(over, figure): each for over, figure, each in differences(arm, arms)}
-    paired = [_difference(found.get((over, figure))) for figure in FIGURES for over in OVER]
+    paired = [_difference(found.get((over, figure))) for figure in FIGURES for over in OVER if over in arms]
     needed = [_needed(arm, arms, figure) for figure in FIGURES]
     return [arm, str(len(results)), *(_spread(results, figure) for figure in FIGURES), *paired, ", ".join(filter(None, needed))]
 
 
 def _needed(arm: str, arms: Arms, figure: str) -> str:
-    """The seeds needed for the difference to online; empty where there is none."""
-    online = {each.seed: getattr(each, figure) for each in arms.get("online", ())} if arm != "online" else {}
-    pairs = [100 * (getattr(each, figure) - online[each.seed]) for each in arms[arm] if each.seed in online]
+    """The seeds needed for the difference to cached; empty where there is none."""
+    cached = {each.seed: getattr(each, figure) for each in arms.get("cached", ())} if arm != "cached" else {}
+    pairs = [100 * (getattr(each, figure) - cached[each.seed]) for each in arms[arm] if each.seed in cached]
     return str(seeds_needed(pairs) or "")
 
 
