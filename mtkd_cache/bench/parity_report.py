@@ -22,8 +22,8 @@ OVER = ("cached", "views-epochs", "online")  # the arms that the others are comp
 HALF = 0.5  # points: how narrow an interval of a difference should be, to either side
 NOTE = (
     "Dice in percent, mean ± standard deviation over the seeds, at probability 0.5 and at each head's threshold chosen on "
-    "validation; minus cached and so on: the difference in points, paired by seed, with its 95 % t-interval. Seeds needed: for an "
-    "interval of ±0.5 points of the differences to cached, by their standard deviation. All arms of a table take equally "
+    "validation; minus cached and so on: the difference in points, paired by seed, with its 95 % t-interval. Seeds needed: for "
+    "an interval of ±0.5 points of the differences to cached, by their standard deviation. All arms of a table take equally "
     "many steps, in the same views but for views-N."
 )
 Arms = Mapping[str, Sequence[Result]]
