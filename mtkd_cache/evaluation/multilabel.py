@@ -29,7 +29,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.dresden import MULTILABEL, patient_of, read_image, read_mask
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.data.samples import SPLITS, check_anatomies
@@ -183,7 +182,7 @@ def _count(
             raise MtkdError(f"{mask} is {mask_size[0]}x{mask_size[1]}, its image {size[0]}x{size[1]}. Restore that image's mask.")
         truths[anatomy] = torch.from_numpy(truth > 0)
     with accelerator.autocast():
-        logits = dict(zip(predictor.anatomies, predictor(to_float(torch.from_numpy(image.copy())[None]))[0].cpu(), strict=True))
+        logits = dict(zip(predictor.anatomies, predictor.logits(torch.from_numpy(image.copy())[None])[0].cpu(), strict=True))
     return {
         name: count_pixels({anatomy: values > thresholds[anatomy] for anatomy, values in logits.items()}, truths)
         for name, thresholds in levels.items()

@@ -1,6 +1,7 @@
 """What each picture of a split gets from the head of its anatomy: the rows that evaluations and comparisons summarize."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +59,7 @@ def score_pictures(
     """
     thresholds = predictor.thresholds_on(store)
     own = []
-    for anatomy, rows, logits, truth in split_logits(predictor.heads, store, split, accelerator):
+    for anatomy, rows, logits, truth in split_logits(predictor.heads, store, split, accelerator, segment=_segment(predictor)):
         figures = _figures(logits, truth, thresholds.get(anatomy), tolerance)
         for place, row in enumerate(rows.tolist()):
             picture = Picture(
@@ -72,6 +73,10 @@ def score_pictures(
     order = {anatomy: number for number, anatomy in enumerate(predictor.anatomies)}
     scored = sorted(gather_object(own), key=lambda item: (order[item[1].anatomy], item[0]))
     return [picture for _, picture in scored]
+
+
+def _segment(predictor: Predictor) -> Callable[[Tensor, str], Tensor]:
+    return lambda images, anatomy: predictor.logits(images, [anatomy])[:, 0]
 
 
 def _figures(logits: Tensor, truth: Tensor, threshold: float | None, tolerance: float | None) -> dict[str, Tensor]:

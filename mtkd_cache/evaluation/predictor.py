@@ -1,7 +1,7 @@
 """Trained networks as one function of images: a student's, or those of a folder of teachers."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from mtkd_cache.cache.overlap import seen_by
+from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.evaluation.frames import Prediction, to_frame, to_network
+from mtkd_cache.evaluation.frames import Prediction, Upsampling, to_network
 from mtkd_cache.models.checkpoints import WEIGHTS, check_present, file_sha256, load_heads, load_network
+from mtkd_cache.models.fast import fastest
 from mtkd_cache.models.network import Network
 from mtkd_cache.models.records import RUN, OperatingPoints, Training, read_operating_points, read_training_records
 from mtkd_cache.models.seen import Seen
@@ -31,6 +33,7 @@ class Predictor:
         records: of the trainings, where they are recorded.
         weights_sha256: of the student's weights, or {anatomy: of its teacher's}.
         operating_points: those chosen for these weights, a record for each file of weights that has some.
+        memory_format: of the images that the networks see.
     """
 
     folder: Path
@@ -40,6 +43,7 @@ class Predictor:
     records: Sequence[Training]
     weights_sha256: str | dict[str, str]
     operating_points: Sequence[OperatingPoints] = ()
+    memory_format: torch.memory_format = torch.contiguous_format
 
     @classmethod
     def load(
@@ -118,6 +122,18 @@ class Predictor:
             raise MtkdError(f"{self.folder} does not record the size of its training images. Finish the training first.")
         return self.records[0].size
 
+    def fastest(self) -> "Predictor":
+        """The same, with its networks in the form that is fastest here for images of the training size, found by timing each.
+
+        Logits are the same up to rounding. The forms are folded batch norms, and those compiled, which takes a minute or two for
+        each network and needs a C++ compiler; without one it is left out.
+        """
+        example = torch.zeros(1, 3, *self.size[::-1], device=self.device)
+        networks = {id(network): network for network, _ in self.heads.values()}
+        forms = {key: fastest(network, example) for key, network in networks.items()}
+        heads = {anatomy: (forms[id(network)].network, head) for anatomy, (network, head) in self.heads.items()}
+        return replace(self, heads=heads, memory_format=next(iter(forms.values())).layout)
+
     @overload
     def __call__(self, images: np.ndarray, anatomies: Sequence[str] | None = None) -> Prediction: ...
     @overload
@@ -139,13 +155,37 @@ class Predictor:
         """
         if isinstance(images, np.ndarray):
             return next(self.sequence([images], anatomies=anatomies))
-        chosen = [self.heads[anatomy] for anatomy in anatomies or self.heads]
-        images = images.to(self.device)
+        maps, upsampling = self.maps(images.to(self.device), anatomies)
         with torch.inference_mode():
-            if self.layout != "separate":
-                logits: Tensor = chosen[0][0](images, [head for _, head in chosen])
-                return logits
-            return torch.cat([network(images) for network, _ in chosen], dim=1)
+            return upsampling(maps)
+
+    def logits(self, images: Tensor, anatomies: Sequence[str] | None = None) -> Tensor:
+        """Logits float (B, A, H, W), on the device, of a sample store's pictures, uint8 (B, H, W, 3), which keep their size."""
+        return self(to_float(images.to(self.device)), anatomies)
+
+    def maps(
+        self, images: Tensor, anatomies: Sequence[str] | None = None, frame: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Upsampling]:
+        """Logits before any upsampling, float (B, A, h, w), and what upsamples them.
+
+        Args:
+            images: float (B, 3, H, W), RGB in [0, 1], on the device.
+            anatomies: run only these heads, in this order.
+            frame: (height, width) of the frame that they were made of, by default their own.
+        """
+        names = tuple(anatomies or self.heads)
+        chosen = [self.heads[name] for name in names]
+        size = (images.shape[2], images.shape[3])
+        with torch.inference_mode():
+            if self.layout == "separate":
+                images = images.contiguous(memory_format=self.memory_format)
+                return torch.cat([network(images) for network, _ in chosen], dim=1), Upsampling(size, size, frame or size)
+            network = chosen[0][0]
+            images = network.padded(images).contiguous(memory_format=self.memory_format)
+            maps = network.native(images, None if names == self.anatomies else [head for _, head in chosen])
+            if maps.is_cuda:
+                maps = maps.clone()  # of a compiled network the next call reuses the memory
+            return maps, Upsampling((images.shape[2], images.shape[3]), size, frame or size)
 
     def sequence(
         self, frames: Iterable[np.ndarray], smooth: float = 0, anatomies: Sequence[str] | None = None
@@ -166,10 +206,10 @@ class Predictor:
         mean: Tensor | None = None
         for frame in frames:
             with torch.inference_mode():
-                logits = self(to_network(frame, self.size, self.device), names)[0].float()
-                mean = logits if mean is None else mean.lerp(logits, 1 / (1 + smooth))
-                margins = to_frame(mean, frame.shape[:2]) - thresholds
-            yield Prediction(names, margins, thresholds)
+                images = to_network(frame, self.size, self.device)
+                maps, upsampling = self.maps(images, names, (frame.shape[0], frame.shape[1]))
+                mean = maps[0].float() if mean is None or not smooth else mean.lerp(maps[0].float(), 1 / (1 + smooth))
+            yield Prediction(names, mean, thresholds, upsampling)
 
     def description(self) -> dict[str, Any]:
         """What an evaluation records of the networks."""

@@ -13,7 +13,6 @@ import torch
 from contourpy import contour_generator
 from PIL import Image
 
-from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.evaluation.markdown import templates
 from mtkd_cache.evaluation.pictures import AT_POINT, Picture
@@ -81,7 +80,7 @@ def write_worst_cases(pictures: Sequence[Picture], predictor: Predictor, store: 
 
 def _case(picture: Picture, row: int, at: str, predictor: Predictor, store: SampleStore, thresholds: dict[str, float]) -> Case:
     images, masks = store.read(np.array([row]))
-    logits = predictor(to_float(torch.from_numpy(images)), [picture.anatomy])[0, 0].float().cpu().numpy()
+    logits = predictor.logits(torch.from_numpy(images), [picture.anatomy])[0, 0].cpu().numpy()
     predicted, truth = logits > thresholds.get(picture.anatomy, 0.0), masks[0] > 0
     shares = f"truth {100 * truth.mean():.1f} % of the pixels, prediction {100 * predicted.mean():.1f} %"
     return Case(

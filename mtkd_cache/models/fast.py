@@ -3,6 +3,7 @@
 import copy
 import statistics
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +20,17 @@ ROUNDS = 5  # timed calls of each form before one is chosen
 class Fast(nn.Module):
     """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H, W), for inference only.
 
-    layout: memory format of its tensors. replayed: the network is a CUDA graph, which reuses the memory of its logits.
+    layout: memory format of its tensors.
     """
 
-    def __init__(self, network: Network, layout: torch.memory_format = torch.channels_last, replayed: bool = False):
+    def __init__(self, network: Network, layout: torch.memory_format = torch.channels_last):
         super().__init__()
-        self.network, self.layout, self.replayed = network.to(memory_format=layout), layout, replayed
+        self.network, self.layout = network.to(memory_format=layout), layout
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
             logits: Tensor = self.network(images.contiguous(memory_format=self.layout))
-            return logits.clone() if self.replayed else logits
+            return logits
 
 
 def plain(network: Network, device: torch.device) -> Fast:
@@ -48,12 +49,12 @@ def folded(network: Network, device: torch.device) -> Fast:
 def compiled(network: Network, device: torch.device) -> Fast:
     """The folded form, compiled at the first call for each image size, which takes a minute or two and needs a C++ compiler.
 
-    On a GPU its kernels are replayed as one CUDA graph.
+    On a GPU its kernels are replayed as one CUDA graph: what `native` of its network returns is overwritten by the next call.
     """
     form = folded(network, device)
     if device.type == "cuda":
-        form.network.compile(mode="reduce-overhead")
-        form.replayed = True
+        native: Any = torch.compile(form.network.native, mode="reduce-overhead")
+        form.network.native = native  # type: ignore[method-assign]
     else:
         compile_parts(form.network)
     return form

@@ -63,24 +63,20 @@ class Network(nn.Module, ModelHubMixin):
 
     mean: Tensor
     std: Tensor
+    anatomies: tuple[str, ...] | None = None
+    folder: Path | None = None
+    _hub_mixin_config: dict[str, Any] = {}  # noqa: RUF012  # without it the mixin copies all of `parts`
 
     def __init__(self, arch: str, layout: str, heads: int, parts: Parts):
         super().__init__()
         self.arch, self.layout, self.heads = arch, layout, heads
-    anatomies: tuple[str, ...] | None = None
-    folder: Path | None = None
-    _hub_mixin_config: dict[str, Any] = {}  # noqa: RUF012  # without it the mixin copies all of `parts`
+        self._hub_mixin_config = {"arch": arch, "layout": layout, "heads": heads}  # config.json
         self.encoder, self.neck, self.decoders = parts.encoder, parts.neck, nn.ModuleList(parts.decoders)
         self.stride, self.multiple, self.source_sha256 = parts.stride, parts.multiple, parts.source_sha256
-        for name, values in zip(("mean", "std"), parts.statistics, strict=True):
         self.batch_norm_eps: float | None = None
+        for name, values in zip(("mean", "std"), parts.statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-        self._hub_mixin_config = {"arch": arch, "layout": layout, "heads": heads}  # config.json
 
-    @property
-    def params_m(self) -> float:
-        """Number of parameters in millions."""
-        return sum(parameter.numel() for parameter in self.parameters()) / 1e6
     @classmethod
     def from_pretrained(
         cls,
@@ -117,6 +113,10 @@ class Network(nn.Module, ModelHubMixin):
 
         save(self, Path(save_directory))
 
+    @property
+    def params_m(self) -> float:
+        """Number of parameters in millions."""
+        return sum(parameter.numel() for parameter in self.parameters()) / 1e6
 
     def native(self, images: Tensor, heads: Sequence[int] | None = None) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> logits (B, heads, H/stride, W/stride), before the final upsampling.
@@ -169,11 +169,13 @@ class Network(nn.Module, ModelHubMixin):
         """
         _check(images)
         height, width = images.shape[-2:]
-        right, bottom = -width % self.multiple, -height % self.multiple
-        if right or bottom:
-            images = F.pad(images, (0, right, 0, bottom), mode="replicate")
-        padded = (images.shape[2], images.shape[3])
-        return upsample(self.native(images, heads), padded)[..., :height, :width]
+        images = self.padded(images)
+        return upsample(self.native(images, heads), (images.shape[2], images.shape[3]))[..., :height, :width]
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), padded on the right and at the bottom to sides that are multiples of `multiple`."""
+        right, bottom = -images.shape[3] % self.multiple, -images.shape[2] % self.multiple
+        return F.pad(images, (0, right, 0, bottom), mode="replicate") if right or bottom else images
 
 
 def _check(images: Tensor) -> None:
@@ -233,6 +235,7 @@ def _parts(arch: str, layout: str, heads: int) -> Parts:
     decoder_name, _, encoder_name = arch.partition("-")
     if decoder_name in DECODERS and encoder_name:
         return smp_parts(decoder_name, encoder_name, layout, heads)
+    others = ", ".join(other for other in WHOLE_NETWORKS if other not in PAPER_ARCHITECTURES)
     raise MtkdError(
         f"unknown architecture {arch!r}. The paper's are {', '.join(PAPER_ARCHITECTURES)}; others are {others}, and "
         f"DECODER-ENCODER, with a decoder ({', '.join(DECODERS)}) and the name of an smp encoder, or package.module:factory."

@@ -5,7 +5,7 @@ the mean over its images, the mean Dice the unweighted mean over the anatomies.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypedDict
 
 import numpy as np
@@ -60,11 +60,17 @@ def grid_dice(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def split_logits(
-    heads: Heads, store: SampleStore, split: str, accelerator: Accelerator, source: Source | None = None
+    heads: Heads,
+    store: SampleStore,
+    split: str,
+    accelerator: Accelerator,
+    source: Source | None = None,
+    segment: Callable[[Tensor, str], Tensor] | None = None,
 ) -> Iterator[tuple[str, np.ndarray, Tensor, Tensor]]:
     """Run each anatomy's head over its own images of a split, in batches; a process of a launch takes its share of them.
 
-    source: where the samples are read, by default the store.
+    source: where the samples are read, by default the store. segment: from images uint8 (B, H, W, 3) and an anatomy to its
+    logits (B, H, W), by default by the heads themselves.
     Yields anatomy, the images' rows (B,) in the store, logits float32 (B, H, W) and truth bool (B, H, W), on the device.
     """
     source = source or BatchReader(store)
@@ -74,7 +80,10 @@ def split_logits(
         for stored in prefetch_batches(parts, source, accelerator.device):
             batch = stored.to(accelerator.device)
             with torch.inference_mode(), accelerator.autocast():
-                logits = network(to_float(batch.images), heads=[head])[:, 0]
+                if segment is None:
+                    logits = network(to_float(batch.images), heads=[head])[:, 0]
+                else:
+                    logits = segment(batch.images, anatomy)
             yield anatomy, batch.rows, logits.float(), batch.masks > 0
 
 

@@ -9,7 +9,8 @@ from support import untrained_student
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.frames import Prediction, to_frame, to_network, topmost
 from mtkd_cache.evaluation.predictor import Predictor
-from mtkd_cache.models.checkpoints import WEIGHTS, save_network
+from mtkd_cache.models import fast
+from mtkd_cache.models.checkpoints import WEIGHTS, load_network, save_network
 from mtkd_cache.models.network import create_network
 
 CPU = torch.device("cpu")
@@ -60,6 +61,31 @@ def test_masks_are_those_above_the_thresholds(predictor, monkeypatch):
     assert not prediction.masks[0].any()
     assert prediction.masks[1].mean() == pytest.approx(0.5, abs=0.01)
     assert np.allclose(prediction.probabilities, 1 / (1 + np.exp(-logits)), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(48, 32), (50, 37)])
+def test_masks_head_by_head_are_those_of_all_logits_at_once(size, tmp_path, monkeypatch):
+    run, frame = untrained_student(tmp_path, size), a_frame(61, 83)
+    monkeypatch.setattr(Predictor, "thresholds", {"kidney": -0.5, "tongue": 0.25})
+    with torch.inference_mode():
+        small = load_network(run)(to_network(frame, size, CPU))
+        logits = torch.nn.functional.interpolate(small, (61, 83), mode="bilinear")[0].numpy()
+    prediction = Predictor.load(run)(frame)
+    assert np.allclose(prediction.logits, logits, atol=1e-5)
+    above = logits > np.array([-0.5, 0.25])[:, None, None]
+    assert 0.05 < above.mean() < 0.95 and np.array_equal(prediction.masks, above)
+    assert np.array_equal(prediction.masks, prediction.margins.numpy() > 0)
+
+
+def test_the_fastest_form_gives_the_same_masks(predictor, monkeypatch):
+    monkeypatch.setattr(fast, "FORMS", {"folded": fast.folded})
+    quick, frame = predictor.fastest(), a_frame(40, 56)
+    assert quick.memory_format == torch.channels_last and quick.anatomies == predictor.anatomies
+    assert quick.heads["kidney"][0] is quick.heads["tongue"][0] is not predictor.heads["tongue"][0]
+    logits, clear = predictor(frame).logits, predictor(frame).logits.abs().numpy() > 1e-3
+    assert torch.allclose(quick(frame).logits, logits, atol=1e-3)
+    assert np.array_equal(quick(frame).masks[clear], predictor(frame).masks[clear])
+    assert np.allclose(quick(frame, ["tongue"]).logits, logits[1:], atol=1e-3)
 
 
 def test_the_largest_margin_over_its_threshold_lies_on_top():
