@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 FORMS = click.Choice(["folded", "compiled"])
+FRAME_FORMS = click.Choice(["plain", "fastest", "onnxruntime", "openvino"])
 Action = Callable[..., dict[str, Any]]
 
 size = click.option("--size", type=common.SIZE, default="640x512", help="Image size, width x height.")
@@ -96,6 +97,38 @@ def inference(accelerator: "Accelerator", archs: tuple[str, ...], **options: Any
     for row in bench_inference(archs or PAPER_ARCHITECTURES, device=accelerator.device, **options):
         show({"rows": [row]})
         rows.append(row)
+    return {"rows": rows, "machine": machine(accelerator.device)}
+
+
+@measures(
+    click.option("--arch", default="mininetv2", help="The architecture."),
+    click.option(
+        "--layout",
+        "layouts",
+        multiple=True,
+        type=click.Choice(["separate", *common.LAYOUTS]),
+        help="Only this layout (repeatable).  [default: all of the architecture, without separate]",
+    ),
+    click.option(
+        "--frame", "sizes", multiple=True, type=common.SIZE, default=["1280x720", "1920x1080"], help="Frame size (repeatable)."
+    ),
+    click.option("--size", type=common.SIZE, help="Size of the images that the network sees.  [default: the frame's]"),
+    click.option("--heads", type=click.IntRange(1), default=11, help="Number of anatomies."),
+    click.option("--frames", type=click.IntRange(1), default=300, help="Frames timed in each layout and form."),
+    click.option("--form", "forms", multiple=True, type=FRAME_FORMS, default=FRAME_FORMS.choices, help="Only this (repeatable)."),
+    common.device,
+)
+def frame(accelerator: "Accelerator", arch: str, layouts: tuple[str, ...], sizes: Any, **options: Any) -> dict[str, Any]:
+    """A whole frame, decoded picture to masks, in torch and exported; percentiles, and the share of each part."""
+    from mtkd_cache.bench.frame import bench_frame
+    from mtkd_cache.bench.machine import machine
+    from mtkd_cache.models.network import layouts_of
+
+    rows = []
+    for size in sizes:
+        for row in bench_frame(arch, layouts or layouts_of(arch), size, device=accelerator.device, **options):
+            show({"rows": [row]})
+            rows.append(row)
     return {"rows": rows, "machine": machine(accelerator.device)}
 
 

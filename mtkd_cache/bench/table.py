@@ -112,7 +112,22 @@ def _codecs(result: Result) -> tuple[str, str]:
     )
 
 
+def _frame(row: Result) -> tuple[str, str]:
+    forms = [
+        f"{name} {form['p50_ms']:.0f} ms (p95 {form['p95_ms']:.0f}, p99 {form['p99_ms']:.0f}, max {form['max_ms']:.0f}; "
+        f"not the network {1 - form['shares']['network']:.0%})"
+        for name, form in row["forms"].items()
+    ]
+    ratios = [f"{name} {value:.2f} x fastest" for name, value in row.get("over_fastest", {}).items()]
+    ratios += [f"shared takes {value:.2f} x in {name}" for name, value in row.get("shared_over", {}).items()]
+    return (
+        f"a frame of {_size(row, 'frame')}, {row['arch']} {row['layout']} at {_size(row)}, {row['heads']} anatomies",
+        "; ".join([", ".join(forms), *ratios]),
+    )
+
+
 DESCRIBE = {
+    "forms": _frame,
     "plain_over_fast": _inference,
     "online_over_cached": _stage2,
     "step_s": _stage1,
