@@ -12,11 +12,11 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mtkd_cache.cache.reader import CorruptMapError, LogitCache
 from mtkd_cache.data.sample_store import SHARD, SampleStore
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.runtime.progress import progress_bar
 
 AHEAD = 3  # batches read before they are asked for
 SAMPLE = ("images", "masks", "anatomy")
@@ -123,7 +123,7 @@ class InMemorySource:
         self.index_of = {int(row): index for index, row in enumerate(rows)}
         self.views = reader.views
         self.batches: list[Batch] = []  # all samples in one, for each view; images and masks are held once
-        progress = tqdm(total=len(rows) * self.views, desc=f"load to {device.type}", unit="sample", disable=None, leave=False)
+        progress = progress_bar(f"load to {device.type}", "sample", len(rows) * self.views, leave=False)
         for view in range(self.views):
             parts = []
             for start in range(0, len(rows), SHARD):

@@ -21,10 +21,9 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tqdm import tqdm
-
-from mtkd_cache.data.unzip import CHUNK, RECORD, need_room, progress_bar, unpack
+from mtkd_cache.data.unzip import CHUNK, RECORD, need_room, unpack
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.runtime.progress import Bar, progress_bar
 from mtkd_cache.storage.folder import NO_SPACE
 from mtkd_cache.storage.lock import locked_file
 
@@ -107,7 +106,7 @@ def _is_complete(archive: Path, sha256: str, required: bool) -> bool:
 
 def _sha256(path: Path) -> "hashlib._Hash":
     digest = hashlib.sha256()
-    with path.open("rb") as file, progress_bar(f"checking {path.name}", path.stat().st_size) as bar:
+    with path.open("rb") as file, progress_bar(f"checking {path.name}", "byte", path.stat().st_size) as bar:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             bar.update(len(chunk))
@@ -147,7 +146,7 @@ def _download(url: str, archive: Path, sha256: str) -> int:
     """
     with (
         closing(_Part(archive.with_name(archive.name + ".part"))) as part,
-        progress_bar(f"downloading {archive.name}", None) as bar,
+        progress_bar(f"downloading {archive.name}", "byte", None) as bar,
     ):
         furthest = part.size
         while part.digest.hexdigest() != sha256:
@@ -168,7 +167,7 @@ def _download(url: str, archive: Path, sha256: str) -> int:
         return part.kept
 
 
-def _receive(url: str, part: _Part, bar: tqdm) -> str | None:
+def _receive(url: str, part: _Part, bar: Bar) -> str | None:
     """Append to the part what one connection delivers. None when the file is complete, else the problem.
 
     Each connection starts at the address itself, since a redirect may expire within seconds.

@@ -8,7 +8,6 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mtkd_cache.data.dresden import read_image, read_mask
 from mtkd_cache.data.sample_store import (
@@ -26,6 +25,7 @@ from mtkd_cache.data.samples import SPLITS, Sample, patient_order, stored_patien
 from mtkd_cache.data.weak_labels import check_labels, present
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.runtime.processes import run_in_processes
+from mtkd_cache.runtime.progress import progress_bar
 from mtkd_cache.storage.checked_json import (
     MANIFEST,
     FileEntry,
@@ -126,7 +126,7 @@ def _write_shards(
     records = [_kept_record(folder, number, samples) for number, samples in enumerate(shards)]
     todo = [(number, samples) for number, samples in enumerate(shards) if records[number] is None]
     kept = sum(len(record.samples) for record in records if record)
-    progress = tqdm(total=sum(map(len, shards)), initial=kept, desc="ingest", unit="image", disable=None)
+    progress = progress_bar("ingest", "sample", sum(map(len, shards)), kept)
     if todo:
         mark_incomplete(folder)
     for number, record in run_in_processes(partial(_write_shard, folder.url, settings), todo, workers):

@@ -3,15 +3,13 @@
 import json
 import shutil
 import stat
-import sys
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.runtime.progress import file_size, progress_bar
 
 RECORD = ".mtkd-download.json"  # in the target: what was unpacked; written last, so it exists only in a complete target
 CHUNK = 1 << 18  # bytes read at a time
@@ -28,13 +26,13 @@ def unpack(archive: Path, target: Path, record: dict[str, Any]) -> dict[str, Any
             entries = members(source)
             size = sum(info.file_size for info, _ in entries)
             if size > MAX_BYTES:
-                sizes = f"{tqdm.format_sizeof(size)}B, at most {tqdm.format_sizeof(MAX_BYTES)}B are allowed"
+                sizes = f"{file_size(size)}, at most {file_size(MAX_BYTES)} are allowed"
                 advice = "Nothing was unpacked: check that it is the dataset's zip."
                 raise MtkdError(f"{archive} would unpack to {sizes}\n{advice}")
             shutil.rmtree(staging, ignore_errors=True)
             need_room(target.parent, size, f"to unpack {archive}")
             staging.mkdir()
-            with progress_bar(f"unpacking {archive.name}", size) as bar:
+            with progress_bar(f"unpacking {archive.name}", "byte", size) as bar:
                 for info, parts in entries:
                     path = staging.joinpath(*parts)
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,10 +81,5 @@ def need_room(folder: Path, size: int, purpose: str) -> None:
     """Raises MtkdError where a folder's disk has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        sizes = f"{tqdm.format_sizeof(size)}B needed {purpose}, {tqdm.format_sizeof(free)}B free"
+        sizes = f"{file_size(size)} needed {purpose}, {file_size(free)} free"
         raise MtkdError(f"{folder}: {sizes}\nFree some space or name a folder on another disk, and run the same command again.")
-
-
-def progress_bar(label: str, total: int | None) -> tqdm:
-    """A bar in bytes on standard error; None is an unknown total."""
-    return tqdm(desc=label, total=total, unit="B", unit_scale=True, file=sys.stderr, disable=total == 0)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from mtkd_cache.data.dresden import read_image
 from mtkd_cache.deploy.inputs import Clip, find_clips
@@ -21,6 +20,7 @@ from mtkd_cache.deploy.video import open_video, write_video
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.frames import Prediction
 from mtkd_cache.evaluation.predictor import Predictor
+from mtkd_cache.runtime.progress import Bar, progress_bar
 from mtkd_cache.storage.folder import write_durably
 
 
@@ -71,7 +71,7 @@ def predict(predictor: Predictor, inputs: Sequence[Path], out: Path, outputs: Ou
     """
     clips = find_clips(inputs, out)
     frames = sum(map(_length, clips))
-    with tqdm(total=frames or None, desc="predict", unit="frame", disable=None) as progress:
+    with progress_bar("predict", "frame", frames or None) as progress:
         run = _Run(predictor, outputs, smooth, progress)
         for clip in clips:
             (run.video if clip.is_video else run.images)(clip)
@@ -99,7 +99,7 @@ class _Run:
     predictor: Predictor
     outputs: Outputs
     smooth: float
-    progress: "tqdm[Any]"
+    progress: Bar
     files: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)

@@ -5,9 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
-from mtkd_cache.runtime.progress import on_terminal, terminal_size
+from mtkd_cache.runtime.progress import duration, formatted_bar, on_terminal
 from mtkd_cache.training.history import Row, loss_parts
 
 
@@ -41,8 +39,7 @@ class Progress:
         self.dice = f", best {percent(self.best)}" if history else ""
         self.bar = None
         if shown and on_terminal():
-            options = {"initial": self.before, "total": epochs * steps, "bar_format": self._format()}
-            self.bar = tqdm(**options, **terminal_size())
+            self.bar = formatted_bar(self._format(), total=epochs * steps, initial=self.before)
 
     def step(self) -> None:
         """A step is done."""
@@ -74,7 +71,7 @@ class Progress:
         if not self.done:
             return f"? {self.left_in}"
         seconds = (time.perf_counter() - self.started) * (self.total - self.done) / self.done
-        return f"{tqdm.format_interval(seconds)} {self.left_in}"
+        return f"{duration(seconds)} {self.left_in}"
 
     def _format(self) -> str:
         """The bar after the steps so far; the bar itself takes what the terminal's width leaves."""

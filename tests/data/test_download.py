@@ -123,8 +123,7 @@ def test_whole_download(server, target, capfd):
     assert names(target.parent) == {"dsad", "dsad.zip"}
     out, err = capfd.readouterr()
     assert out == ""
-    assert "downloading dsad.zip: 100%" in err
-    assert "unpacking dsad.zip: 100%" in err
+    assert err == ""  # lines come after half a minute
 
 
 def test_resumes_from_a_part_through_a_redirect(server, target):
@@ -352,7 +351,7 @@ def test_what_a_zip_may_unpack_to_is_limited(target, monkeypatch):
     archive.write_bytes(bomb)
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("an entry was read"))
     monkeypatch.setattr("mtkd_cache.data.unzip.MAX_BYTES", 4_999_999)
-    with pytest.raises(MtkdError, match=r"would unpack to 5\.00MB, at most 5\.00MB are allowed\nNothing was unpacked"):
+    with pytest.raises(MtkdError, match=r"would unpack to 5\.0 MB, at most 5\.0 MB are allowed\nNothing was unpacked"):
         download(target, archive=archive, sha256=sha(bomb))
     assert names(target.parent) == set()
     monkeypatch.undo()
@@ -364,7 +363,7 @@ def test_room_is_asked_for_before_anything_is_written(server, target, monkeypatc
     bomb = make_zip({"liver/bomb": bytes(5_000_000)})
     assert len(bomb) < 10_000
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=len(ZIP) - 1))
-    with pytest.raises(MtkdError, match=r"5\.00MB needed to unpack .*, \d+kB free"):
+    with pytest.raises(MtkdError, match=r"5\.0 MB needed to unpack .*, 500\.7 kB free"):
         by_hand(target, bomb)
     with pytest.raises(MtkdError, match="needed to download"):
         download(target, url=server.url, sha256=SHA)

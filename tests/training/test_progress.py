@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +131,33 @@ def test_other_work_says_a_line_now_and_then(clock, capsys):
         "build: 400 of 1000 maps, 00:31 elapsed, 01:02 left",
         "build: 1000 of 1000 maps, 01:33 elapsed, 00:00 left",
     ]
+
+
+def test_bytes_and_an_unknown_total_are_told_as_lines(clock, capsys):
+    with bars.progress_bar("download", "byte", None) as bar:
+        clock[0] = 40.0
+        bar.update(1_500_000)
+        bar.total = 3_000_000
+        clock[0] = 80.0
+        bar.update(1_500_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "download: 1.5 MB, 00:40 elapsed",
+        "download: 3.0 MB of 3.0 MB, 01:20 elapsed, 00:00 left",
+    ]
+
+
+@pytest.mark.parametrize("columns", [0, 80, None])
+def test_nothing_is_shown_where_nothing_is_left_or_little_was_to_do(columns, terminal, clock, capsys):
+    stderr = None if columns is None else terminal(columns)
+    with bars.progress_bar("build", "map", 10, initial=10):
+        pass
+    if stderr is None:
+        with bars.progress_bar("build", "map", 10) as bar:
+            bar.update(10)
+    assert (capsys.readouterr().err if stderr is None else stderr.getvalue()) == ""
+
+
+def test_tqdm_is_used_in_one_place():
+    package = Path(bars.__file__).parents[1]
+    users = [path.name for path in package.rglob("*.py") if "tqdm" in path.read_text()]
+    assert users == ["progress.py"]
