@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from mtkd_cache.evaluation.markdown import plain, templates
+from mtkd_cache.runtime.markdown import plain, templates
 from mtkd_cache.models.pretrained import paper_source
 from mtkd_cache.models.records import (
     Evaluation,

@@ -14,7 +14,7 @@ from contourpy import contour_generator
 from PIL import Image
 
 from mtkd_cache.data.sample_store import SampleStore
-from mtkd_cache.evaluation.markdown import templates
+from mtkd_cache.runtime.markdown import templates
 from mtkd_cache.evaluation.pictures import AT_POINT, Picture
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.storage.folder import write_durably

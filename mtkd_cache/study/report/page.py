@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtkd_cache.evaluation.markdown import plain, templates
+from mtkd_cache.runtime.markdown import plain, templates
 from mtkd_cache.study.report.formats import DASH
 from mtkd_cache.study.report.markup import Table
 
