@@ -11,6 +11,7 @@ COMMANDS = {
     "download": "download and unpack the Dresden Surgical Anatomy Dataset",
     "phantom": "write a synthetic dataset in the same layout",
     "ingest": "convert a dataset folder into a sample store",
+    "convert-weights": "convert a published surgical encoder to start from",
     "train-teachers": "stage 1: train one teacher per anatomy",
     "build": "run the teachers once and cache their logits",
     "verify": "check that a cache is intact and up to date",

@@ -8,7 +8,6 @@ and are loaded from a converted file, see docs/students.md.
 """
 
 import os
-import pickle
 import re
 import urllib.request
 from contextlib import suppress
@@ -18,8 +17,6 @@ import timm
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights, LRASPP_MobileNet_V3_Large_Weights
@@ -28,6 +25,7 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.models import lraspp, mininetv2, pidnet
 from mtkd_cache.models.decoders import SmpDecoder
 from mtkd_cache.models.network import Network
+from mtkd_cache.models.weight_files import first_line, read_checkpoint_file, read_weights_file
 
 WEIGHTS = Path("data/weights")
 COCO = {  # torchvision's, by architecture
@@ -84,7 +82,8 @@ def load_pretrained(network: Network, source: str | os.PathLike[str]) -> str:
     if source == "imagenet":
         return _load_imagenet(network)
     path = _named_file(network, str(source)) if source in ("cityscapes", "coco") else _local_file(Path(source))
-    _load_by_key(network, _read(path), path)
+    read = read_checkpoint_file if network.arch == "pidnet-s" else read_weights_file
+    _load_by_key(network, read(path), path)
     return str(path)
 
 
@@ -129,17 +128,17 @@ def _load_imagenet(network: Network) -> str:
     if pretrained is None:
         raise MtkdError(f"no imagenet weights exist for {network.arch}. Use 'none' or a local .safetensors file.")
     path = _hub_file(pretrained["repo_id"], pretrained["revision"])
-    _load(network.encoder, _read(path), path)
+    _load(network.encoder, read_weights_file(path), path)
     return str(path)
 
 
 def _load_timm(network: Network, name: str, path: Path) -> None:
     """timm renames a classifier's keys while it creates the encoder, so an encoder is created from the file and copied."""
-    overlay = {"state_dict": _read(path)}
+    overlay = {"state_dict": read_weights_file(path)}
     try:
         encoder = get_encoder(name, weights=True, output_stride=network.encoder.output_stride, pretrained_cfg_overlay=overlay)
     except (RuntimeError, KeyError) as error:
-        raise MtkdError(f"{path} does not fit {name}: {_first_line(error)}. Use weights of {name}.") from error
+        raise MtkdError(f"{path} does not fit {name}: {first_line(error)}. Use weights of {name}.") from error
     network.encoder.load_state_dict(encoder.state_dict())
 
 
@@ -190,25 +189,9 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         wrong += [f"{key} is missing" for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
         wrong += [f"{key} is unknown" for key in tensors if key not in expected]
         raise MtkdError(
-            f"{path} does not fit this network's {type(module).__name__}: {'; '.join(wrong[:3]) or _first_line(error)} "
+            f"{path} does not fit this network's {type(module).__name__}: {'; '.join(wrong[:3]) or first_line(error)} "
             f"({len(wrong)} keys do not fit). Use weights of this architecture."
         ) from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file, or of a .pth or .pt file, whose code, if it carries any, is not run."""
-    try:
-        pickled = path.suffix in (".pth", ".pt")
-        tensors = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
-    except pickle.UnpicklingError as error:
-        raise MtkdError(
-            f"{path} is refused: it is damaged, or carries code, which is never run. Use a file that holds only tensors."
-        ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise MtkdError(f"{path} cannot be read as weights: {_first_line(error)}. Download it again.") from error
-    if not (isinstance(tensors, dict) and all(isinstance(tensor, Tensor) for tensor in tensors.values())):
-        raise MtkdError(f"{path} is not a state dict of tensors. Use torchvision's own file, or a .safetensors file.")
-    return tensors
 
 
 def _hub_file(repo_id: str, revision: str | None = None) -> Path:
@@ -250,8 +233,4 @@ def _refuse_offline() -> None:
 
 
 def _unreachable(url: str, path: Path, error: Exception) -> MtkdError:
-    return MtkdError(f"cannot fetch {url}: {_first_line(error)}. Download that file elsewhere and put it at {path}.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return MtkdError(f"cannot fetch {url}: {first_line(error)}. Download that file elsewhere and put it at {path}.")
