@@ -49,18 +49,22 @@ TRAINED = ("teacher", "student")  # kinds of jobs
 
 @dataclass(frozen=True)
 class Study:
-    """A study's folder and how its jobs are done. resident: see `mtkd_cache.cache.loader.preload`."""
+    """A study's folder and how its jobs are done.
+
+    resident: see `mtkd_cache.cache.loader.preload`; layout: of the students, see `mtkd_cache.models.network.create_network`.
+    """
 
     out: Path
     store: SampleStore
     recipe: Recipe
     resident: str = "auto"
+    layout: str | None = None
 
     def done(self, job: Job) -> bool:
         """Whether a job's result is there. `run` compares the settings of a training that is done with the recipe's."""
         folder = self.out / job.folder
         if job.kind == "cache":
-            return self._cache_is_current(folder)
+            return self._cache_is_current(folder, self.teachers_of(job))
         if job.kind == "evaluation":
             evaluation = read_evaluation(folder, job.split)
             if evaluation is None or evaluation.store_fingerprint != self.store.fingerprint:
@@ -69,13 +73,12 @@ class Study:
         record = read_teacher(folder) if job.kind == "teacher" else read_run(folder)
         return record is not None and (folder / WEIGHTS).exists()
 
-    def _cache_is_current(self, folder: Path) -> bool:
+    def _cache_is_current(self, folder: Path, teachers: Path) -> bool:
         try:
             cache = LogitCache.open(str(folder))
             cache.check_belongs(self.store, self.store.rows("train"))
         except MtkdError:
             return False
-        teachers = self.out / f"teachers-{self.recipe.teacher.arch}"
         return all(
             (record := read_teacher(teachers / anatomy)) and record.weights_sha256 == used["weights_sha256"]
             for anatomy, used in cache.manifest.teachers.items()
@@ -96,20 +99,27 @@ class Study:
                 evaluation.unlink()
         try:
             if job.kind == "teacher":
-                recipe = replace(self.recipe, teacher=replace(self.recipe.teacher, arch=job.arch))
-                train_teachers(self.store, folder.parent, recipe, accelerator, [job.anatomy], self.resident)
+                train_teachers(self.store, folder.parent, self.teacher(job), accelerator, [job.anatomy], self.resident)
             elif job.kind == "cache":
-                teachers = Teachers.load(self.out / f"teachers-{job.arch}", self.store)
+                teachers = Teachers.load(self.teachers_of(job), self.store)
                 spec = CacheSpec.of(self.store, teachers.stride, self.recipe, accelerator.mixed_precision)
                 temperature = self.recipe.distillation.temperature
                 build_cache(self.store, teachers, spec, str(folder), accelerator, temperature=temperature)
             elif job.kind == "student":
                 recipe, cache = self.student(job)
-                train_student(self.store, folder, recipe, accelerator, cache, self.resident)
+                train_student(self.store, folder, recipe, accelerator, cache, self.resident, layout=self.layout)
             else:
                 evaluate(Predictor.load(folder, accelerator.device, self.store.anatomies), self.store, job.split, accelerator)
         finally:
             accelerator.free_memory()
+
+    def teachers_of(self, job: Job) -> Path:
+        """The folder of the teachers whose logits a cache holds."""
+        return self.out / f"teachers-{job.arch}"
+
+    def teacher(self, job: Job) -> Recipe:
+        """What a teacher is trained with."""
+        return replace(self.recipe, teacher=replace(self.recipe.teacher, arch=job.arch))
 
     def student(self, job: Job) -> tuple[Recipe, LogitCache | None]:
         """What a student is trained with."""

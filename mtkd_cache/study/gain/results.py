@@ -100,12 +100,17 @@ class Gain:
 
 def gain(arm: Iterable[Result], baseline: Iterable[Result], figure: str = "dice_at_operating_point") -> Gain | None:
     """The gain of an arm's students over those of another arm of the same group; None where no seed is in both."""
-    ours, theirs = ({result.seed: result for result in results} for results in (arm, baseline))
+    baseline = list(baseline)
+    ours, theirs = ({result.seed: getattr(result, figure) for result in results} for results in (arm, baseline))
+    return paired_gain(ours, theirs, baseline[0].arm) if baseline else None
+
+
+def paired_gain(ours: Mapping[int, float], theirs: Mapping[int, float], over: str) -> Gain | None:
+    """The gain of figures in 0..1 by seed over those of the arm `over`; None where no seed is in both."""
     seeds = tuple(sorted(ours.keys() & theirs.keys()))
     if not seeds:
         return None
-    differences = [100 * (getattr(ours[seed], figure) - getattr(theirs[seed], figure)) for seed in seeds]
-    over = theirs[seeds[0]].arm
+    differences = [100 * (ours[seed] - theirs[seed]) for seed in seeds]
     return Gain(over=over, seeds=seeds, mean=statistics.mean(differences), interval=t_interval(differences))
 
 

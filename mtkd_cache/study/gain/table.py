@@ -51,19 +51,21 @@ def _row(arm: str, arms: Mapping[str, Sequence[Result]]) -> tuple[str, ...]:
     return (
         arm,
         seeds,
-        *map(_spread, figures),
-        *(_gain(over.get(other)) for other in (BASELINE, PAPER)),
+        *map(spread, figures),
+        *(gain_text(over.get(other)) for other in (BASELINE, PAPER)),
         f"{precision:.1f}",
         f"{minutes:.1f}",
     )
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, of several values."""
     mean = f"{statistics.mean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def _gain(found: Gain | None) -> str:
+def gain_text(found: Gain | None) -> str:
+    """A gain with its interval, empty for none."""
     if found is None:
         return ""
     return signed(found.mean) + (f" [{signed(found.interval[0])}, {signed(found.interval[1])}]" if found.interval else "")

@@ -1,0 +1,78 @@
+"""mtkd-cache labels"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import mtkd_cache as mc
+
+from . import common
+
+
+@click.command("labels")
+@common.store
+@common.teachers
+@click.option("--cache", type=common.FOLDER, default="data/logits.zarr", help="Logit cache of these teachers.")
+@click.option("--multilabel", "dataset", type=common.FOLDER, metavar="DATASET", help="Judge on this dataset's multilabel subset.")
+@click.option("--out", type=common.FOLDER, default="runs/labels", help="The study's folder.")
+@click.option("--phase", type=click.Choice(["choose", "test"]), default="choose", help="Compare on validation, confirm on test.")
+@click.option(
+    "--arm", "arms", multiple=True, metavar="NAME", help="Only this arm (repeatable).  [default: all, or those to test]"
+)
+@click.option("--arch", help=f"Override the recipe's architecture of the student: {common.ARCHITECTURES}.")
+@click.option("--layout", type=click.Choice(common.LAYOUTS), help="What the student's anatomies share.  [default: shared]")
+@click.option("--seeds", type=common.NUMBERS, help="Seeds of the students.  [default: 0,1,2, to test 10,11,12,13,14]")
+@click.option("--epochs", type=click.IntRange(min=1), help="Epochs of a student.  [default: the recipe's]")
+@click.option(
+    "--join", "joined", multiple=True, type=common.FOLDER, metavar="FOLDER", help="Only show these studies (repeatable)."
+)
+@common.from_recipe
+@common.compute
+@common.resident
+@common.reports
+def command(out: Path, joined: tuple[Path, ...], phase: str, **options: Any) -> dict[str, Any]:
+    """Measure what pictures of other subsets and presence labels gain, in both stages. Resumes after an interruption.
+
+    Teachers, their caches and students are trained for each arm and compared on validation (--phase choose); the recipe without
+    labels and the best arm are then trained with fresh seeds and compared on test. Start the same command as often as processes
+    should share the work. Teachers and cache that are there already are used as those without labels.
+    """
+    from mtkd_cache.study.labels.arms import ARMS, SEEDS, SPLITS, Place, plan
+    from mtkd_cache.study.labels.run import LabelsStudy, arms_to_test, write_labels
+    from mtkd_cache.study.run import run_study
+    from mtkd_cache.training.negatives import check_labels
+
+    if joined:
+        return _shown(write_labels(joined, out))
+    own = {"student.epochs": options["epochs"], "student.arch": options["arch"]}
+    recipe, store = common.recipe_of(options, own), mc.SampleStore.open(options["store"])
+    check_labels(store, "mtkd-cache labels")
+    place = Place(str(options["teachers"].resolve()), str(options["cache"].resolve()))
+    study = LabelsStudy(
+        out,
+        store,
+        recipe,
+        options["resident"],
+        options["layout"],
+        recipe_of=lambda values: common.recipe_of(options, {**own, **values}),
+        own=place,
+        dataset=options["dataset"],
+    )
+    network = "-".join(filter(None, (recipe.student.arch.replace(":", "."), options["layout"])))
+    arms = options["arms"] or (list(ARMS) if phase == "choose" else arms_to_test(out))
+    seeds = options["seeds"] or SEEDS[phase]
+    jobs = plan(place, store.anatomies, recipe.teacher.arch, network, SPLITS[phase], arms, seeds)
+    accelerator = common.accelerator_of(options)
+    result = run_study(study, jobs, accelerator, common.say)
+    if not accelerator.is_main_process:
+        click.get_current_context().exit()
+    _shown(result["report"])
+    return result
+
+
+def _shown(report: dict[str, Any]) -> dict[str, Any]:
+    common.say(report["markdown"])
+    for path in report["files"]:
+        common.say(f"written: {path}")
+    return report

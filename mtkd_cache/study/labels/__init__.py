@@ -1,0 +1,1 @@
+"""What pictures of other subsets and presence labels gain: arms, false alarms, results, tables."""

@@ -1,0 +1,82 @@
+"""The arms of the study, and its jobs: teachers and their cache differ by arm, so they are jobs, too."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.study.jobs import Job
+
+BASELINE = "plain"
+OFF = {"teacher.negatives": "own", "student.negatives": "exclusive", "distillation.correct": "none"}
+SPLITS = {"choose": "validation", "test": "test"}  # by phase
+SEEDS = {"choose": (0, 1, 2), "test": (10, 11, 12, 13, 14)}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a student is trained. teachers: the `teacher.negatives` of its teachers, None without distillation.
+
+    values: of the recipe, by key, beside those that are `OFF`.
+    """
+
+    teachers: str | None = "own"
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+ABSENT = {"student.negatives": "absent"}
+MOVE, LEAVE_OUT = {"distillation.correct": "move"}, {"distillation.correct": "leave_out"}
+ARMS = {
+    BASELINE: Arm(),
+    "teachers-exclusive": Arm("exclusive"),
+    "teachers-absent": Arm("absent"),
+    "teachers-both": Arm("both"),
+    "student-absent": Arm(values=ABSENT),
+    "move": Arm(values=MOVE),
+    "leave-out": Arm(values=LEAVE_OUT),
+    "stages": Arm("both", ABSENT),
+    "stages-move": Arm("both", {**ABSENT, **MOVE}),
+    "stages-leave-out": Arm("both", {**ABSENT, **LEAVE_OUT}),
+    "masks": Arm(None),
+    "masks-absent": Arm(None, ABSENT),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the teachers of a kind and their cache are, relative to the study's folder or absolute."""
+
+    teachers: str
+    cache: str
+
+
+def places(kinds: Sequence[str], own: Place) -> dict[str, Place]:
+    """The place of each kind of teachers; own: of those that learn from their own subset alone."""
+    return {kind: own if kind == "own" else Place(f"teachers-{kind}", f"logits-{kind}.zarr") for kind in kinds}
+
+
+def plan(
+    own: Place, anatomies: Sequence[str], arch: str, network: str, split: str, arms: Sequence[str], seeds: Sequence[int]
+) -> list[Job]:
+    """The jobs of some arms, each after those it needs: teachers and caches by kind, students by seed, all evaluated on a split.
+
+    own: see `places`. arch: of the teachers. network: of the students, and the name of their folder. The `arm` of a teacher's or
+    cache's job is the kind. Raises MtkdError for an arm that there is not.
+    """
+    for arm in arms:
+        if arm not in ARMS:
+            raise MtkdError(f"arm {arm!r}: there is no such arm. Name some of {', '.join(ARMS)}.")
+    kinds = [kind for kind in dict.fromkeys(ARMS[arm].teachers for arm in arms) if kind]
+    jobs: list[Job] = []
+    for kind, place in places(kinds, own).items():
+        teachers = [Job("teacher", f"{place.teachers}/{anatomy}", arch, kind, 0, anatomy) for anatomy in anatomies]
+        trained = tuple(job.name for job in teachers)
+        jobs += [*teachers, Job("cache", place.cache, arch, kind, 0, needs=trained)]
+        jobs.append(Job("evaluation", place.teachers, arch, kind, 0, needs=trained, split=split))
+    caches = {job.arm: job.name for job in jobs if job.kind == "cache"}
+    for seed in seeds:
+        for arm in arms:
+            folder, taught_by = f"{network}/{arm}/seed{seed}", ARMS[arm].teachers
+            student = Job("student", folder, network, arm, seed, needs=(caches[taught_by],) if taught_by else ())
+            jobs += [student, Job("evaluation", folder, network, arm, seed, needs=(student.name,), split=split)]
+    return jobs

@@ -1,0 +1,121 @@
+"""The study of what pictures of other subsets and presence labels gain, shared by processes as `mtkd_cache.study.run` says.
+
+runs/NAME/
+  teachers-KIND/ANATOMY/       teachers whose `teacher.negatives` is KIND; those of kind "own" are where the command names them
+  logits-KIND.zarr             their cache
+  NETWORK/ARM/seedN/           a student, with its evaluations; NETWORK: its architecture and layout
+  labels.json labels.md        all figures; the tables
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.data.dresden import MULTILABEL, patient_of
+from mtkd_cache.errors import MtkdError
+from mtkd_cache.evaluation.multilabel import evaluate_multilabel
+from mtkd_cache.evaluation.predictor import Predictor
+from mtkd_cache.models.records import MultilabelEvaluation, read_as, read_training_records, write_json
+from mtkd_cache.recipe import Recipe
+from mtkd_cache.storage.folder import write_durably
+from mtkd_cache.study.jobs import Job
+from mtkd_cache.study.labels.arms import ARMS, BASELINE, OFF, Place, places
+from mtkd_cache.study.labels.false_alarms import read_false_alarms, write_false_alarms
+from mtkd_cache.study.labels.results import Result, best_arm, gain_over, groups, read_results
+from mtkd_cache.study.labels.table import markdown
+from mtkd_cache.study.run import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsStudy(Study):
+    """recipe_of: the recipe with values by key. own: see `places`. dataset: with a multilabel folder, or None."""
+
+    recipe_of: Callable[[Mapping[str, Any]], Recipe]
+    own: Place
+    dataset: Path | None
+
+    def __post_init__(self) -> None:
+        if self.dataset and not (self.dataset / MULTILABEL).is_dir():
+            raise MtkdError(f"{self.dataset} has no folder {MULTILABEL}. Name a dataset's folder that has one, or leave it out.")
+
+    def done(self, job: Job) -> bool:
+        if job.kind != "evaluation" or not super().done(job):
+            return super().done(job)
+        folder, trainings = self.out / job.folder, read_training_records(self.out / job.folder)
+        alarms = read_false_alarms(folder, job.split)
+        if alarms is None or not alarms.is_of(self.store, trainings):
+            return False
+        several = read_as(MultilabelEvaluation, folder / MultilabelEvaluation.FILE.format(job.split))
+        return not self._has_scenes(job.split) or (several is not None and several.is_of(trainings))
+
+    def run(self, job: Job, accelerator: Accelerator) -> None:
+        super().run(job, accelerator)
+        if job.kind != "evaluation":
+            return
+        predictor = Predictor.load(self.out / job.folder, accelerator.device, self.store.anatomies)
+        if self.dataset and self._has_scenes(job.split):
+            evaluate_multilabel(predictor, self.dataset, self.store, job.split, accelerator)
+        if accelerator.is_main_process:
+            write_false_alarms(predictor, self.store, job.split)
+
+    def _has_scenes(self, split: str) -> bool:
+        """Whether the dataset has multilabel images of a split."""
+        if self.dataset is None:
+            return False
+        patients = set(self.store.patients[self.store.rows(split)].tolist())
+        return any(patient_of(folder.name) in patients for folder in (self.dataset / MULTILABEL).iterdir())
+
+    def teachers_of(self, job: Job) -> Path:
+        return self.out / places([job.arm], self.own)[job.arm].teachers
+
+    def teacher(self, job: Job) -> Recipe:
+        return self.recipe_of({**OFF, "teacher.negatives": job.arm})
+
+    def student(self, job: Job) -> tuple[Recipe, LogitCache | None]:
+        arm = ARMS[job.arm]
+        recipe = self.recipe_of({"seed": job.seed, **OFF, **arm.values})
+        if arm.teachers is None:
+            return recipe, None
+        return recipe, LogitCache.open(str(self.out / places([arm.teachers], self.own)[arm.teachers].cache))
+
+    def report(self, pause: Callable[[], None]) -> dict[str, Any]:
+        return write_labels([self.out], self.out, self.out / self.own.teachers)
+
+
+def arms_to_test(study: Path) -> list[str]:
+    """The recipe without labels, and the arm that was best on validation. Raises MtkdError where none was evaluated there."""
+    best = best_arm(read_results(study))
+    if best is None:
+        raise MtkdError(f"{study} has no students evaluated on validation to choose from. Run it with --phase choose first.")
+    return [BASELINE, best]
+
+
+def write_labels(studies: Sequence[Path], out: Path, own_teachers: Path | None = None) -> dict[str, Any]:
+    """Write the tables of one study, or of several together, into `out`. own_teachers: see `read_results`.
+
+    Returns results (a dict for each network and split), gains (over the recipe without labels, of each arm by group and figure),
+    best_arm (on validation, over all the studies), markdown, and files, the paths written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    results = [result for study in studies for result in read_results(study, own_teachers)]
+    content = {"results": [asdict(result) for result in results], "gains": _gains(results), "best_arm": best_arm(results)}
+    text = markdown(results)
+    write_json(out / "labels.json", content)
+    write_durably(out / "labels.md", text.encode())
+    return {**content, "markdown": text, "files": [str(out / "labels.json"), str(out / "labels.md")]}
+
+
+def _gains(results: Sequence[Result]) -> list[dict[str, Any]]:
+    found = []
+    for group, arms in groups(results).items():
+        baseline = arms.get("own" if group[-1] == "teachers" else BASELINE, [])
+        for arm, each in arms.items():
+            for figure in ("own", "multilabel", "estimated"):
+                gain = gain_over(each, baseline, figure) if each is not baseline else None
+                if gain:
+                    found.append({"group": group, "arm": arm, "figure": figure, **asdict(gain)})
+    return found
