@@ -14,6 +14,8 @@ from .common import file_size, plural, reports, say
 @click.command("build")
 @common.store
 @common.teachers
+@common.teacher
+@common.own_arch
 @common.cache
 @common.from_recipe
 @click.option("--step", type=float, help="Override the recipe's quantization step, in logits (a power of two).")
@@ -24,12 +26,12 @@ from .common import file_size, plural, reports, say
 @common.compiled
 @common.allow_overlap
 @reports
-def command(store: str, teachers: Path, cache: str, **options: Any) -> dict[str, Any]:
+def command(store: str, teachers: Path, named: tuple[str, ...], arch: str | None, cache: str, **options: Any) -> dict[str, Any]:
     """Run the teachers once over the samples and cache their logits. Resumes after an interruption."""
     recipe = common.recipe_of(options, {"cache.step": options["step"], "cache.views": options["views"]})
     accelerator = common.accelerator_of(options)
     samples = mc.SampleStore.open(store)
-    loaded = mc.Teachers.load(teachers, samples)
+    loaded = mc.Teachers.gather(named, samples, teachers, arch) if named else mc.Teachers.load(teachers, samples)
     spec = mc.CacheSpec.of(samples, loaded.stride, recipe, accelerator.mixed_precision)
     settings = {key: options[key] for key in ("splits", "batch", "compiled", "allow_overlap")}
     temperature = recipe.distillation.temperature
@@ -39,5 +41,7 @@ def command(store: str, teachers: Path, cache: str, **options: Any) -> dict[str,
         f"{file_size(result['bytes'])}; largest error {result['max_abs_error']:.4g} of {result['step'] / 2:g} allowed, "
         f"mean KL {result['mean_kl_nats']:.2g} nats"
     )
+    for anatomy, spread in (result["spread"] or {}).items():
+        say(f"  {anatomy}: the teachers' logits are {spread:.2f} apart, by their mean standard deviation")
     common.say_overlap(result["overlap"])
     return result

@@ -55,6 +55,14 @@ LAYOUTS = ("shared", "shared-refine", "joint")
 store = click.option("--store", default="data/samples.zarr", help="Sample store: a folder or fsspec URL.")
 cache = click.option("--cache", default="data/logits.zarr", help="Logit cache: a folder or fsspec URL.")
 teachers = click.option("--teachers", type=FOLDER, default="data/teachers", help="Folder of the trained teachers.")
+teacher = click.option(
+    "--teacher",
+    "named",
+    multiple=True,
+    metavar="TEACHER",
+    help="A student's run, a folder of teachers, or package.module:factory, your own (repeatable): it answers for its anatomies, "
+    "the mean of several where they share one; --teachers for the others.",
+)
 splits = click.option("--split", "splits", multiple=True, type=SPLIT, default=["train"], help="Cached split (repeatable).")
 recipe = click.option("--recipe", default="paper", help=f"Shipped recipe ({', '.join(shipped())}), or path of a TOML file.")
 overrides = click.option(

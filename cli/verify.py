@@ -18,6 +18,8 @@ VERDICTS = {"unfinished": "incomplete", "overlap": "leaking", **NOT_CURRENT}
 @common.cache
 @click.option("--store", help="Sample store: check that the cache holds its samples.")
 @click.option("--teachers", type=FOLDER, help="Folder of teachers: check that the cache is theirs.")
+@common.teacher
+@common.own_arch
 @common.splits
 @click.option("--live", metavar="N", type=click.IntRange(0), default=0, help="Re-run the teachers on N random samples.")
 @click.option("--repair", is_flag=True, help="Rebuild damaged and outdated shards, and only those.")
@@ -25,13 +27,19 @@ VERDICTS = {"unfinished": "incomplete", "overlap": "leaking", **NOT_CURRENT}
 @common.device
 @common.allow_overlap
 @reports
-def command(cache: str, store: str | None, teachers: Path | None, **options: Any) -> dict[str, Any]:
-    """Check every file of a cache by its checksum, and with --store and --teachers whether the cache is current.
+def command(
+    cache: str, store: str | None, teachers: Path | None, named: tuple[str, ...], arch: str | None, **options: Any
+) -> dict[str, Any]:
+    """Check every file of a cache by its checksum, and with --store and --teachers or --teacher whether the cache is current.
 
     Exits with status 1 if it is not whole and current.
     """
-    result = mc.verify_cache(cache, store=mc.SampleStore.open(store) if store else None, teachers=teachers, **options)
-    say(f"{cache}: {verdict(result['problems'], compared=bool(store and teachers))}")
+    samples = mc.SampleStore.open(store) if store else None
+    if named and samples is None:
+        raise mc.MtkdError("--teacher runs on the samples of a store. Name it too, with --store.")
+    asked = mc.Teachers.gather(named, samples, teachers, arch) if named and samples else teachers
+    result = mc.verify_cache(cache, store=samples, teachers=asked, **options)
+    say(f"{cache}: {verdict(result['problems'], compared=bool(store and asked))}")
     for problem in result["problems"]:
         say(f"  {problem['kind']}: {problem['where']}. {problem['what_to_do']}")
     if result["repaired"]:

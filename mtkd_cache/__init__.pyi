@@ -3,6 +3,7 @@ from .cache.dataset import CachedDistillationDataset as CachedDistillationDatase
 from .cache.reader import LogitCache as LogitCache
 from .cache.spec import CacheSpec as CacheSpec
 from .cache.teacher_runner import Teachers as Teachers
+from .cache.teacher_sources import Teacher as Teacher
 from .cache.verify import verify_cache as verify_cache
 from .cache.writer import CacheWriter as CacheWriter
 from .data.augment import Views as Views

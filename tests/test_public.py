@@ -42,7 +42,7 @@ def test_parameters_and_results_are_documented(name):
     text = inspect.getdoc(public)
     if inspect.isclass(public):
         parameters = inspect.signature(public.__init__).parameters if inspect.isfunction(vars(public).get("__init__")) else ()
-        if issubclass(public, Exception) or dataclasses.is_dataclass(public):
+        if issubclass(public, Exception) or dataclasses.is_dataclass(public) or getattr(public, "_is_protocol", False):
             parameters = ()
     else:
         parameters = inspect.signature(public).parameters

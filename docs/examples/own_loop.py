@@ -34,7 +34,7 @@ def train(store_url: str, cache_url: str, epochs: int = 3, workers: int = 2) -> 
         for stored in loader:
             batch = send_to_device(stored, device)
             images, masks, valid = mc.apply_views(batch["image"], batch["mask"], batch["view"])
-            teachers = mc.warp(batch["logits"], batch["logits_affine"], masks.shape[1:])  # upsampled, in the same view
+            teachers = cache.warp(batch["logits"], batch["logits_affine"], masks.shape[1:])  # upsampled, in the same view
             students = network(images)
             supervised = mc.exclusive_cross_entropy(students, masks, batch["anatomy"], valid)
             loss = supervised + 3.0 * mc.channelwise_kl(students, teachers, temperature=4.0, valid=valid)

@@ -21,7 +21,7 @@ from torch import Tensor
 from mtkd_cache.bench.parity_report import VIEW_GAP, write_parity
 from mtkd_cache.bench.training import LiveTeachers
 from mtkd_cache.cache.build import build_cache
-from mtkd_cache.cache.layout import CacheSpec
+from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.cache.loader import Batch
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers

@@ -17,7 +17,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mtkd_cache.cache.builder import BATCH, Builder
-from mtkd_cache.cache.layout import FIGURES, PLAN, CacheManifest, CachePlan, ShardRecord, TeacherInfo, array_spec, fingerprint
+from mtkd_cache.cache.layout import (
+    FIGURES,
+    PLAN,
+    SPREAD,
+    CacheManifest,
+    CachePlan,
+    ShardRecord,
+    TeacherInfo,
+    array_spec,
+    fingerprint,
+)
 from mtkd_cache.cache.overlap import check_overlap, find_overlap
 from mtkd_cache.cache.quantize import check_step
 from mtkd_cache.cache.reader import LogitCache
@@ -54,7 +64,7 @@ def build_cache(
 
     Args:
         store: the samples.
-        teachers: one network for each of the store's anatomies.
+        teachers: of each of the store's anatomies at least one.
         spec: settings of the cache, see `CacheSpec.of`; those of an existing cache have to be the same.
         url: folder, or fsspec URL, of the cache.
         accelerator: where the teachers run, and in which precision.
@@ -67,12 +77,13 @@ def build_cache(
 
     Returns:
         What `mtkd-cache build --json` prints: samples, views, anatomies, bytes, bytes_per_sample, step, max_abs_error,
-        mean_kl_nats, by_anatomy, fingerprint, overlap, seconds, and teacher_seconds and maps_computed, both summed over the
-        processes.
+        mean_kl_nats, by_anatomy, spread (see `CacheManifest`), fingerprint, overlap, seconds, and teacher_seconds and
+        maps_computed, both summed over the processes.
 
     Raises:
-        MtkdError: step or teachers do not fit, another process writes there, the cache has other settings or samples, or the
-            teachers have seen samples that the store holds out for validation or test.
+        MtkdError: step or teachers do not fit, another process writes there, the cache has other settings or samples, the
+            teachers have seen samples that the store holds out for validation or test, or the code of a teacher of the user's own
+            was changed since maps were computed and its fingerprint was not.
     """
     check_step(spec.step)
     check_overlap(teachers.seen, store, "these teachers", allow=allow_overlap)
@@ -179,8 +190,10 @@ def finalize_cache(
         if record is None or not task.owns(record, spec):
             raise MtkdError(f"{folder} is not finished: a process did not write its share. Run the same command again.")
         files[record.key] = record.entry
+        place, none = (task.rows, task.view, task.array.anatomies), [0.0] * len(task.array.anatomies)
         for key in FIGURES:
-            figures[key][task.rows, task.view, task.array.anatomies] = [row[key] for row in record.rows]
+            figures[key][place] = [row[key] for row in record.rows]
+        figures[SPREAD][place] = [row.get(SPREAD, none) for row in record.rows]
     files |= {key: file_entry(folder.read(key)) for key in (PLAN, *(task.record_key for task in tasks))}
     manifest = CacheManifest(
         format=spec.format,
@@ -190,6 +203,7 @@ def finalize_cache(
         seen=seen,
         overlap=overlap,
         errors=_errors(figures, spec),
+        spread=_spread(figures, teachers) or None,
         fingerprint=fingerprint(spec, teachers, plan.samples),
         files=files,
     )
@@ -213,6 +227,12 @@ def _errors(figures: np.ndarray, spec: CacheSpec) -> dict[str, dict[str, float]]
     return {anatomy: values[anatomy] for anatomy in spec.anatomies}
 
 
+def _spread(figures: np.ndarray, teachers: Mapping[str, TeacherInfo]) -> dict[str, float]:
+    """Of each anatomy with several teachers, the mean spread of its maps."""
+    several = [(index, anatomy) for index, (anatomy, info) in enumerate(teachers.items()) if "members" in info]
+    return {anatomy: float(figures[SPREAD][..., index].mean()) for index, anatomy in several}
+
+
 def summary(cache: LogitCache) -> dict[str, Any]:
     """What a finished cache holds, as `build` reports it."""
     manifest = cache.manifest
@@ -229,6 +249,7 @@ def summary(cache: LogitCache) -> dict[str, Any]:
         "max_abs_error": max(error["max_abs_error"] for error in errors),
         "mean_kl_nats": sum(error["mean_kl_nats"] for error in errors) / len(cache.anatomies),
         "by_anatomy": manifest.errors,
+        "spread": manifest.spread,
         "fingerprint": cache.fingerprint,
         "overlap": manifest.overlap and manifest.overlap.to_json(),
     }

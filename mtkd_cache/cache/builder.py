@@ -1,6 +1,6 @@
 """The shard files of a logit cache, one after the other: what is missing of each is computed, the rest kept."""
 
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
-from mtkd_cache.cache.layout import CachePlan, ShardRecord, ShardTask
+from mtkd_cache.cache.layout import SPREAD, CachePlan, ShardRecord, ShardTask, TeacherInfo
 from mtkd_cache.cache.loader import Batch, BatchReader, prefetch
-from mtkd_cache.cache.shards import new_figures, quantize_maps, take_over, write_shard
+from mtkd_cache.cache.shards import merge, new_figures, quantize_maps, take_over, write_shard
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
 from mtkd_cache.data.augment import apply_views, to_float
 from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.errors import MtkdError
 from mtkd_cache.runtime.accelerator import run_on_all_ranks
+from mtkd_cache.runtime.progress import Bar, progress_bar
 from mtkd_cache.storage.checked_json import if_intact, mark_incomplete, read_record
 from mtkd_cache.storage.folder import Folder
 
@@ -34,6 +35,25 @@ def one_core(name: str) -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(torch.get_num_threads())  # what threads made from now on take
+
+
+def changed_source(recorded: TeacherInfo | None, now: TeacherInfo) -> TeacherInfo | None:
+    """The teacher of the user's own whose code is not the recorded one although its fingerprint is."""
+    pairs = zip(recorded.get("members", [recorded]) if recorded else (), now.get("members", [now]), strict=False)
+    for old, new in pairs:
+        same = (old["arch"], old["weights_sha256"]) == (new["arch"], new["weights_sha256"])
+        if same and old.get("source_sha256") != new.get("source_sha256"):
+            return new
+    return None
+
+
+def check_source(where: str, recorded: TeacherInfo | None, now: TeacherInfo) -> None:
+    """Raises MtkdError for a `changed_source`: nobody knows whether its logits are the same."""
+    if changed := changed_source(recorded, now):
+        raise MtkdError(
+            f"the file of {changed['arch']} is not the one that computed maps of {where}, but its fingerprint is the same. "
+            "Restore the file, or change the fingerprint: its maps are then computed again."
+        )
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,10 @@ class Builder:
         self.spec, self.temperature = plan.settings, plan.temperature
         self.accelerator, self.batch = accelerator, batch
         self.runner = TeacherRunner(teachers.networks, accelerator, compiled)
+        index = {anatomy: number for number, anatomy in enumerate(self.spec.anatomies)}
+        self.channels = [{index[anatomy]: channel for anatomy, channel in heads.items()} for heads in teachers.heads]
+        self.members = Counter(anatomy for heads in self.channels for anatomy in heads)
+        self.grids = [self.spec.array_of(anatomy).grid for anatomy in self.spec.anatomies]
         self.row_of = {str(sha256): row for row, sha256 in enumerate(store.hashes)}
         self.reader = BatchReader(store)
         self.maps = 0
@@ -105,9 +129,7 @@ class Builder:
         total = sum(len(task.hashes) * len(task.array.anatomies) for task in tasks)
         done = total - sum(int(block.missing.sum()) for block in todo)
         todo = todo[self.accelerator.process_index :: self.accelerator.num_processes]
-        progress = tqdm(
-            total=total, initial=done, desc="build", unit="map", disable=None if self.accelerator.is_main_process else True
-        )
+        progress = progress_bar("build", "map", total, done, shown=self.accelerator.is_main_process)
         if todo:
             mark_incomplete(self.folder)
         with one_core("figures") as figures:
@@ -147,6 +169,8 @@ class Builder:
         missing = np.ones((len(task.hashes), len(task.array.anatomies)), bool)
         if record:
             names = [self.spec.anatomies[index] for index in task.array.anatomies]
+            for name in names:
+                check_source(str(self.folder), record.teachers.get(name), self.teachers.info[name])
             outdated = [record.teachers.get(name) != self.teachers.info[name] for name in names]
             for index, (sha256, row) in enumerate(zip(task.hashes, record.rows, strict=False)):
                 if row["sha256"] == sha256:
@@ -172,24 +196,53 @@ class Builder:
         batches = [self.reader.read(part).pinned(self.accelerator.device) for part in store_rows]
         return PendingBlock(files, missing, values, figures, parts, batches)
 
-    def _run_teachers(self, pending: PendingBlock, figures: ThreadPoolExecutor, progress: "tqdm[None]") -> list[Future[None]]:
+    def _run_teachers(self, pending: PendingBlock, figures: ThreadPoolExecutor, progress: Bar) -> list[Future[None]]:
         """Run one teacher after the other over a block's images. The futures are done when all maps are recorded."""
         batches = [self.images(pending.view, batch) for batch in pending.batches]
         recorded: deque[Future[None]] = deque()
-        for anatomy in map(int, np.flatnonzero(pending.missing.any(0))):
-            for part, images in zip(pending.parts, batches, strict=True):
-                chosen = np.flatnonzero(pending.missing[part, anatomy])
-                if len(chosen):
-                    logits = self.runner.native(anatomy, images[torch.from_numpy(chosen).to(images.device)])
-                    recorded.append(figures.submit(self._record, pending, anatomy, part[chosen], logits, progress))
+        answers: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        for number in range(len(self.channels)):
+            for place, (part, images) in enumerate(zip(pending.parts, batches, strict=True)):
+                for anatomy, chosen, logits in self._answers(number, pending.missing[part], images):
+                    answers[place, anatomy].append(logits)
+                    if len(answers[place, anatomy]) == self.members[anatomy]:
+                        own = answers.pop((place, anatomy))
+                        recorded.append(figures.submit(self._record, pending, anatomy, part[chosen], own, progress))
                 while recorded and recorded[0].done():
                     recorded.popleft().result()
         return list(recorded)
 
-    def _record(self, pending: PendingBlock, anatomy: int, indices: np.ndarray, logits: Tensor, progress: "tqdm[None]") -> None:
-        """Quantize a teacher's logits, float (n, h, w), of the samples with these indices in a block, and note their figures."""
+    def _answers(self, number: int, missing: np.ndarray, images: Tensor) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+        """What one network says of the images for which maps are missing, bool (images, anatomies); it runs once.
+
+        Yields an anatomy, the images' indices (n,), and the logits, float (n, h, w).
+        """
+        anatomies = [anatomy for anatomy in self.channels[number] if missing[:, anatomy].any()]
+        if not anatomies:
+            return
+        rows = np.flatnonzero(missing[:, anatomies].any(1))
+        channels = [self.channels[number][anatomy] for anatomy in anatomies]
+        logits = self.runner.logits(number, images[torch.from_numpy(rows).to(images.device)], channels)
+        for place, anatomy in enumerate(anatomies):
+            own = np.flatnonzero(missing[rows, anatomy])
+            maps = logits[:, place]
+            yield anatomy, rows[own], maps if len(own) == len(rows) else maps[torch.from_numpy(own).to(maps.device)]
+
+    def live(self, images: Tensor) -> list[Tensor]:
+        """The teachers' logits of images, float (B, h, w) for each anatomy: what a cache is to hold, before it is quantized."""
+        answers: defaultdict[int, list[Tensor]] = defaultdict(list)
+        everything = np.ones((len(images), len(self.spec.anatomies)), bool)
+        for number in range(len(self.channels)):
+            for anatomy, _, logits in self._answers(number, everything, images):
+                answers[anatomy].append(logits)
+        return [merge(answers[anatomy], grid)[0] for anatomy, grid in enumerate(self.grids)]
+
+    def _record(self, pending: PendingBlock, anatomy: int, indices: np.ndarray, answers: list[Tensor], progress: Bar) -> None:
+        """Quantize the mean of teachers' logits of the samples with these indices in a block, and note its figures."""
+        logits, spread = merge(answers, self.grids[anatomy])
         who = f"teacher of {self.spec.anatomies[anatomy]}"
         values, figures = quantize_maps(who, logits, self.spec.step, self.temperature)
+        figures[SPREAD] = spread
         for index, one, own in zip(indices, values, figures, strict=True):
             pending.map_of(index, anatomy)[:] = one
             pending.figures[index, anatomy] = own

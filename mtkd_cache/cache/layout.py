@@ -8,7 +8,7 @@ manifest.json           CacheManifest  written last: settings, teachers, errors,
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import numpy as np
 from zarr.codecs import BloscCodec
@@ -26,14 +26,22 @@ CODEC = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2)
 
 
 class TeacherInfo(TypedDict):
-    """Which teacher computed an anatomy's maps."""
+    """Which teacher computed an anatomy's maps.
+
+    arch: also package.module:factory. weights_sha256: of the weights file; the fingerprint of a teacher of the user's own, and of
+    several teachers' mean the digest of theirs. source_sha256: of the file with the user's own code. members: the teachers whose
+    mean the maps are.
+    """
 
     arch: str
     weights_sha256: str
+    source_sha256: NotRequired[str]
+    members: NotRequired[list["TeacherInfo"]]
 
 
 # Of a map: checksum, largest error of a stored logit, KL of the stored from the exact map in nats, bits when compressed
 FIGURES = {"crc32c": np.uint32, "max_error": np.float64, "kl": np.float64, "bits": np.int64}
+SPREAD = "spread"  # of a map that is the mean of several teachers': the mean over positions of their logits' standard deviation
 
 
 def logits_spec(
@@ -68,7 +76,8 @@ def array_spec(spec: CacheSpec, array: MapArray) -> ArraySpec:
 class ShardRecord(JsonRecord):
     """What is in one shard file. settings: digest of the cache's; the first versions did not write it.
 
-    rows: for each sample its sha256, and under the names of `FIGURES` a list with a number for each anatomy of the file's array.
+    rows: for each sample its sha256, and under the names of `FIGURES` a list with a number for each anatomy of the file's array;
+    also under `SPREAD` where any of them has several teachers.
     """
 
     key: str
@@ -143,7 +152,8 @@ class CachePlan(JsonRecord):
 class CacheManifest(Manifest):
     """What a finished cache holds.
 
-    errors: figures by anatomy. seen: the samples that the teachers have seen; overlap: those that the store holds out.
+    errors: figures by anatomy. spread: of each anatomy with several teachers, see `SPREAD`, the mean over its maps, in logits.
+    seen: the samples that the teachers have seen; overlap: those that the store holds out.
     """
 
     LONG: ClassVar[tuple[str, ...]] = (*Manifest.LONG, "seen")
@@ -153,6 +163,7 @@ class CacheManifest(Manifest):
     teachers: dict[str, TeacherInfo]
     temperature: float
     errors: dict[str, dict[str, float]]
+    spread: dict[str, float] | None = None
     seen: Seen | None = None
     overlap: Overlap | None = None
 

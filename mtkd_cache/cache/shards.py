@@ -1,16 +1,18 @@
 """Maps on their way into a shard file: quantized and measured, written with their record, and taken over from a present file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numcodecs import Blosc
 from torch import Tensor
 
-from mtkd_cache.cache.layout import FIGURES, ShardRecord, ShardTask, TeacherInfo, array_spec
+from mtkd_cache.cache.layout import FIGURES, SPREAD, ShardRecord, ShardTask, TeacherInfo, array_spec
 from mtkd_cache.cache.quantize import dequantize, quantize
 from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.losses import map_kl
+from mtkd_cache.models.network import upsample
 from mtkd_cache.storage.checked_json import digest, dump_checked_json, file_entry
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.shard_writer import UNREADABLE, row_checksum
@@ -19,8 +21,26 @@ MAP_CODEC = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)  # the cache's cod
 
 
 def new_figures(*shape: int) -> np.ndarray:
-    """A structured array of the figures of maps, see `FIGURES`."""
-    return np.zeros(shape, list(FIGURES.items()))
+    """A structured array of the figures of maps, see `FIGURES` and `SPREAD`."""
+    return np.zeros(shape, [*FIGURES.items(), (SPREAD, np.float64)])
+
+
+def merge(answers: Sequence[Tensor], grid: tuple[int, int]) -> tuple[Tensor, list[float]]:
+    """The mean of several teachers' logits, and how far these are apart.
+
+    Args:
+        answers: float (n, h, w) each; those of a coarser stride are upsampled bilinearly, corner-aligned.
+        grid: (h, w) of the mean.
+
+    Returns:
+        float (n, h, w), and for each map the mean over its positions of the standard deviation of the teachers' logits, as of a
+        whole population; one teacher's logits unchanged, and 0.
+    """
+    if len(answers) == 1:
+        return answers[0], [0.0] * len(answers[0])
+    fine = [one if one.shape[1:] == grid else upsample(one[:, None], grid)[:, 0] for one in answers]
+    stacked = torch.stack(fine)
+    return stacked.mean(0), stacked.std(0, correction=0).mean((1, 2)).tolist()
 
 
 def quantize_maps(who: str, logits: Tensor, step: float, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +72,7 @@ def quantize_maps(who: str, logits: Tensor, step: float, temperature: float) -> 
     kls = map_kl(stored[:, None], logits[:, None], temperature)[:, 0].tolist()
     values, figures = integers.cpu().numpy(), new_figures(len(errors))
     for index, (one, max_error, kl) in enumerate(zip(values, errors, kls, strict=True)):
-        figures[index] = row_checksum(one), max_error, max(kl, 0.0), 8 * len(MAP_CODEC.encode(one))
+        figures[index] = row_checksum(one), max_error, max(kl, 0.0), 8 * len(MAP_CODEC.encode(one)), 0.0
     return values, figures
 
 
@@ -65,15 +85,17 @@ def write_shard(
     teachers: by anatomy, of these at least.
     """
     data = array_spec(spec, task.array).encode_shard(values)
+    own = {name: teachers[name] for name in (spec.anatomies[index] for index in task.array.anatomies)}
+    keys = [*FIGURES, *([SPREAD] if any("members" in info for info in own.values()) else [])]
     folder.delete(task.record_key)
     folder.write(task.shard_key, data)
     record = ShardRecord(
         key=task.shard_key,
         **file_entry(data),
         settings=digest(spec.to_json()),
-        teachers={name: teachers[name] for name in (spec.anatomies[index] for index in task.array.anatomies)},
+        teachers=own,
         rows=tuple(
-            {"sha256": sha256, **{key: row[key].tolist() for key in FIGURES}}
+            {"sha256": sha256, **{key: row[key].tolist() for key in keys}}
             for sha256, row in zip(task.hashes, figures, strict=True)
         ),
     )
@@ -106,4 +128,4 @@ def take_over(
                 missing[index, anatomy] = True
                 continue
             values[index, 0, anatomy] = maps[anatomy]
-            figures[index, anatomy] = tuple(row[key][anatomy] for key in FIGURES)
+            figures[index, anatomy] = (*(row[key][anatomy] for key in FIGURES), row[SPREAD][anatomy] if SPREAD in row else 0.0)

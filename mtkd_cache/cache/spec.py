@@ -109,6 +109,11 @@ class CacheSpec(JsonRecord):
         """Of the maps of one anatomy."""
         return self.stride if isinstance(self.stride, int) else self.stride[anatomy]
 
+    def array_of(self, anatomy: str) -> MapArray:
+        """The array with an anatomy's maps."""
+        index = self.anatomies.index(anatomy)
+        return next(array for array in self.arrays if index in array.anatomies)
+
     @cached_property
     def arrays(self) -> tuple[MapArray, ...]:
         """The arrays of maps, one for each stride, finest first."""

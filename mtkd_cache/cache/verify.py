@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mtkd_cache.cache.build import check_teachers, hashes_of, update
-from mtkd_cache.cache.builder import Builder
+from mtkd_cache.cache.builder import Builder, changed_source
 from mtkd_cache.cache.integrity import IntegrityReport, check_integrity, metadata_keys
 from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, fingerprint, record_key
 from mtkd_cache.cache.overlap import find_overlap, seen_by
@@ -165,18 +165,24 @@ def _compare_samples(report: IntegrityReport, store: SampleStore, splits: Sequen
 def _compare_teachers(report: IntegrityReport, teachers: Teachers | Path) -> None:
     sources = [report.manifest] if report.manifest else list(report.records.values())
     for anatomy in dict.fromkeys(anatomy for source in sources for anatomy in source.teachers):
-        recorded = {source.teachers[anatomy]["weights_sha256"] for source in sources if anatomy in source.teachers}
-        where, sha256 = anatomy, None
+        recorded = [source.teachers[anatomy] for source in sources if anatomy in source.teachers]
+        where, sha256, now = anatomy, None, None
         if isinstance(teachers, Path):
             where = str(teachers / anatomy / WEIGHTS)
             sha256 = file_sha256(Path(where)) if Path(where).is_file() else None
-        elif anatomy in teachers.info:
-            sha256 = teachers.info[anatomy]["weights_sha256"]
-        if sha256 is None:
-            report.add("teacher", where, "It is missing. Train it, or name another --teachers.")
-        elif recorded != {sha256}:
+        elif now := teachers.info.get(anatomy):
+            sha256 = now["weights_sha256"]
+        if isinstance(teachers, Path) and any("members" in info for info in recorded):
+            report.add("teacher", anatomy, "Several teachers answered for it. Name them with --teacher.")
+        elif sha256 is None:
+            report.add("teacher", where, "It is missing. Train it, or name another --teachers, or the teacher with --teacher.")
+        elif {info["weights_sha256"] for info in recorded} != {sha256}:
             text = "It was trained since. Run mtkd-cache build, which computes this teacher's maps again and no others."
             report.add("teacher", where, text)
+        elif now and any(changed_source(info, now) for info in recorded):
+            report.add(
+                "teacher", where, "Its code was changed since, its fingerprint was not. Restore it, or change the fingerprint."
+            )
 
 
 def _compare_seen(report: IntegrityReport, store: SampleStore, teachers: Teachers | Path | None, allow: bool) -> Overlap:
@@ -253,8 +259,8 @@ def _spot_check(cache: LogitCache, sources: _Sources, count: int, seed: int, rep
         row, view = builder.row_of[sha256], int(random.integers(cache.views))
         images = builder.images(view, builder.reader.read(np.array([row])))
         stored = _stored_maps(cache, sha256, view)
-        for index, anatomy in enumerate(cache.anatomies):
-            logits = builder.runner.native(index, images)[0].cpu()
+        for index, (anatomy, answers) in enumerate(zip(cache.anatomies, builder.live(images), strict=True)):
+            logits = answers[0].cpu()
             difference = float((logits - stored[index]).abs().max())
             largest = max(largest, difference)
             if not difference <= cache.step / 2 + rounding * float(logits.abs().max()):
