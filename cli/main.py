@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "write tables and figures, the paper's results beside",
     "study": "reproduce all rows of Table 1, on one or many GPUs",
     "gain": "measure what distillation gains, by its objective",
+    "labels": "measure what presence labels and other subsets gain",
     "recipe": "list, show and compare recipes",
     "models": "list the networks' parameters beside Table 1",
     "bench": "measure speed, size and scaling on this machine",
