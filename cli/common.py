@@ -70,7 +70,10 @@ overrides = click.option(
 )
 seed = click.option("--seed", type=int, help="Override the recipe's seed.")
 device = click.option(
-    "--device", type=DEVICE, help="cpu, cuda, or cuda:N for one of several GPUs.  [default: the GPU if there is one]"
+    "--device",
+    type=DEVICE,
+    metavar="DEVICE",
+    help="cpu, cuda, or cuda:N for one of several GPUs.  [default: the GPU if there is one]",
 )
 precision = click.option(
     "--precision",
