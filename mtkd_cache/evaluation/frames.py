@@ -36,7 +36,8 @@ class Upsampling:
         if logits.shape[2:] != self.padded:
             logits = upsample(logits, self.padded)
         maps = logits[..., : self.image[0], : self.image[1]].flatten(0, 1)
-        return to_frame(maps, self.frame).unflatten(0, logits.shape[:2])
+        there: Tensor = to_frame(maps, self.frame).unflatten(0, logits.shape[:2])
+        return there
 
     def above(self, logits: Tensor, thresholds: Tensor) -> Tensor:
         """bool (A, H, W): where logits (A, h, w), once upsampled, are above thresholds (A, 1, 1)."""
