@@ -152,6 +152,8 @@ def hashes_of(store: SampleStore, splits: Sequence[str]) -> tuple[str, ...]:
 def write_plan(folder: Folder, wanted: CachePlan) -> None:
     """Write which sample each row is of: existing rows stay where they are, new samples follow. Only one process may call it.
 
+    A cache of fewer views grows: its maps stay, and new views are drawn as it draws them.
+
     Raises MtkdError where the cache in the folder has other settings, or samples that are not wanted. It keeps its temperature.
     """
     try:
@@ -164,6 +166,9 @@ def write_plan(folder: Folder, wanted: CachePlan) -> None:
         raise MtkdError(f"{folder} is not empty and is not a logit cache. Name another --cache.")
     folder.delete_temporaries()
     current = plan or replace(wanted, samples=())
+    if grown := current.settings.grown(wanted.settings):
+        current = replace(current, settings=grown)
+        wanted = replace(wanted, settings=replace(wanted.settings, views=grown.views))
     old, new = current.settings.to_json(), wanted.settings.to_json()
     if told := differences({key: old.get(key) for key in new}, new):
         raise MtkdError(f"{folder} was started with other settings: {', '.join(told)}. Name another --cache, or delete that one.")

@@ -123,9 +123,10 @@ class ShardTask:
     def owns(self, record: ShardRecord, spec: CacheSpec) -> bool:
         """Whether a record was written for this shard file of a cache with these settings, and keeps to their error bound.
 
-        The records of the first versions do not name their settings; only the bound tells them from another cache's.
+        Or of one with fewer views, which has grown since. The records of the first versions do not name their settings; only the
+        bound tells them from another cache's.
         """
-        of_the_cache = record.key == self.shard_key and record.settings in (None, digest(spec.to_json()))
+        of_the_cache = record.key == self.shard_key and record.settings in (None, *spec.digests[self.view :])
         return of_the_cache and all(0 <= error <= spec.step / 2 for row in record.rows for error in row["max_error"])
 
 

@@ -1,13 +1,14 @@
 """The settings of a logit cache: everything but samples and teachers that decides what it holds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from mtkd_cache.data.augment import Views, draw_views, identity_views
 from mtkd_cache.data.sample_store import PREPROCESSING, SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.recipe import Recipe, augmentation_from
+from mtkd_cache.storage.checked_json import digest
 from mtkd_cache.storage.record import JsonRecord
 
 CODEC_NAME = "int16, blosc zstd-5 bitshuffle, crc32c"
@@ -134,6 +135,21 @@ class CacheSpec(JsonRecord):
     def rewrite(self) -> str | None:
         """What to do where maps of another program are missing, as a sentence; None where a build ran the teachers."""
         return self.source and f"Run the program that writes it again ({self.source})."
+
+    def grown(self, wanted: "CacheSpec") -> "CacheSpec | None":
+        """These settings with as many views as are wanted, drawn as before; None where theirs are not the first of those."""
+        drawn = self.n_views > 1
+        if self.n_views > wanted.n_views or (drawn and self.views.augmentation != wanted.views.augmentation):
+            return None
+        same = drawn or wanted.n_views == 1
+        return replace(self, views=replace(self.views, count=wanted.n_views) if same else wanted.views)
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """Of the settings of caches of 1, 2, ... views that grow into this one: that with index v is the first with view v."""
+        fewer = [replace(self.views, count=count) for count in range(2, self.n_views)]
+        views = [RecordedViews(count=1), *fewer] if self.n_views > 1 else []
+        return tuple(digest(replace(self, views=each).to_json()) for each in [*views, self.views])
 
     @property
     def n_views(self) -> int:
