@@ -24,10 +24,11 @@ from mtkd_cache.cache.quantize import dequantize, quantize
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
 from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.errors import MtkdError
 from mtkd_cache.losses import map_kl
 from mtkd_cache.runtime.timing import CPU, interleaved, medians, seconds
 
-STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 TEMPERATURE = 4.0
 CHECKSUM = 4  # bytes of a CRC-32C
 SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
@@ -35,16 +36,23 @@ SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle"
 
 @dataclass(frozen=True)
 class Chain:
-    """Codecs in the order of encoding, on integers of one type. axes: a transposition of (A, h, w) before them."""
+    """Codecs in the order of encoding, on integers of one type.
+
+    axes: a transposition of (A, h, w) before them. deltas: axes of (A, h, w) along which differences to the value before take the
+    values' place, after it and before the codecs, in arithmetic modulo 2^bits: a cumulative sum undoes each, whatever overflows.
+    """
 
     name: str
     codecs: tuple[Codec, ...]
     dtype: str = "int16"
     axes: tuple[int, int, int] = (0, 1, 2)
+    deltas: tuple[int, ...] = ()
 
     def encode(self, maps: np.ndarray) -> bytes:
         """maps: integers (A, h, w) of the chain's type."""
         data = np.ascontiguousarray(maps.transpose(self.axes))
+        for axis in self.deltas:
+            data = np.diff(data, axis=axis, prepend=data.dtype.type(0))
         for codec in self.codecs:
             data = codec.encode(data)
         body = bytes(data)
@@ -57,8 +65,20 @@ class Chain:
             raise ValueError("the checksum does not fit")
         for codec in reversed(self.codecs):
             body = codec.decode(body)
-        flat = np.frombuffer(body, self.dtype)
-        return flat.reshape([shape[axis] for axis in self.axes]).transpose(np.argsort(self.axes))
+        values = np.frombuffer(body, self.dtype).reshape([shape[axis] for axis in self.axes])
+        for axis in reversed(self.deltas):
+            values = undo_delta(values, axis)
+        return values.transpose(np.argsort(self.axes))
+
+
+def undo_delta(values: np.ndarray, axis: int) -> np.ndarray:
+    """np.cumsum(values, axis, values.dtype); along an axis before the last by adding whole rows, which is faster."""
+    if axis == values.ndim - 1:
+        return np.cumsum(values, axis, values.dtype)
+    rows = np.moveaxis(values.copy(), axis, 0)
+    for index in range(1, len(rows)):
+        rows[index] += rows[index - 1]
+    return np.moveaxis(rows, 0, axis)
 
 
 def _crc32c(body: bytes) -> bytes:
@@ -97,6 +117,34 @@ def chains() -> Iterator[Chain]:
     yield Chain("int8, blosc zstd-5 noshuffle", (Blosc("zstd", 5, Blosc.NOSHUFFLE),), "int8")
     yield from (Chain(f"int8, zstd-{level}", (Zstd(level),), "int8") for level in (1, 5, 19))
     yield Chain("int8, delta, zstd-5", (Delta("|i1"), Zstd(5)), "int8")
+    yield from _two_dimensional()
+
+
+def _two_dimensional() -> Iterator[Chain]:
+    """Chains with a difference along y, or along y and x, and pcodec, which has one along x of its own."""
+    for dtype in ("int16", "int8"):
+        blosc_zstd, prefix = Blosc("zstd", 5, Blosc.BITSHUFFLE), "int8, " if dtype == "int8" else ""
+        yield Chain(f"{prefix}delta y, blosc zstd-5 bitshuffle", (blosc_zstd,), dtype, deltas=(1,))
+        yield Chain(f"{prefix}delta y x, blosc zstd-5 bitshuffle", (blosc_zstd,), dtype, deltas=(1, 2))
+    for level in (4, 8):
+        for order in (0, 1, 2):
+            codec = (pcodec(level, order),)
+            yield Chain(f"pcodec-{level}, delta x {order} times", codec)
+            yield Chain(f"delta y, pcodec-{level}, delta x {order} times", codec, deltas=(1,))
+    yield Chain("pcodec-8, auto", (pcodec(8, None),))
+    yield Chain("delta y x, pcodec-8, no delta of its own", (pcodec(8, 0),), deltas=(1, 2))
+
+
+def pcodec(level: int, order: int | None) -> Codec:
+    """pcodec with differences along x taken `order` times; None lets it choose. Raises MtkdError without the package."""
+    try:
+        from numcodecs.pcodec import PCodec
+    except ImportError as error:
+        raise MtkdError("pcodec needs the package pcodec. Run pip install 'mtkd-cache[pcodec]'.") from error
+    if order is None:
+        return PCodec(level)
+    spec = {"delta_spec": "try_consecutive", "delta_encoding_order": order} if order else {"delta_spec": "none"}
+    return PCodec(level, mode_spec="classic", **spec)
 
 
 def bench_codecs(store: SampleStore, teachers: Path, samples: int, accelerator: Accelerator) -> Result:

@@ -66,6 +66,28 @@ def test_a_chain_is_what_zarr_writes(name, filters, compressor, maps):
     assert np.array_equal(chain.decode(chunk, SHAPE), maps) and np.array_equal(array[...], maps)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("pcodec-8, delta x 1 times", {"delta_spec": "try_consecutive", "delta_encoding_order": 1}), ("pcodec-8, auto", None)],
+)
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+def test_pcodec_is_what_zarr_writes(name, options, maps):
+    store = MemoryStore()
+    codec = registered.PCodec(level=8, **({"mode_spec": "classic", **options} if options else {}))
+    array = zarr.create_array(store, shape=SHAPE, chunks=SHAPE, dtype="int16", serializer=codec, compressors=[Crc32cCodec()])
+    array[...] = maps
+    chain = next(chain for chain in chains() if chain.name == name)
+    assert chain.encode(maps) == store._store_dict["c/0/0/0"].to_bytes()
+
+
+def test_differences_are_undone_by_a_cumulative_sum_also_where_they_overflow():
+    maps = np.array([[[32767, -32767], [-32767, 32767], [5, -1]]], np.int16)
+    chain = Chain("", (), deltas=(1, 2))
+    stored = np.frombuffer(chain.encode(maps)[:-4], np.int16).reshape(1, 3, 2)
+    assert np.array_equal(stored.cumsum(2, np.int16).cumsum(1, np.int16), maps)
+    assert np.array_equal(chain.decode(chain.encode(maps), maps.shape), maps)
+
+
 def test_the_first_chain_is_that_of_the_cache(maps):
     spec = logits_spec(1, 3, (24, 40), 0.25)
     first: Chain = next(chains())
@@ -85,5 +107,5 @@ def test_the_table(organ_store, organ_teachers):
         assert names <= rows.keys()
         for row in rows.values():
             assert 0 < row["bits_per_logit"] < 20 and row["decode_ms"] > 0 and row["encode_ms"] > 0
-            assert 0 < row["max_abs_error"] <= step / 2 and 0 < row["mean_kl_nats"] < 1e-3
+            assert 0 < row["max_abs_error"] <= step / 2 and 0 < row["mean_kl_nats"] < 4e-3
     assert "bits/logit" in outcome.stderr
