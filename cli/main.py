@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "compute Dice per anatomy of a student or of the teachers",
     "compare": "test whether two evaluations differ, patients as the unit",
     "predict": "segment images and videos: masks and overlays",
+    "export": "write a network as an ONNX file, from frame to masks",
     "report": "write tables and figures, the paper's results beside",
     "study": "reproduce all rows of Table 1, on one or many GPUs",
     "gain": "measure what distillation gains, by its objective",

@@ -74,7 +74,7 @@ def _serialized(predictor: Predictor, frame: tuple[int, int]) -> bytes:
             f"{predictor.folder}: {weights / 1e9:.1f} GB of weights are more than the 2 GB of an ONNX file. Export a student."
         )
     module = FrameToMasks(networks, list(predictor.thresholds.values()), frame, predictor.size[::-1]).eval()
-    model = _exported(module, f"{predictor.folder}: {predictor.arch}")
+    model = _exported(module, frame, f"{predictor.folder}: {predictor.arch}")
     for node in (
         model.graph,
         *model.graph.node,
@@ -90,20 +90,26 @@ def _serialized(predictor: Predictor, frame: tuple[int, int]) -> bytes:
     return data
 
 
-def _exported(module: FrameToMasks, name: str) -> Any:
-    """torch's model proto."""
-    example = torch.zeros(*module.frame, 3, dtype=torch.uint8)
+def _exported(module: FrameToMasks, frame: tuple[int, int], name: str) -> Any:
+    """torch's model proto. name: of the network, for people."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            names = {"input_names": [FRAME], "output_names": list(OUTPUTS)}
-            program = torch.onnx.export(module, (example,), dynamo=True, opset_version=OPSET, verbose=False, **names)
+            program = torch.onnx.export(
+                module,
+                (torch.zeros(*frame, 3, dtype=torch.uint8),),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[FRAME],
+                output_names=list(OUTPUTS),
+                verbose=False,
+            )
+        assert program is not None
+        return program.model_proto
     except Exception as error:  # torch.export refuses in many ways
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MtkdError(f"{name} cannot be exported by torch {torch.__version__} ({said}).") from error
-    assert program is not None
-    return program.model_proto
 
 
 def metadata_of(predictor: Predictor, frame: tuple[int, int]) -> dict[str, Any]:

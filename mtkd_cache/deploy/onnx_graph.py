@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mtkd_cache.evaluation.frames import to_frame
 from mtkd_cache.models.fast import folded
@@ -37,8 +38,31 @@ class Resampling(nn.Module):
         self.weights = nn.Buffer(blocks.gather(2, rows[:, None].expand(-1, block, -1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.weights @ x.index_select(-2, self.rows).unflatten(-2, self.windows)
+        rows: Tensor = self.weights @ x.index_select(-2, self.rows).unflatten(-2, self.windows)
         return rows.flatten(-3, -2)[..., : self.outputs, :]
+
+
+class Branch(nn.Module):
+    """A network and what is around it: an image (1, 3, height, width) in [0, 1] -> logits (heads, H, W).
+
+    image: for its size. frame: (H, W).
+    """
+
+    def __init__(self, network: Network, image: Tensor, frame: tuple[int, int]):
+        super().__init__()
+        self.network = _for_export(folded(network, torch.device("cpu")).network)
+        padded = self.network.padded(image)
+        with torch.no_grad():
+            native = self.network.native(padded)
+        self.vertical, self.horizontal = (
+            _up(*lengths) for lengths in zip(native.shape[2:], padded.shape[2:], image.shape[2:], frame, strict=True)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        columns = self.network.native(self.network.padded(image))[0].permute(2, 0, 1)
+        rows = self.horizontal(columns.flatten(1)).unflatten(1, columns.shape[1:]).permute(1, 2, 0)
+        logits: Tensor = self.vertical(rows)
+        return logits
 
 
 class FrameToMasks(nn.Module):
@@ -54,45 +78,37 @@ class FrameToMasks(nn.Module):
 
     def __init__(self, networks: Sequence[Network], thresholds: Sequence[float], frame: tuple[int, int], size: tuple[int, int]):
         super().__init__()
-        self.frame, self.size = frame, size
         self.thresholds = nn.Buffer(torch.tensor(thresholds)[:, None, None])
-        self.down = nn.ModuleList(_down(*lengths) for lengths in zip(frame, size, strict=True))
-        cpu, image = torch.device("cpu"), torch.zeros(1, 3, *size)
-        self.networks = nn.ModuleList(
-            folded(network, cpu).network.to(memory_format=torch.contiguous_format) for network in networks
-        )
-        self.up = nn.ModuleList(self._upsamplings(network, image) for network in self.networks)
+        self.vertical, self.horizontal = (_down(*lengths) for lengths in zip(frame, size, strict=True))
+        self.branches = nn.ModuleList(Branch(network, torch.zeros(1, 3, *size), frame) for network in networks)
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        image = self._image(frame)
-        logits = torch.cat([self._logits(image, *pair) for pair in zip(self.networks, self.up, strict=True)])
+        columns = self.vertical(frame.float().flatten(1) / 255).unflatten(1, (-1, 3)).permute(1, 2, 0)
+        image = self.horizontal(columns.flatten(1)).unflatten(1, (3, -1)).permute(1, 2, 0)[None]
+        logits = torch.cat([branch(image) for branch in self.branches])
         return (logits > self.thresholds).to(torch.uint8), torch.sigmoid(logits)
 
-    def _image(self, frame: Tensor) -> Tensor:
-        """The frame as the image (1, 3, height, width) in [0, 1] that the networks see."""
-        vertical, horizontal = self.down
-        columns = vertical(frame.float().flatten(1) / 255).unflatten(1, (-1, 3)).permute(1, 2, 0)
-        image: Tensor = horizontal(columns.flatten(1)).unflatten(1, (3, -1)).permute(1, 2, 0)[None]
-        return image
 
-    def _logits(self, image: Tensor, network: nn.Module, up: nn.Module) -> Tensor:
-        """A network's logits (heads, H, W) at the frame's size."""
-        vertical, horizontal = up.children()
-        columns = network.native(self._padded(image, network))[0].permute(2, 0, 1)
-        logits: Tensor = vertical(horizontal(columns.flatten(1)).unflatten(1, columns.shape[1:]).permute(1, 2, 0))
-        return logits
+def _for_export(network: Network) -> Network:
+    """The network with batch norms that were folded into no convolution as 1x1 convolutions of each channel.
 
-    def _padded(self, image: Tensor, network: nn.Module) -> Tensor:
-        right, bottom = (-length % network.multiple for length in self.size[::-1])
-        return F.pad(image, (0, right, 0, bottom), mode="replicate") if right or bottom else image
+    ONNX Runtime computes convolutions in a layout of its own and would leave it for each batch norm, and stay out of it.
+    """
+    network.to(memory_format=torch.contiguous_format)
+    traced = (part for part in (network.encoder, network.neck, *network.decoders) if isinstance(part, fx.GraphModule))
+    for part in traced:
+        for name, module in list(part.named_modules()):
+            if type(module) is nn.BatchNorm2d:
+                part.set_submodule(name, _as_convolution(module))
+    return network
 
-    def _upsamplings(self, network: Network, image: Tensor) -> nn.ModuleList:
-        """From a network's native logits to the frame, along each axis."""
-        padded = self._padded(image, network)
-        with torch.no_grad():
-            native = network.native(padded)
-        lengths = zip(native.shape[2:], padded.shape[2:], self.size, self.frame, strict=True)
-        return nn.ModuleList(_up(*each) for each in lengths)
+
+def _as_convolution(norm: nn.BatchNorm2d) -> nn.Conv2d:
+    channels = norm.num_features
+    identity = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
+    nn.init.ones_(identity.weight)
+    fused: nn.Conv2d = fuse_conv_bn_eval(identity.eval(), norm)
+    return fused
 
 
 def _down(frame: int, size: int) -> Resampling:
