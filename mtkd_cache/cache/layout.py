@@ -6,7 +6,7 @@ manifest.json           CacheManifest  written last: settings, teachers, errors,
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NotRequired, TypedDict
 
@@ -29,14 +29,22 @@ class TeacherInfo(TypedDict):
     """Which teacher computed an anatomy's maps.
 
     arch: also package.module:factory. weights_sha256: of the weights file; the fingerprint of a teacher of the user's own, and of
-    several teachers' mean the digest of theirs. source_sha256: of the file with the user's own code. members: the teachers whose
-    mean the maps are.
+    several teachers' mean the digest of theirs. source_sha256: of the file with the user's own code. license: of the weights that
+    it builds on. members: the teachers whose mean the maps are.
     """
 
     arch: str
     weights_sha256: str
     source_sha256: NotRequired[str]
+    license: NotRequired[str]
     members: NotRequired[list["TeacherInfo"]]
+
+
+def licenses_of(teachers: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The licenses of a cache's teachers, {anatomy: info}, or of logits, with their source."""
+    every = [each for info in teachers.values() for each in (info, *info.get("members", ()))]
+    logits = {f"{info['license']} (logits: {info['source']})" for info in every if "license" in info and "source" in info}
+    return logits | {info["license"] for info in every if "license" in info and "source" not in info}
 
 
 # Of a map: checksum, largest error of a stored logit, KL of the stored from the exact map in nats, bits when compressed

@@ -13,9 +13,9 @@ from mtkd_cache.cache.overlap import seen_by
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import WEIGHTS, check_present, file_sha256, load_heads, load_network
-from mtkd_cache.models.own import find_factory, is_own, source_sha256
 from mtkd_cache.models.network import Network
-from mtkd_cache.models.records import read_run, read_teacher
+from mtkd_cache.models.own import find_factory, is_own, source_sha256
+from mtkd_cache.models.records import Training, read_run, read_teacher
 from mtkd_cache.models.seen import UNKNOWN, Seen
 
 MEMBERS = ("anatomies", "stride", "fingerprint", "logits")
@@ -104,13 +104,16 @@ def teachers_of_folder(folder: Path, anatomies: Sequence[str], store: SampleStor
         network = load_network(folder / anatomy, anatomies=[anatomy])
         network.check_size(store.size)
         record = read_teacher(folder / anatomy)
-        info = _recorded(network, folder / anatomy)
+        info = _recorded(network, folder / anatomy, record)
         yield Source(str(folder / anatomy), network, {anatomy: 0}, info, seen_by([record], store.size))
 
 
-def _recorded(network: Network, folder: Path) -> TeacherInfo:
+def _recorded(network: Network, folder: Path, record: Training | None) -> TeacherInfo:
     """What a cache records of a trained network."""
-    return {"arch": network.arch, "weights_sha256": file_sha256(folder / WEIGHTS)}
+    info: TeacherInfo = {"arch": network.arch, "weights_sha256": file_sha256(folder / WEIGHTS)}
+    if record and record.licenses:
+        info["license"] = "; ".join(record.licenses)
+    return info
 
 
 def find_sources(named: str | Path | Teacher, store: SampleStore, arch: str | None = None) -> list[Source]:
@@ -150,7 +153,7 @@ def _of_run(folder: Path, store: SampleStore, arch: str | None) -> Source:
         raise MtkdError(f"{folder} knows {', '.join(anatomies)}, and none of {store.url}'s {', '.join(store.anatomies)}.")
     network.check_size(store.size)
     record = read_run(folder) or read_teacher(folder)
-    info = _recorded(network, folder)
+    info = _recorded(network, folder, record)
     if network.source_sha256:
         info["source_sha256"] = network.source_sha256
         _try_out(str(folder), network, store.size)

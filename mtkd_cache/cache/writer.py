@@ -38,7 +38,6 @@ class ExternalInfo(TeacherInfo, total=False):
     """
 
     source: str
-    license: str
     maps_sha256: str
 
 

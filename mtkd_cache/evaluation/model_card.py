@@ -57,6 +57,7 @@ def card_text(folder: Path) -> str | None:
         size="x".join(map(str, first.size)),
         weights=_weights(first),
         teachers=sorted(set(map(_teacher, ((run and run.teachers) or {}).values()))),
+        licenses=sorted({license for training in trainings for license in training.licenses or ()}),
         evaluations=evaluations,
         columns=[column for evaluation in evaluations for column in _columns(evaluation)],
         points=_operating_points(folder, trainings),
@@ -106,7 +107,7 @@ def _weights(training: Training) -> str | None:
     if source != "paper":
         return source
     source = paper_source(training.arch)
-    return f"{source}, as in the paper's setting" if source != "none" else "none: what the paper started from is not public"
+    return f"{source}, as in the paper's setting" if source != "none" else "none: random weights"
 
 
 def _percent(value: float | None) -> str:

@@ -29,8 +29,10 @@ class Training(JsonRecord):
     anatomies: of the whole store; size: (width, height) of its images; recipe: the sections that the training depends on.
     history: a dict for each epoch; val_dice: the validation Dice in [0, 1] of best_epoch (from 0), whose weights are kept.
     schedule_epochs: those over which the learning rate fell, where the training was continued with more at the final rate.
-    initial_weights: where another training's, the file (source) and its sha256. seen: which samples it, its teachers and the
-    network it started from have seen; overlap: which of the store's validation and test samples the latter two have seen.
+    initial_weights: where another training's or converted ones, the file (source) and its sha256. licenses: of the weights of
+    others that it, its teachers and the network it started from build on, and of logits, each with its source. seen: which
+    samples it, its teachers and the network it started from have seen; overlap: which of the store's validation and test samples
+    the latter two have seen.
     labels_fingerprint: of the labels that it learned from, see `SampleStore`; None where it used none.
     """
 
@@ -54,6 +56,7 @@ class Training(JsonRecord):
     environment: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str | None = None
     initial_weights: dict[str, str] | None = None
+    licenses: tuple[str, ...] | None = None
     seen: Seen | None = None
     overlap: Overlap | None = None
     labels_fingerprint: str | None = None

@@ -27,6 +27,9 @@ class Origin:
     license: str
     note: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.license} (weights: {self.source}{'; ' + self.note if self.note else ''})"
+
 
 def read_weights_file(path: Path) -> dict[str, Tensor]:
     """All tensors of a .safetensors file, or of a PyTorch file that is a plain state dict.

@@ -45,8 +45,8 @@ class Task:
     where these and the validation samples are read. losses(forward, batch, epoch): the loss's parts by name; "loss" is
     minimized. compiled: compile encoder and decoders, which makes the first step long, the others shorter, and the weights differ
     in the last digits. place: among the trainings of its command. initial_weights: what the record says of the network of this
-    project that it starts from; inherited: the samples that this network and the teachers have seen. balanced: an epoch has every
-    anatomy equally often. negatives: samples in `store` that take a share of each batch, negative_share, see
+    project that it starts from; inherited: the samples that this network and the teachers have seen; licenses: theirs. balanced:
+    an epoch has every anatomy equally often. negatives: samples in `store` that take a share of each batch, negative_share, see
     `mtkd_cache.training.negatives.with_negatives`.
     """
 
@@ -64,6 +64,7 @@ class Task:
     compiled: bool = False
     place: Place = ALONE
     initial_weights: dict[str, str] | None = None
+    licenses: tuple[str, ...] | None = None
     inherited: Seen = NOTHING
     balanced: bool = False
     negatives: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))

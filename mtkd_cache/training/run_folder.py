@@ -18,7 +18,8 @@ from mtkd_cache.models.checkpoints import STATE, WEIGHTS, check_present, file_sh
 from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.models.pretrained import load_pretrained, paper_source
 from mtkd_cache.models.records import Training, differing_settings, read_as, read_run, read_teacher, with_epochs, write_json
-from mtkd_cache.models.seen import DIGITS, NOTHING, Seen
+from mtkd_cache.models.seen import DIGITS, NOTHING, UNKNOWN, Seen
+from mtkd_cache.models.weight_files import read_origin
 from mtkd_cache.recipe import Stage
 from mtkd_cache.runtime.accelerator import environment, precision_name
 from mtkd_cache.storage.folder import Folder
@@ -118,6 +119,7 @@ def _seen(task: Task, allow_overlap: bool) -> dict[str, Any]:
     overlap = check_overlap(task.inherited, store, f"{task.label}: its teachers or initial weights", allow=allow_overlap)
     return {
         "initial_weights": task.initial_weights,
+        "licenses": task.licenses,
         "seen": (own | task.inherited).to_json(),
         "overlap": None if task.inherited == NOTHING else overlap.to_json(),
     }
@@ -155,17 +157,29 @@ def start_network(
 ) -> tuple[Network, dict[str, Any]]:
     """A new network of these anatomies, its random weights drawn from the seed, and the initial ones of the recipe loaded.
 
-    Returns also what the `Task` has to know of a network of this project that it starts from: initial_weights and inherited.
+    Returns also what the `Task` has to know of what it starts from, a network of this project or converted weights:
+    initial_weights, inherited and licenses.
     """
     torch.manual_seed(seed)
     network = create_network(stage.arch, len(anatomies), layout)
     folder = trained_folder(stage.weights, anatomies)
     if folder is None:
-        load_pretrained(network, paper_source(stage.arch) if stage.weights == "paper" else stage.weights)
-        return network, {}
+        loaded = load_pretrained(network, paper_source(stage.arch) if stage.weights == "paper" else stage.weights)
+        return network, _converted(Path(loaded))
     load_trained(network, folder, anatomies)
     source = {"source": str(folder / WEIGHTS), "sha256": file_sha256(folder / WEIGHTS)}
-    return network, {"initial_weights": source, "inherited": seen_by([read_run(folder) or read_teacher(folder)], store.size)}
+    record = read_run(folder) or read_teacher(folder)
+    licenses = record.licenses if record else None
+    return network, {"initial_weights": source, "inherited": seen_by([record], store.size), "licenses": licenses}
+
+
+def _converted(path: Path) -> dict[str, Any]:
+    """What the `Task` has to know of weights that `convert-weights` wrote; nothing of other files."""
+    origin = read_origin(path)
+    if origin is None:
+        return {}
+    source = {"source": str(path), "sha256": file_sha256(path)}
+    return {"initial_weights": source, "licenses": (str(origin),), "inherited": UNKNOWN if origin.note else NOTHING}
 
 
 def trained_folder(weights: str, anatomies: Sequence[str]) -> Path | None:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mtkd_cache.cache.layout import licenses_of
 from mtkd_cache.cache.loader import Batch, BatchReader, preload
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.augment import apply_views
@@ -120,6 +121,7 @@ def student_task(
     if recipe.student.prior_bias:
         start_at_prior(network, prior_log_odds(store, rows))
     inherited = initial.pop("inherited", NOTHING) | ((signal.cache.manifest.seen or UNKNOWN) if signal.cache else NOTHING)
+    licenses = {*(initial.pop("licenses", None) or ()), *(licenses_of(signal.cache.manifest.teachers) if signal.cache else ())}
     return Task(
         label=f"student {'without' if isinstance(signal, NoTeachers) else 'with'} KD",
         network=network,
@@ -135,6 +137,7 @@ def student_task(
         accelerator=accelerator,
         compiled=compiled,
         inherited=inherited,
+        licenses=tuple(sorted(licenses)) or None,
         **initial,
     )
 

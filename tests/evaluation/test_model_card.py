@@ -102,7 +102,7 @@ def test_a_baseline_names_no_cache(tmp_path):
 
 def test_a_card_says_what_paper_weights_are(tmp_path):
     text = write_card(student(tmp_path, recipe={"student": {"weights": "paper"}})).read_text()
-    assert "Started from weights: none: what the paper started from is not public" in text
+    assert "Started from weights: none: random weights" in text
 
 
 def test_the_teachers_card_names_each_networks_weights(tmp_path):
