@@ -1,9 +1,10 @@
 """Shows on a dataset what is claimed of the safety of a cache and its sample store; by hand, some 30 minutes on two cores, as
 root for the full disk:
 
-    python tests/evidence_cache.py DATASET [--out docs/measurements/cache-trust.json] [--flips 200] [--kills 50]
+    python tests/evidence_cache.py DATASET [--mixed] [--out docs/measurements/cache-trust.json] [--flips 200] [--kills 50]
 
-The dataset's training samples at 32x32 with untrained MiniNetV2 teachers make a cache. Then: bits flipped, files truncated,
+The dataset's training samples at 32x32 with untrained MiniNetV2 teachers make a cache; with --mixed the teachers are of three
+architectures and strides in turn, and the cache has three arrays. Then: bits flipped, files truncated,
 deleted and swapped, of which `verify` must find every one and a reader must never get a wrong map; builds killed at random
 moments, a build on a full disk, builds by several processes and onto an S3 server, which must all end with the undisturbed
 build's values and fingerprint. The sample store is damaged in the same ways, and by files of a store with another split: a
@@ -36,7 +37,8 @@ from conftest import _untrained_teacher
 from support import build, finished_shards, same_cache, served_bucket
 
 from mtkd_cache.bench.machine import machine
-from mtkd_cache.cache.layout import BLOCK
+from mtkd_cache.cache import layout
+from mtkd_cache.cache.layout import ShardRecord
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.data.dresden import Split
@@ -47,16 +49,24 @@ from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256
 from mtkd_cache.recipe import load_recipe
 from mtkd_cache.runtime.accelerator import make_accelerator
 from mtkd_cache.runtime.timing import CPU
-from mtkd_cache.storage.checked_json import MANIFEST
+from mtkd_cache.storage.checked_json import MANIFEST, read_record
 from mtkd_cache.storage.folder import Folder
 
 SIZE = (32, 32)
+ARCHITECTURES = ("mininetv2", "segformer-mit_b0", "deeplabv3-resnet18")  # of strides 2, 4 and 8
 
 
 def start(*arguments: object) -> subprocess.Popen:
     """A command of mtkd-cache in a process of its own."""
     command = [sys.executable, "-m", "mtkd_cache.cli", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def maps_written(target: Path) -> int:
+    """The maps in the finished shard files of a cache."""
+    folder = Folder(target)
+    records = [read_record(folder, key, ShardRecord) for key in folder.keys() if key.startswith("records/")]
+    return sum(len(record.rows) * len(record.teachers) for record in records if record)
 
 
 class Victim:
@@ -77,18 +87,19 @@ class Victim:
 class Evidence:
     """One dataset's store, teachers and undisturbed cache in a folder, and what is done to copies of it."""
 
-    def __init__(self, dataset: Path, root: Path):
+    def __init__(self, dataset: Path, root: Path, architectures: tuple[str, ...] = ARCHITECTURES[:1]):
         self.root, self.teachers = root, root / "teachers"
         self.random = np.random.default_rng(0)
         self.ingest = partial(ingest, dataset, size=SIZE)
         self.ingest(str(root / "samples.zarr"))
         self.store = SampleStore.open(str(root / "samples.zarr"))
         for seed, anatomy in enumerate(self.store.anatomies):
-            _untrained_teacher(self.teachers, anatomy, seed=seed)
+            _untrained_teacher(self.teachers, anatomy, architectures[seed % len(architectures)], seed)
         self.accelerator = make_accelerator("cpu")
         self.whole = root / "whole.zarr"
         self.build(self.whole)
         self.hashes = sorted(LogitCache.open(str(self.whole)).row_of)
+        self.maps = len(self.hashes) * len(self.store.anatomies)
         self.files = [self.whole / key for key in Folder(self.whole).keys()]
 
     def build(self, target: Path | str) -> dict:
@@ -140,7 +151,7 @@ class Evidence:
             reported = {problem["where"] for problem in verify_cache(str(folder))["problems"]}
             return hit <= reported or MANIFEST in hit & reported
 
-        return Victim(folder, lambda: [LogitCache.open(str(folder)).read(self.hashes)], finds)
+        return Victim(folder, lambda: list(LogitCache.open(str(folder)).read_arrays(self.hashes)), finds)
 
     def damaged_store(self) -> "Victim":
         folder = Path(shutil.copytree(self.store.url, self.root / "victim-samples.zarr"))
@@ -246,8 +257,8 @@ class Evidence:
             if os.waitpid(child, 0)[1] == signal.SIGKILL:
                 killed += 1
                 written.append(finished_shards(target))
-                left = max(len(self.hashes) - BLOCK * written[-1], 0)
-                repeated += self.build(target)["maps_computed"] - left * len(self.store.anatomies)
+                left = self.maps - maps_written(target)
+                repeated += self.build(target)["maps_computed"] - left
                 equal += self.equal(target)
                 print(f"kill {killed}: {written[-1]} shard files were written, {equal} equal in the end", flush=True)
             else:
@@ -258,7 +269,7 @@ class Evidence:
             "ended_before_their_moment_and_not_counted": ended,
             "seconds_undisturbed": round(whole_seconds, 1),
             "shard_files_written_when_killed": sorted(written),
-            "shard_files": -(-len(self.hashes) // BLOCK),
+            "shard_files": finished_shards(self.whole),
             "maps_computed_twice": repeated,
             "equal": equal,
             "ok": not undisturbed and equal == count and not repeated,
@@ -278,10 +289,9 @@ class Evidence:
                 self.build(disk / "logits.zarr")
             except MtkdError as error:
                 message = str(error).removeprefix(str(disk))
-            done = finished_shards(disk / "logits.zarr")
+            done, left = finished_shards(disk / "logits.zarr"), self.maps - maps_written(disk / "logits.zarr")
             subprocess.run(["mount", "-o", f"remount,size={4 * size}", str(disk)], check=True)
-            computed = self.build(disk / "logits.zarr")["maps_computed"]
-            repeated = computed - (len(self.hashes) - BLOCK * done) * len(self.store.anatomies)
+            repeated = self.build(disk / "logits.zarr")["maps_computed"] - left
             equal = self.equal(disk / "logits.zarr")
         finally:
             subprocess.run(["umount", str(disk)], check=True)
@@ -296,7 +306,7 @@ class Evidence:
     def processes(self, count: int, base: Path | str = "") -> dict:
         """A build by several processes, as torchrun starts them."""
         target = f"{base or self.root}/by-{count}.zarr"
-        test_processes.BLOCK = BLOCK
+        test_processes.BLOCK = layout.BLOCK
         printed = test_processes.launch(count, self.store, self.teachers, self.root, target)
         maps = [int(line.split()[-1]) for line in printed]
         equal = self.equal(target)
@@ -311,6 +321,7 @@ class Evidence:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
+    parser.add_argument("--mixed", action="store_true", help="teachers of three architectures and strides")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--flips", type=int, default=200)
     parser.add_argument("--kills", type=int, default=50)
@@ -321,7 +332,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
-        evidence = Evidence(asked.dataset, Path(folder))
+        architectures = ARCHITECTURES if asked.mixed else ARCHITECTURES[:1]
+        evidence = Evidence(asked.dataset, Path(folder), architectures)
         cache, store = evidence.damaged_cache(), evidence.damaged_store()
         experiments = {
             "flipped bits": partial(evidence.damages, cache, asked.flips, 1, evidence.flip),
@@ -347,8 +359,11 @@ def main() -> None:
             results[name] = experiments[name]()
             print(f"{name:24}{json.dumps(results[name])}", flush=True)
         record = {
-            "what": f"the cache of {asked.dataset.name}'s training samples at {SIZE[0]}x{SIZE[1]}, untrained MiniNetV2 teachers",
-            "command": f"python tests/evidence_cache.py {asked.dataset.name}",
+            "what": f"the cache of {asked.dataset.name}'s training samples at {SIZE[0]}x{SIZE[1]}, "
+            + (
+                "untrained MiniNetV2, SegFormer and DeepLabV3 teachers in turn" if asked.mixed else "untrained MiniNetV2 teachers"
+            ),
+            "command": f"python tests/evidence_cache.py {asked.dataset.name}{' --mixed' * asked.mixed}",
             "samples": len(evidence.hashes),
             "anatomies": len(evidence.store.anatomies),
             "files": len(evidence.files),

@@ -47,8 +47,11 @@ class LiveTeachers:
         return new_views(self.recipe, self.size, hashes, epoch)
 
     def logits(self, batch: Batch, images: Tensor, views: Views) -> Tensor:
-        native = [self.teachers.native(anatomy, images) for anatomy in range(len(self.teachers.networks))]
-        return upsample(torch.stack(native, dim=1), (images.shape[2], images.shape[3]))
+        logits = images.new_empty(len(images), len(self.teachers.networks), *images.shape[2:])
+        for anatomy in range(logits.shape[1]):
+            native = self.teachers.native(anatomy, images)[:, None]  # the teachers may be of several strides
+            logits[:, anatomy : anatomy + 1] = upsample(native, (images.shape[2], images.shape[3]))
+        return logits
 
 
 Steps = Generator[tuple[float, float], None, None]  # of each, its seconds and those spent waiting for data

@@ -180,9 +180,8 @@ def _compare_teachers(report: IntegrityReport, teachers: Teachers | Path) -> Non
             text = "It was trained since. Run mtkd-cache build, which computes this teacher's maps again and no others."
             report.add("teacher", where, text)
         elif now and any(changed_source(info, now) for info in recorded):
-            report.add(
-                "teacher", where, "Its code was changed since, its fingerprint was not. Restore it, or change the fingerprint."
-            )
+            text = "Its code was changed since, its fingerprint was not. Restore it, or change the fingerprint."
+            report.add("teacher", where, text)
 
 
 def _compare_seen(report: IntegrityReport, store: SampleStore, teachers: Teachers | Path | None, allow: bool) -> Overlap:

@@ -27,6 +27,7 @@ from mtkd_cache.models.seen import Seen
 from mtkd_cache.storage.checked_json import dump_checked_json, read_checked_json
 from mtkd_cache.storage.folder import Folder
 
+ROOT = Path(__file__).parents[2]
 CODE = """
 import torch
 
@@ -74,6 +75,13 @@ def run(*arguments) -> dict | str:
     """A command's JSON, or where it fails what it says."""
     result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
     return json.loads(result.stdout.splitlines()[-1]) if result.exit_code == 0 else result.stderr.strip()
+
+
+def fails(*arguments) -> str:
+    """The JSON line of a command that ends with status 1."""
+    result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
+    assert result.exit_code == 1
+    return result.stdout.splitlines()[-1]
 
 
 @pytest.fixture
@@ -155,6 +163,18 @@ def test_a_teacher_that_does_not_fit_is_refused_in_words(factory, says, code, at
     said = run("build", *at, "--teacher", f"{code()}:{factory}")
     assert says in said and len(said.splitlines()) <= 2
     assert factory == "Later" or not (tmp_path / "c.zarr").exists()
+
+
+def test_the_example(code, at, store):
+    text = (ROOT / "docs" / "examples" / "own_teacher.py").read_text().replace('("liver", "stomach")', "('kidney', 'tongue')")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 4, stride=4), torch.nn.ReLU(), torch.nn.Conv2d(16, 2, 1))
+    torch.save(network.state_dict(), "two_organs.pt")
+    own = ("--teacher", f"{code(text)}:two_organs")
+    assert run("build", *at, *own)["maps_computed"] == 24 and run("verify", *at, *own, "--live", 2)["ok"]
+    torch.save({name: 2 * tensor for name, tensor in network.state_dict().items()}, "two_organs.pt")
+    assert [problem["kind"] for problem in json.loads(fails("verify", *at, *own))["problems"]] == ["teacher", "teacher"]
+    assert run("build", *at, *own)["maps_computed"] == 24
 
 
 def test_a_teacher_that_does_not_exist(at, tmp_path):
