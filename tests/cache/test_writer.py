@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from support import build, finished_shards
+from support import build
 
 import mtkd_cache as mc
 from mtkd_cache.cache.inspect import inspect_cache
@@ -123,32 +123,52 @@ def test_after_an_exception_it_is_resumed(store, tmp_path):
     assert len(write(store, tmp_path / "logits.zarr")) == 21
 
 
-KILLED = """
-import os, signal
+# Writes in a child of its own for each word, which kills itself after so many maps ("m12") or at so many flushes ("f5"), with
+# one shard file in memory and one anatomy after the other, so that shard files are written in two parts.
+WRITERS = """
+import os, signal, sys
 import numpy as np
 import mtkd_cache as mc
-from mtkd_cache.cache import layout
+from mtkd_cache.cache import gathered, layout
 
 GRID = {grid}
 {logits}
-layout.BLOCK = 5
-with mc.CacheWriter({url!r}, mc.SampleStore.open({store!r}), **{source}, stride=2) as writer:
-    for number, (row, anatomy, _) in enumerate(writer.missing()):
-        writer.add(row, anatomy, logits(row, anatomy))
-        if number == 12:
-            os.kill(os.getpid(), signal.SIGKILL)
+layout.BLOCK, gathered.IN_MEMORY = 5, 1
+store, flush, counts = mc.SampleStore.open({store!r}), os.fsync, dict(m=0, f=0)
+
+def count(kind):
+    counts[kind] += 1
+    if word[0] == kind and counts[kind] == int(word[1:]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def fsync(file):
+    count("f")
+    flush(file)
+
+os.fsync = fsync
+for word in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        with mc.CacheWriter(f"{folder}/{{word}}.zarr", store, **{source}, stride=2) as writer:
+            for row, anatomy, _ in sorted(writer.missing(), key=lambda each: each[1]):
+                writer.add(row, anatomy, logits(row, anatomy))
+                count("m")
+        os._exit(0)
+    print(word, os.waitpid(child, 0)[1], flush=True)
 """
 
 
 def test_killed_it_is_resumed(store, written, tmp_path):
-    url = str(tmp_path / "killed.zarr")
-    script = KILLED.format(grid=GRID, logits=inspect.getsource(logits), url=url, store=store.url, source=SOURCE)
-    done = subprocess.run([sys.executable, "-c", script], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert finished_shards(url) == 1  # the first five samples; three more maps were in memory
-    assert len(write(store, url)) == 14
-    one, other = mc.LogitCache.open(url), mc.LogitCache.open(written)
-    assert one.fingerprint == other.fingerprint and mc.verify_cache(url, store=store)["ok"]
+    kwargs = {"grid": GRID, "logits": inspect.getsource(logits), "store": store.url, "folder": tmp_path, "source": SOURCE}
+    words = ["m13", *(f"f{flush}" for flush in (1, 4, 9, 31))]
+    done = subprocess.check_output([sys.executable, "-c", WRITERS.format(**kwargs), *words], text=True)
+    assert done.splitlines() == [f"{word} {signal.SIGKILL.value}" for word in words]
+    lacking = [len(write(store, tmp_path / f"{word}.zarr")) for word in words]
+    assert lacking[:3] == [12, 24, 24] and lacking[3] < 24 and lacking[-1] == 0
+    for word in words:
+        url = str(tmp_path / f"{word}.zarr")
+        assert mc.LogitCache.open(url).fingerprint == mc.LogitCache.open(written).fingerprint
+        assert mc.verify_cache(url, store=store)["ok"] and not list(Path(url).rglob("*.tmp"))
 
 
 def test_several_strides_and_recorded_views(store, tmp_path):
