@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mtkd_cache.cache.builder import BATCH, Builder
+from mtkd_cache.cache.card import write_card
 from mtkd_cache.cache.layout import (
     FIGURES,
     PLAN,
@@ -124,7 +125,8 @@ def update(
     run_on_all_ranks(accelerator, lambda: builder.run(plan.shard_tasks))
     seen = teachers.seen
     overlap = find_overlap(seen, store)
-    run_on_all_ranks(accelerator, lambda: finalize_cache(folder, plan, teachers.info, seen, overlap) if main else None)
+    described = teachers.info, seen, overlap, store.name
+    run_on_all_ranks(accelerator, lambda: finalize_cache(folder, plan, *described) if main else None)
     return builder
 
 
@@ -184,9 +186,9 @@ def write_plan(folder: Folder, wanted: CachePlan) -> None:
 
 
 def finalize_cache(
-    folder: Folder, plan: CachePlan, teachers: dict[str, TeacherInfo], seen: Seen | None, overlap: Overlap | None
+    folder: Folder, plan: CachePlan, teachers: dict[str, TeacherInfo], seen: Seen | None, overlap: Overlap | None, dataset: str
 ) -> None:
-    """Write columns and metadata and, last, the manifest that makes the cache a finished one. Only one process may call it."""
+    """Write columns and metadata, the manifest that makes the cache a finished one, and its card. Only one process may call."""
     spec, tasks = plan.settings, plan.shard_tasks
     figures = new_figures(len(plan.samples), spec.n_views, len(spec.anatomies))
     files: dict[str, FileEntry] = {}
@@ -215,7 +217,7 @@ def finalize_cache(
     arrays = {**encode_hashes(plan.samples), **encode_column("crc32c", figures["crc32c"], "view", "anatomy")}
     for array in spec.arrays:
         arrays |= array_spec(spec, array).metadata(len(plan.samples))
-    finalize(folder, manifest, arrays)
+    write_card(folder, plan, finalize(folder, manifest, arrays), dataset)
 
 
 def _errors(figures: np.ndarray, spec: CacheSpec) -> dict[str, dict[str, float]]:

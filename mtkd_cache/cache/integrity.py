@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from tqdm import tqdm
-
+from mtkd_cache.cache.card import CARD
 from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, ShardRecord, ShardTask
 from mtkd_cache.cache.spec import CacheSpec
+from mtkd_cache.runtime.progress import progress_bar
 from mtkd_cache.storage.checked_json import GROUP, MANIFEST, FileEntry, file_entry, if_intact, read_checked_json, read_record
 from mtkd_cache.storage.folder import Folder
 
@@ -88,7 +88,8 @@ def check_integrity(folder: Folder) -> IntegrityReport:
     _compare(folder, expected, report)
     known = {key for task in report.shard_tasks for key in (task.record_key, task.shard_key)}
     settings = manifest.settings if manifest else report.plan and report.plan.settings
-    for key in sorted(present - known - {*expected, *metadata_keys(settings), MANIFEST, PLAN}) if settings else ():
+    known |= {*expected, *metadata_keys(settings), MANIFEST, PLAN, CARD}
+    for key in sorted(key for key in present - known if not key.startswith(".")) if settings else ():  # a hub's files are hidden
         report.add("unknown", key, "It does not belong to the cache. Move it elsewhere, or delete it.")
     return report
 
@@ -122,7 +123,7 @@ def _compare(folder: Folder, expected: Mapping[str, FileEntry], report: Integrit
 
     with (
         ThreadPoolExecutor(READERS) as pool,
-        tqdm(total=report.bytes, desc="verify", unit="B", unit_scale=True, disable=None) as progress,
+        progress_bar("verify", "byte", report.bytes) as progress,
     ):
         for (key, entry), measured in zip(expected.items(), pool.map(measure, expected), strict=True):
             progress.update(entry["bytes"])

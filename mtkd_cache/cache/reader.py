@@ -8,6 +8,7 @@ crc32c   (sample, view, anatomy)        uint32   of the decoded integers of each
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -23,6 +24,9 @@ from mtkd_cache.storage.columns import array_in, read_column, read_hashes
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.shard_reader import ShardReader, readers
 from mtkd_cache.storage.shard_writer import UNREADABLE, row_checksum
+
+if TYPE_CHECKING:
+    import xarray
 
 
 class CorruptMapError(MtkdError):
@@ -134,6 +138,25 @@ class LogitCache:
             names = ", ".join(array.name for array in self.spec.arrays)
             raise MtkdError(f"{self.url} has maps of several strides, in {names}. Read them with read_arrays.")
         return self.read_arrays(hashes, view)[0]
+
+    def to_xarray(self, store: SampleStore | None = None) -> "xarray.DataArray | xarray.Dataset":
+        """The logits with names, for xarray, which has to be installed; nothing is read before it is needed.
+
+        Args:
+            store: the samples' store, which knows their names in the dataset.
+
+        Returns:
+            float32 (sample, view, anatomy, y, x): `.sel(anatomy="liver")`, `.sel(sample=sha256)`. Coordinates: sample, content
+            hashes; view; anatomy; and, with a store, name along sample, as "liver/03/image12". A map whose shard file is missing
+            is NaN; the maps' checksums are not compared. Of maps of several strides a Dataset with a variable for each array of
+            `spec.arrays`, their dimensions named as there (anatomy_4).
+
+        Raises:
+            MtkdError: xarray is not installed.
+        """
+        from mtkd_cache.cache.labeled import labeled
+
+        return labeled(self, store)
 
     def read_arrays(self, hashes: Sequence[str], view: int = 0) -> tuple[np.ndarray, ...]:
         """Quantized maps as they are stored, for each of `spec.arrays` int16 (n, A', h, w) of its own A' anatomies.

@@ -227,7 +227,7 @@ class CacheWriter:
             anatomy: ExternalInfo(**self._info, maps_sha256=sha256)
             for anatomy, sha256 in zip(self.spec.anatomies, hashes, strict=True)
         }
-        finalize_cache(self.folder, self._plan, teachers, UNKNOWN, find_overlap(UNKNOWN, self.store))
+        finalize_cache(self.folder, self._plan, teachers, UNKNOWN, find_overlap(UNKNOWN, self.store), self.store.name)
 
 
 def _check_strides(store: SampleStore, stride: int | Mapping[str, int]) -> None:
