@@ -107,7 +107,8 @@ class CacheWriter:
             write_plan(self.folder, self._plan)
             plan = read_record(self.folder, PLAN, CachePlan)
             assert plan is not None, "it was just written"
-            self._plan, self._row_of = plan, {sha256: row for row, sha256 in enumerate(plan.samples)}
+            self._plan, self.spec = plan, plan.settings
+            self._row_of = {sha256: row for row, sha256 in enumerate(plan.samples)}
             self._shards = GatheredShards(self.folder, plan, dict.fromkeys(self.spec.anatomies, self._info))
             if not self._shards.present.all():
                 mark_incomplete(self.folder)

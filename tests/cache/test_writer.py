@@ -187,6 +187,14 @@ def test_several_strides_and_recorded_views(store, tmp_path):
     assert np.array_equal(tongue[0, 0], np.rint(logits(4, "tongue", 1) / 0.5)) and kidney.shape == (1, 1, 8, 8)
 
 
+def test_views_are_added_to_a_cache_of_fewer(store, written):
+    recipe = mc.load_recipe("paper", ("cache.views=2",))
+    assert {view for _, _, view in write(store, written, recipe=recipe)} == {1}
+    cache = mc.LogitCache.open(written)
+    assert cache.views == 2 and mc.verify_cache(written, store=store)["ok"]
+    assert np.array_equal(cache.read(store.hashes[[4]], 1)[0, 1], np.rint(logits(4, "tongue", 1) / 0.25))
+
+
 def test_maps_that_are_damaged_on_the_disk_are_missing(store, written):
     path = Path(written, "logits", "c", "1", "0", "0", "0", "0")
     data = bytearray(path.read_bytes())
