@@ -55,8 +55,8 @@ def describe(result: dict[str, Any]) -> str:
         facts["error"] = f"largest error {largest:.4g} of {step / 2:g} allowed"
         facts["fingerprint"] = result["fingerprint"]
     if spreads:
-        told = ", ".join(f"{anatomy} {spread:.2f}" for anatomy, spread in spreads.items())
-        facts["spread"] = f"{told} (mean standard deviation of the teachers' logits)"
+        by_anatomy = ", ".join(f"{anatomy} {spread:.2f}" for anatomy, spread in spreads.items())
+        facts["spread"] = f"{by_anatomy} (mean standard deviation of the teachers' logits)"
     rows = [("anatomy", "maps", "largest error", "mean KL (nats)", "bits per logit", "weights (SHA-256)")]
     for anatomy, maps in progress["maps"].items():
         figures = [f"{errors[anatomy][key]:.3g}" if errors else "-" for key in ERRORS]

@@ -55,7 +55,7 @@ class IntegrityReport:
     def rewrite(self) -> str | None:
         """See `CacheSpec.rewrite`."""
         described = self.manifest or self.plan
-        return described and described.settings.rewrite
+        return described.settings.rewrite if described else None
 
     def add(self, kind: str, where: str, what_to_do: str) -> None:
         self.problems.append({"kind": kind, "where": where, "what_to_do": what_to_do})
@@ -87,9 +87,9 @@ def check_integrity(folder: Folder) -> IntegrityReport:
         expected = {record.key: record.entry for key, record in records.items() if key not in report.broken}
     _compare(folder, expected, report)
     known = {key for task in report.shard_tasks for key in (task.record_key, task.shard_key)}
-    settings = manifest.settings if manifest else report.plan and report.plan.settings
-    known |= {*expected, *metadata_keys(settings), MANIFEST, PLAN, CARD}
-    for key in sorted(key for key in present - known if not key.startswith(".")) if settings else ():  # a hub's files are hidden
+    if described := manifest or report.plan:
+        known |= {*expected, *metadata_keys(described.settings), MANIFEST, PLAN, CARD}
+    for key in sorted(key for key in present - known if not key.startswith(".")) if described else ():  # a hub's files are hidden
         report.add("unknown", key, "It does not belong to the cache. Move it elsewhere, or delete it.")
     return report
 
