@@ -34,6 +34,7 @@ def command(store: str, teachers: Path, named: tuple[str, ...], arch: str | None
     loaded = mc.Teachers.gather(named, samples, teachers, arch) if named else mc.Teachers.load(teachers, samples)
     spec = mc.CacheSpec.of(samples, loaded.stride, recipe, accelerator.mixed_precision)
     settings = {key: options[key] for key in ("splits", "batch", "compiled", "allow_overlap")}
+    settings["augmentation"] = recipe.augmentation
     temperature = recipe.distillation.temperature
     result = mc.build_cache(samples, loaded, spec, cache, accelerator, temperature=temperature, **settings)
     say(
@@ -41,6 +42,7 @@ def command(store: str, teachers: Path, named: tuple[str, ...], arch: str | None
         f"{file_size(result['bytes'])}; largest error {result['max_abs_error']:.4g} of {result['step'] / 2:g} allowed, "
         f"mean KL {result['mean_kl_nats']:.2g} nats"
     )
+    common.say_view_gap(result["view_gap_kl_nats"])
     for anatomy, spread in (result["spread"] or {}).items():
         say(f"  {anatomy}: the teachers' logits are {spread:.2f} apart, by their mean standard deviation")
     common.say_overlap(result["overlap"])

@@ -222,6 +222,14 @@ def say_overlap(content: Mapping[str, Any] | None) -> None:
         say(f"held-out samples that were seen in training: {overlap}")
 
 
+def say_view_gap(gap: Mapping[str, dict[str, float]] | None) -> None:
+    """Tell the KL of a cache's maps, as students are shown them, to live teachers of the pictures that they see."""
+    from mtkd_cache.cache.view_gap import told
+
+    if gap:
+        say(f"mean KL to live teachers of the augmented pictures: {told(gap)}")
+
+
 def plural(count: int, noun: str) -> str:
     """1 view, 2 views"""
     return f"{count} {noun}{'s' * (count != 1)}"

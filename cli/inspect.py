@@ -35,6 +35,8 @@ def command(cache: str, sheet: Path | None, store: str, teachers: Path | None, s
 
 def describe(result: dict[str, Any]) -> str:
     """What `inspect_cache` returns, for people."""
+    from mtkd_cache.cache.view_gap import told
+
     settings, progress, errors = result["settings"], result["progress"], result.get("errors") or {}
     program = "program that wrote it" if settings.get("source") else "same mtkd-cache build"
     state = "complete" if result["finished"] else f"incomplete (the {program} resumes)"
@@ -53,6 +55,8 @@ def describe(result: dict[str, Any]) -> str:
         largest = max(error["max_abs_error"] for error in errors.values())
         facts["per sample"] = common.file_size(result["bytes_per_sample"])
         facts["error"] = f"largest error {largest:.4g} of {step / 2:g} allowed"
+        if gap := result.get("view_gap_kl_nats"):
+            facts["live gap"] = f"mean KL to live teachers of the augmented pictures: {told(gap)}"
         facts["fingerprint"] = result["fingerprint"]
     if spreads:
         by_anatomy = ", ".join(f"{anatomy} {spread:.2f}" for anatomy, spread in spreads.items())

@@ -46,6 +46,7 @@ def command(
         say(f"repaired {plural(len(result['repaired']), 'problem')}, recomputed {plural(result['maps_computed'], 'map')}")
     if live := result["live"]:
         say(f"re-ran the teachers on {plural(live['samples'], 'sample')}: largest difference {live['max_difference']:.4g}")
+        common.say_view_gap(live["view_gap_kl_nats"])
     if all(problem["kind"] != "overlap" for problem in result["problems"]):
         common.say_overlap(result["overlap"])
     say(f"checked {result['files']} files, {file_size(result['bytes'])}, in {result['seconds']:.1f} s")

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -35,9 +35,11 @@ from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.shards import new_figures
 from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.cache.teacher_runner import Teachers
+from mtkd_cache.cache.view_gap import gap_of_plan, known_gap
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.seen import Overlap, Seen
+from mtkd_cache.recipe import Augmentation
 from mtkd_cache.runtime.accelerator import run_on_all_ranks
 from mtkd_cache.storage.checked_json import FileEntry, dump_checked_json, file_entry, finalize, mark_incomplete, read_record
 from mtkd_cache.storage.columns import encode_column, encode_hashes
@@ -58,6 +60,7 @@ def build_cache(
     batch: int = BATCH,
     compiled: bool = False,
     allow_overlap: bool = False,
+    augmentation: Augmentation | None = None,
 ) -> dict[str, Any]:
     """Write a logit cache, or bring one up to date with its samples and teachers; only missing or outdated maps are computed.
 
@@ -75,11 +78,13 @@ def build_cache(
         batch: images in one forward pass.
         compiled: compile the teachers, see `TeacherRunner`; their logits differ in the last digits.
         allow_overlap: take teachers that have seen validation or test samples of the store; the cache records how many.
+        augmentation: of the students; on a few samples, measure how far the stored maps, warped, lie from what live teachers
+            would say of the pictures as students see them. None: that of an earlier build, if it had one.
 
     Returns:
         What `mtkd-cache build --json` prints: samples, views, anatomies, bytes, bytes_per_sample, step, max_abs_error,
-        mean_kl_nats, by_anatomy, spread (see `CacheManifest`), fingerprint, overlap, seconds, and teacher_seconds and
-        maps_computed, both summed over the processes.
+        mean_kl_nats, by_anatomy, view_gap_kl_nats and spread (see `CacheManifest`), fingerprint, overlap, seconds, and
+        teacher_seconds and maps_computed, both summed over the processes.
 
     Raises:
         MtkdError: step or teachers do not fit, another process writes there, the cache has other settings or samples, the
@@ -89,7 +94,8 @@ def build_cache(
     check_step(spec.step)
     check_overlap(teachers.seen, store, "these teachers", allow=allow_overlap)
     started = time.perf_counter()
-    plan = CachePlan(settings=spec, temperature=temperature, samples=hashes_of(store, splits))
+    ranges = asdict(augmentation) if augmentation else None
+    plan = CachePlan(settings=spec, temperature=temperature, samples=hashes_of(store, splits), augmentation=ranges)
     folder = Folder(url)
     with ExitStack() as stack:
         run_on_all_ranks(accelerator, lambda: stack.enter_context(locked(folder)) if accelerator.is_main_process else None)
@@ -117,7 +123,7 @@ def update(
     wanted: what the cache is to hold. Raises MtkdError in every process where one of them fails.
     """
     check_teachers(folder, wanted.settings, teachers)
-    main = accelerator.is_main_process
+    main, known = accelerator.is_main_process, known_gap(folder)
     run_on_all_ranks(accelerator, lambda: write_plan(folder, wanted) if main else None)
     plan = read_record(folder, PLAN, CachePlan)
     assert plan is not None, "it was just written"
@@ -126,7 +132,8 @@ def update(
     seen = teachers.seen
     overlap = find_overlap(seen, store)
     described = teachers.info, seen, overlap, store.name
-    run_on_all_ranks(accelerator, lambda: finalize_cache(folder, plan, *described) if main else None)
+    gap = run_on_all_ranks(accelerator, lambda: gap_of_plan(builder, plan, known) if main else None)
+    run_on_all_ranks(accelerator, lambda: finalize_cache(folder, plan, *described, view_gap=gap) if main else None)
     return builder
 
 
@@ -180,13 +187,20 @@ def write_plan(folder: Folder, wanted: CachePlan) -> None:
             "Name another --cache, or delete that one."
         )
     new_plan = replace(current, samples=tuple(dict.fromkeys([*current.samples, *wanted.samples])))
+    new_plan = replace(new_plan, augmentation=wanted.augmentation or current.augmentation)
     if new_plan != plan:
         mark_incomplete(folder)
         folder.write(PLAN, dump_checked_json(new_plan.to_json()))
 
 
 def finalize_cache(
-    folder: Folder, plan: CachePlan, teachers: dict[str, TeacherInfo], seen: Seen | None, overlap: Overlap | None, dataset: str
+    folder: Folder,
+    plan: CachePlan,
+    teachers: dict[str, TeacherInfo],
+    seen: Seen | None,
+    overlap: Overlap | None,
+    dataset: str,
+    view_gap: dict[str, dict[str, float]] | None = None,
 ) -> None:
     """Write columns and metadata, the manifest that makes the cache a finished one, and its card. Only one process may call."""
     spec, tasks = plan.settings, plan.shard_tasks
@@ -202,6 +216,9 @@ def finalize_cache(
             figures[key][place] = [row[key] for row in record.rows]
         figures[SPREAD][place] = [row.get(SPREAD, none) for row in record.rows]
     files |= {key: file_entry(folder.read(key)) for key in (PLAN, *(task.record_key for task in tasks))}
+    errors = _errors(figures, spec)
+    if plan.augmentation and spec.n_views > 1:
+        view_gap = {name: dict.fromkeys(("quantization", "recipe"), error["mean_kl_nats"]) for name, error in errors.items()}
     manifest = CacheManifest(
         format=spec.format,
         settings=spec,
@@ -209,7 +226,8 @@ def finalize_cache(
         temperature=plan.temperature,
         seen=seen,
         overlap=overlap,
-        errors=_errors(figures, spec),
+        errors=errors,
+        view_gap_kl_nats=view_gap,
         spread=_spread(figures, teachers) or None,
         fingerprint=fingerprint(spec, teachers, plan.samples),
         files=files,
@@ -256,6 +274,7 @@ def summary(cache: LogitCache) -> dict[str, Any]:
         "max_abs_error": max(error["max_abs_error"] for error in errors),
         "mean_kl_nats": sum(error["mean_kl_nats"] for error in errors) / len(cache.anatomies),
         "by_anatomy": manifest.errors,
+        "view_gap_kl_nats": manifest.view_gap_kl_nats,
         "spread": manifest.spread,
         "fingerprint": cache.fingerprint,
         "overlap": manifest.overlap and manifest.overlap.to_json(),

@@ -140,11 +140,15 @@ class ShardTask:
 
 @dataclass(frozen=True, kw_only=True)
 class CachePlan(JsonRecord):
-    """What a cache is to hold. temperature: of the KL in its figures. samples: the content hash of each row's sample."""
+    """What a cache is to hold. samples: the content hash of each row's sample.
+
+    temperature: of the KL in its figures. augmentation: of the recipe, for which the view gap is measured; None measures none.
+    """
 
     settings: CacheSpec
     temperature: float
     samples: tuple[str, ...]
+    augmentation: dict[str, float] | None = None
 
     @property
     def shard_tasks(self) -> list[ShardTask]:
@@ -162,7 +166,8 @@ class CacheManifest(Manifest):
     """What a finished cache holds.
 
     errors: figures by anatomy. spread: of each anatomy with several teachers, see `SPREAD`, the mean over its maps, in logits.
-    seen: the samples that the teachers have seen; overlap: those that the store holds out.
+    view_gap_kl_nats: {anatomy: {part: nats}}, see `mtkd_cache.cache.view_gap`: how far what a student is shown lies from what
+    live teachers would say. seen: the samples that the teachers have seen; overlap: those that the store holds out.
     """
 
     LONG: ClassVar[tuple[str, ...]] = (*Manifest.LONG, "seen")
@@ -172,6 +177,7 @@ class CacheManifest(Manifest):
     teachers: dict[str, TeacherInfo]
     temperature: float
     errors: dict[str, dict[str, float]]
+    view_gap_kl_nats: dict[str, dict[str, float]] | None = None
     spread: dict[str, float] | None = None
     seen: Seen | None = None
     overlap: Overlap | None = None

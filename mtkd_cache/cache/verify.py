@@ -22,6 +22,7 @@ from mtkd_cache.cache.overlap import find_overlap, seen_by
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.teacher_runner import Teachers
+from mtkd_cache.cache.view_gap import gap_of_plan
 from mtkd_cache.data.sample_store import PREPROCESSING, SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256
@@ -65,8 +66,9 @@ def verify_cache(
 
     Returns:
         ok; problems, a list of {kind, where, what_to_do}; repaired, those that are no more; maps_computed by the repair;
-        cache, finished, fingerprint, files, bytes, seconds; live, None or {samples, maps, max_difference, seed}; overlap, None
-        without store or {seen, of, patients, complete}.
+        cache, finished, fingerprint, files, bytes, seconds; live, None or {samples, maps, max_difference, view_gap_kl_nats (of a
+        cache that was built for an augmentation, see `CacheManifest`), seed}; overlap, None without store or {seen, of,
+        patients, complete}.
 
     Raises:
         MtkdError: there is no cache, or what was in it is lost, so that it cannot be repaired.
@@ -266,7 +268,18 @@ def _spot_check(cache: LogitCache, sources: _Sources, count: int, seed: int, rep
                 where = f"{store.describe(row)}, view {view}, teacher of {anatomy}"
                 text = f"They differ by {difference:.4g}, more than {cache.step / 2:g}. Delete the cache and build it again."
                 report.add("live", where, text)
-    return {"samples": len(chosen), "maps": len(chosen) * len(cache.anatomies), "max_difference": largest, "seed": seed}
+    return {
+        "samples": len(chosen),
+        "maps": len(chosen) * len(cache.anatomies),
+        "max_difference": largest,
+        "view_gap_kl_nats": _live_gap(builder, chosen, report),
+        "seed": seed,
+    }
+
+
+def _live_gap(builder: Builder, hashes: Sequence[str], report: IntegrityReport) -> dict[str, dict[str, float]] | None:
+    """The view gap of some samples, measured as a build does."""
+    return gap_of_plan(builder, replace(report.plan, samples=tuple(hashes)), None, len(hashes)) if report.plan else None
 
 
 def _stored_maps(cache: LogitCache, sha256: str, view: int) -> dict[int, torch.Tensor]:

@@ -5,21 +5,27 @@ teachers' answer to the picture in that view is another one: they are not exactl
 never reaches them. Recorded views close the gap but for the quantization.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
+from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, fingerprint
 from mtkd_cache.cache.quantize import dequantize, quantize
+from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.data.augment import Views, apply_views, draw_views, identity_views, inside, to_float, warp
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.losses import map_kl
-from mtkd_cache.recipe import Augmentation
+from mtkd_cache.recipe import Augmentation, augmentation_from
+from mtkd_cache.storage.checked_json import MANIFEST, if_intact, read_record
+from mtkd_cache.storage.folder import Folder
 
 SAMPLES, DRAWS = 4, 2  # of a measurement: samples, and views of each
-Native = Callable[[int, Tensor], Tensor]  # anatomy, images float (B, 3, H, W) -> native logits (B, h, w)
+Live = Callable[[Tensor], Sequence[Tensor]]  # images float (B, 3, H, W) -> native logits (B, h, w) of each anatomy
 
 
 def view_gap(live: Tensor, plain: Tensor, views: Views, size: tuple[int, int], step: float, temperature: float) -> Tensor:
@@ -55,7 +61,7 @@ def parts_of(augmentation: Augmentation) -> dict[str, Augmentation]:
 
 
 def measure_view_gap(
-    native: Native,
+    live: Live,
     store: SampleStore,
     rows: np.ndarray,
     augmentation: Augmentation,
@@ -67,7 +73,7 @@ def measure_view_gap(
     """The mean of `view_gap` by anatomy and part of the augmentation (see `parts_of`), in nats.
 
     Args:
-        native: runs a teacher of one of the store's anatomies on the device.
+        live: runs the teachers of the store's anatomies on the device.
         store: the samples.
         rows: which of them.
         augmentation: of the recipe.
@@ -81,16 +87,15 @@ def measure_view_gap(
     """
     images, masks = (torch.from_numpy(values).to(device) for values in store.read(rows))
     gaps: dict[str, dict[str, float]] = {anatomy: {} for anatomy in store.anatomies}
-    plain = [native(anatomy, to_float(images)) for anatomy in range(len(gaps))]
-    size = (masks.shape[1], masks.shape[2])
+    plain, size = live(to_float(images)), (masks.shape[1], masks.shape[2])
     for part, ranges in parts_of(augmentation).items():
         numbers = range(1, 2 if part == "quantization" else 1 + draws)
         drawn = [draw_views(ranges, None, store.hashes[rows], number, store.size).to(device) for number in numbers]
-        seen = [apply_views(images, masks, views)[0] for views in drawn]
+        answers = [live(apply_views(images, masks, views)[0]) for views in drawn]
         for anatomy, by_part in enumerate(gaps.values()):
             values = [
-                view_gap(native(anatomy, pictures), plain[anatomy], views, size, step, temperature)
-                for pictures, views in zip(seen, drawn, strict=True)
+                view_gap(answer[anatomy], plain[anatomy], views, size, step, temperature)
+                for answer, views in zip(answers, drawn, strict=True)
             ]
             by_part[part] = max(float(torch.stack(values).double().mean()), 0.0)
     return gaps
@@ -101,7 +106,51 @@ def samples_of(store: SampleStore, rows: np.ndarray, count: int = SAMPLES) -> np
     return np.array(sorted(rows, key=lambda row: str(store.hashes[row]))[:count], dtype=np.int64)
 
 
-def means(gaps: dict[str, dict[str, float]]) -> dict[str, float]:
+def means(gaps: Mapping[str, dict[str, float]]) -> dict[str, float]:
     """The mean over the anatomies of each part of a gap."""
     parts = next(iter(gaps.values()))
     return {part: float(np.mean([by_part[part] for by_part in gaps.values()])) for part in parts}
+
+
+class RunsTeachers(Protocol):
+    """What `mtkd_cache.cache.builder.Builder` offers to measure a gap with."""
+
+    store: SampleStore
+    teachers: Teachers
+    accelerator: Accelerator
+    row_of: dict[str, int]
+
+    def live(self, images: Tensor) -> list[Tensor]: ...
+
+
+def known_gap(folder: Folder) -> tuple[Any, ...] | None:
+    """What the gap of a finished cache was measured of, and the gap."""
+    plan, manifest = if_intact(read_record, folder, PLAN, CachePlan), if_intact(read_record, folder, MANIFEST, CacheManifest)
+    if plan is None or manifest is None or manifest.view_gap_kl_nats is None:
+        return None
+    return manifest.fingerprint, plan.augmentation, manifest.view_gap_kl_nats
+
+
+def gap_of_plan(
+    builder: RunsTeachers, plan: CachePlan, known: tuple[Any, ...] | None, count: int = SAMPLES
+) -> dict[str, dict[str, float]] | None:
+    """The gap that a cache's plain maps leave under the plan's augmentation; None where it has none, or records views.
+
+    known: see `known_gap`; it is not measured again for the same maps. count: of samples.
+    """
+    spec, store = plan.settings, builder.store
+    if plan.augmentation is None or spec.n_views > 1 or not plan.samples:
+        return None
+    if known and known[:2] == (fingerprint(spec, builder.teachers.info, plan.samples), plan.augmentation):
+        gap: dict[str, dict[str, float]] = known[2]
+        return gap
+    rows = samples_of(store, np.array([builder.row_of[sha256] for sha256 in plan.samples]), count)
+    ranges, device = augmentation_from(plan.augmentation), builder.accelerator.device
+    return measure_view_gap(builder.live, store, rows, ranges, spec.step, plan.temperature, device)
+
+
+def told(gaps: Mapping[str, dict[str, float]]) -> str:
+    """A gap's means over the anatomies for people: "0.071 nats (quantization 7e-05, geometry 0.1, color 0.058)"."""
+    of = means(gaps)
+    parts = ", ".join(f"{part} {nats:.2g}" for part, nats in of.items() if part != "recipe")
+    return f"{of['recipe']:.2g} nats ({parts})"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from mtkd_cache.runtime.markdown import plain, templates
+from mtkd_cache.cache.view_gap import told
 from mtkd_cache.models.pretrained import paper_source
 from mtkd_cache.models.records import (
     Evaluation,
@@ -18,6 +18,7 @@ from mtkd_cache.models.records import (
     read_operating_points,
     read_training_records,
 )
+from mtkd_cache.runtime.markdown import plain, templates
 from mtkd_cache.storage.folder import write_durably
 
 CARD = "README.md"
@@ -58,6 +59,7 @@ def card_text(folder: Path) -> str | None:
         weights=_weights(first),
         teachers=sorted(set(map(_teacher, ((run and run.teachers) or {}).values()))),
         licenses=sorted({license for training in trainings for license in training.licenses or ()}),
+        gap=told(run.view_gap_kl_nats) if run and run.view_gap_kl_nats else None,
         evaluations=evaluations,
         columns=[column for evaluation in evaluations for column in _columns(evaluation)],
         points=_operating_points(folder, trainings),

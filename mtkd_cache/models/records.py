@@ -66,7 +66,7 @@ class Training(JsonRecord):
 class RunRecord(Training):
     """A student's run. kd: whether it was distilled, and then from teachers {anatomy: {arch, weights_sha256}}.
 
-    source_sha256: of the file of a network of the user's own.
+    source_sha256: of the file of a network of the user's own. view_gap_kl_nats: of its cache, see `CacheManifest`.
     """
 
     layout: str
@@ -74,6 +74,7 @@ class RunRecord(Training):
     dataset: str | None = None
     cache_fingerprint: str | None
     teachers: dict[str, dict[str, Any]] | None = None
+    view_gap_kl_nats: dict[str, dict[str, float]] | None = None
     source_sha256: str | None = None
 
 

@@ -68,7 +68,9 @@ def train_student(
     run_config = student_config(store, recipe, cache is not None, layout)
     run_config["cache_fingerprint"] = cache.fingerprint if cache else None
     make_task = partial(student_task, store, recipe, accelerator, signal, resident, compiled, layout)
-    details = {"teachers": cache.manifest.teachers} if cache else {}
+    details: dict[str, Any] = {}
+    if cache:
+        details = {"teachers": cache.manifest.teachers, "view_gap_kl_nats": cache.manifest.view_gap_kl_nats}
     return train_or_resume(RunRecord, run / RUN, run_config, make_task, accelerator, store, details, allow_overlap)
 
 

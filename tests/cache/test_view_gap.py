@@ -1,16 +1,23 @@
 """What a student is shown against what its teachers say of the picture that it sees."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
-from mtkd_cache.cache.view_gap import means, measure_view_gap, parts_of, samples_of, view_gap
+from mtkd_cache.cache.view_gap import means, measure_view_gap, parts_of, samples_of, told, view_gap
+from mtkd_cache.cli.main import main
 from mtkd_cache.data.augment import apply_views, draw_views, inside, warp
+from mtkd_cache.evaluation.model_card import card_text
 from mtkd_cache.models.network import upsample
+from mtkd_cache.models.records import read_run
 from mtkd_cache.recipe import load_recipe
+from mtkd_cache.training.student import train_student
 
 RANGES = load_recipe("paper").augmentation
 ALWAYS = replace(RANGES, affine_p=1.0, rgb_p=1.0, brightness_contrast_p=1.0)
@@ -50,8 +57,8 @@ def test_the_parts_are_told_apart():
 def test_a_teacher_of_one_pixel_has_no_geometry_gap_but_one_of_colors(organ_store):
     """A teacher whose logit is a pixel's brightness follows every warp, but for the resampling; colors it does not foresee."""
 
-    def brightness(_: int, images: torch.Tensor) -> torch.Tensor:
-        return 40 * images.mean(1)
+    def brightness(images: torch.Tensor) -> list[torch.Tensor]:
+        return [40 * images.mean(1)] * 2
 
     rows = samples_of(organ_store, organ_store.rows("train"))
     gaps = measure_view_gap(brightness, organ_store, rows, RANGES, STEP, TEMPERATURE, torch.device("cpu"))
@@ -66,7 +73,16 @@ def test_measured_on_teachers_it_is_the_mean_over_samples_and_views(organ_store,
     teachers = Teachers.load(organ_teachers, organ_store)
     native = TeacherRunner(teachers.networks, accelerator).native
     rows = samples_of(organ_store, organ_store.rows("train"), 2)
-    gaps = measure_view_gap(native, organ_store, rows, RANGES, STEP, TEMPERATURE, accelerator.device, draws=3)
+    gaps = measure_view_gap(
+        lambda images: [native(0, images), native(1, images)],
+        organ_store,
+        rows,
+        RANGES,
+        STEP,
+        TEMPERATURE,
+        accelerator.device,
+        draws=3,
+    )
     images, masks = map(torch.from_numpy, organ_store.read(rows))
     found = []
     for number in (1, 2, 3):
@@ -84,3 +100,42 @@ def test_the_samples_do_not_depend_on_the_order_of_rows(organ_store):
     chosen = samples_of(organ_store, rows, 3)
     assert chosen.tolist() == samples_of(organ_store, rows[::-1], 3).tolist()
     assert sorted(organ_store.hashes[rows])[:3] == list(organ_store.hashes[chosen])
+
+
+def test_build_verify_and_inspect_tell_it_and_the_run_and_its_card_carry_it(
+    organ_store, organ_teachers, copy_of, tmp_path, recipe, accelerator
+):
+    """Measured once for the same maps; a cache of recorded views leaves the quantization alone."""
+    cache, teachers = tmp_path / "logits.zarr", copy_of(organ_teachers)
+    at = ["--store", organ_store.url, "--teachers", str(teachers), "--cache", str(cache)]
+
+    def run(*words: str) -> tuple[dict, str]:
+        done = CliRunner().invoke(main, [*words, "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+    built, said = run("build", *at)
+    gap = built["view_gap_kl_nats"]
+    rows = samples_of(organ_store, organ_store.rows("train"))
+    runner = TeacherRunner(Teachers.load(organ_teachers, organ_store).networks, accelerator)
+    live, settings = (lambda images: [runner.native(0, images), runner.native(1, images)]), (STEP, TEMPERATURE)
+    assert gap == measure_view_gap(live, organ_store, rows, RANGES, *settings, accelerator.device)
+    assert f"mean KL to live teachers of the augmented pictures: {told(gap)}" in said
+    assert LogitCache.open(str(cache)).manifest.view_gap_kl_nats == gap
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtkd_cache.cache.view_gap.measure_view_gap", lambda *_: pytest.fail("measured again"))
+        assert run("build", *at)[0]["view_gap_kl_nats"] == gap
+    inspected, said = run("inspect", "--cache", str(cache))
+    assert inspected["view_gap_kl_nats"] == gap and told(gap) in said
+    verified, said = run("verify", *at, "--live", "12")
+    measured = verified["live"]["view_gap_kl_nats"]
+    assert measured.keys() == gap.keys() and measured != gap and told(measured) in said
+
+    run_folder = tmp_path / "run"
+    train_student(organ_store, run_folder, recipe("student.epochs=1"), accelerator, LogitCache.open(str(cache)))
+    assert read_run(run_folder).view_gap_kl_nats == gap
+    assert f"by a mean KL of {told(gap)}" in card_text(run_folder)
+
+    grown, _ = run("build", *at, "--views", "2")
+    for anatomy, errors in grown["by_anatomy"].items():
+        assert grown["view_gap_kl_nats"][anatomy] == {"quantization": errors["mean_kl_nats"], "recipe": errors["mean_kl_nats"]}
