@@ -15,6 +15,7 @@ from .common import FOLDER, NUMBERS, SIZE, reports, say
 @click.option("--surgeries", type=NUMBERS, help="Surgeries of every anatomy.  [default: 20 to 23 of the 32 for each]")
 @click.option("--seed", type=int, default=0, help="Random seed of the images.")
 @click.option("--workers", type=int, default=2, help="Number of processes.")
+@click.option("--all-multilabel", is_flag=True, help="Give every image of every anatomy all its masks in the multilabel folder.")
 @click.option("--clip", type=int, metavar="FRAMES", help="Write one clip instead: a moving camera, masks of all anatomies.")
 @reports
 def command(out: Path, clip: int | None, **options: Any) -> dict[str, Any]:

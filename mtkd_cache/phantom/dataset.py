@@ -26,6 +26,7 @@ from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
 from mtkd_cache.storage.record import differences
 
+NUMBERS = 10_000  # multilabel images of a surgery that are numbered for each anatomy, where all subsets have some
 MULTILABEL_ANATOMIES = ("abdominal_wall", "colon", "liver", "pancreas", "small_intestine", "spleen", "stomach")
 FREQUENCY = dict(zip(ANATOMIES, (1.0, 1.15, 0.85, 0.95, 1.0, 0.8, 1.1, 1.0, 1.2, 0.8, 0.7), strict=True))
 RATERS = ("anno_1", "anno_2", "anno_3", "merged")
@@ -43,6 +44,7 @@ def write_phantom(
     seed: int = 0,
     surgeries: Sequence[int] | None = None,
     workers: int = 1,
+    all_multilabel: bool = False,
 ) -> dict[str, Any]:
     """Write a synthetic dataset folder, or resume an interrupted call with the same settings.
 
@@ -55,10 +57,12 @@ def write_phantom(
         surgeries: write these for every anatomy. None takes 20 to 23 of the 32 for each anatomy, with some of training,
             validation and test among them.
         workers: processes that draw.
+        all_multilabel: the multilabel subset has the images of all anatomies, with all their masks: number `NUMBERS` * n + i is
+            image i of anatomy n. False: those of the stomach with the masks of `MULTILABEL_ANATOMIES`, as in the Dresden set.
 
     Returns:
         {"images", "by_anatomy": {anatomy: images}, "surgeries": [number], "size": [width, height], "seed", "bytes"};
-        the `multilabel` copies of the stomach images count in bytes alone.
+        the copies in `multilabel` count in bytes alone.
 
     Raises:
         MtkdError: `out` is a file, holds something else, is being written by another process or cannot be written, or a number
@@ -69,11 +73,13 @@ def write_phantom(
     numbers = {anatomy: chosen or _surgeries_of(seed, anatomy) for anatomy in ANATOMIES}
     folders = [(anatomy, surgery, surgery == numbers[anatomy][0]) for anatomy in ANATOMIES for surgery in numbers[anatomy]]
     settings = {"size": list(size), "images_per_surgery": images_per_surgery, "seed": seed, "surgeries": chosen}
+    settings |= {"all_multilabel": True} if all_multilabel else {}
     _check_folder(out, settings)
     try:
         with locked(Folder(out)):
             Folder(out).write(SETTINGS, json.dumps(settings).encode())
-            written = list(run_in_processes(partial(_write_folder, out, images_per_surgery, seed, size), folders, workers))
+            write = partial(_write_folder, out, images_per_surgery, seed, size, all_multilabel)
+            written = list(run_in_processes(write, folders, workers))
             shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     except OSError as error:
         raise MtkdError(f"{out} cannot be written ({error}). Free some space and run the same command again.") from error
@@ -123,26 +129,34 @@ def _surgeries_of(seed: int, anatomy: str) -> list[int]:
 
 
 def _write_folder(
-    out: Path, images_per_surgery: int, seed: int, size: tuple[int, int], folder: tuple[str, int, bool]
+    out: Path, images_per_surgery: int, seed: int, size: tuple[int, int], all_multilabel: bool, folder: tuple[str, int, bool]
 ) -> tuple[int, int]:
-    """Write a surgery's folder of an anatomy unless it is complete, with its multilabel copy for the stomach: (images, bytes).
+    """Write a surgery's folder of an anatomy unless it is complete, with its multilabel copy where it has one: (images, bytes).
 
     folder: the anatomy, the surgery, and whether the masks of several raters are written too.
     """
     anatomy, surgery, with_raters = folder
     target, multilabel = (out / top / f"{surgery:02d}" for top in (anatomy, MULTILABEL))
+    copied = ANATOMIES if all_multilabel else MULTILABEL_ANATOMIES if anatomy == "stomach" else ()
+    first = NUMBERS * ANATOMIES.index(anatomy) if all_multilabel else 0
     if not (target / WEAK_LABELS).exists():
         unfinished = out / UNFINISHED / f"{anatomy}-{surgery:02d}-{os.getpid()}"
         spread = rng_for(seed, IMAGES, surgery, ANATOMIES.index(anatomy)).uniform(0.5, 1.5)
         images = max(1, round(images_per_surgery * FREQUENCY[anatomy] * spread))
         scenes = (render(seed, surgery, anatomy, index, size) for index in range(images))
-        _draw_folder(scenes, anatomy, with_raters, unfinished / anatomy, unfinished / MULTILABEL)
-        if anatomy == "stomach":  # moved first, so that an existing `target` means that both are complete
-            shutil.rmtree(multilabel, ignore_errors=True)
-            _move(unfinished / MULTILABEL, multilabel)
+        _draw_folder(scenes, anatomy, with_raters, unfinished / anatomy, unfinished / MULTILABEL, copied, first)
+        for path in (unfinished / MULTILABEL).glob("*"):  # first, so that an existing `target` means that both are complete
+            multilabel.mkdir(parents=True, exist_ok=True)
+            path.replace(multilabel / path.name)
         _move(unfinished / anatomy, target)
-    files = [path for top in (target, *[multilabel] * (anatomy == "stomach")) for path in top.rglob("*.*")]
-    return len(list(target.glob("image*.png"))), sum(path.stat().st_size for path in files)
+    images = len(list(target.glob("image*.png")))
+    copies = [path for n in range(first, first + images if copied else 0) for path in _multilabel_files(multilabel, n, copied)]
+    return images, sum(path.stat().st_size for path in (*target.rglob("*.*"), *copies))
+
+
+def _multilabel_files(folder: Path, number: int, anatomies: Sequence[str]) -> list[Path]:
+    """The image of a number, and its masks."""
+    return [folder / f"image{number:02d}.png", *(folder / f"mask{number:02d}_{anatomy}.png" for anatomy in anatomies)]
 
 
 def _move(folder: Path, target: Path) -> None:
@@ -151,8 +165,15 @@ def _move(folder: Path, target: Path) -> None:
 
 
 def _draw_folder(
-    scenes: Iterable[tuple[Array, dict[str, Array]]], anatomy: str, with_raters: bool, target: Path, multilabel: Path
+    scenes: Iterable[tuple[Array, dict[str, Array]]],
+    anatomy: str,
+    with_raters: bool,
+    target: Path,
+    multilabel: Path,
+    copied: Sequence[str],
+    first: int,
 ) -> None:
+    """Draw a surgery's folder, and its multilabel copy with the masks of `copied` anatomies, if any, numbered from `first`."""
     raters = RATERS if with_raters else ()
     for path in (target, multilabel, *(target / rater for rater in raters)):
         path.mkdir(parents=True, exist_ok=True)
@@ -162,10 +183,10 @@ def _draw_folder(
         save(image, target / name)
         save(masks[anatomy], target / f"{mask}.png")
         visible.append([name, *(int(masks[other].any()) for other in ANATOMIES)])
-        if anatomy == "stomach":
-            save(image, multilabel / name)
-            for other in MULTILABEL_ANATOMIES:
-                save(masks[other], multilabel / f"{mask}_{other}.png")
+        if copied:
+            copies = _multilabel_files(multilabel, first + index, copied)
+            for pixels, path in zip((image, *(masks[other] for other in copied)), copies, strict=True):
+                save(pixels, path)
         for shift, rater in enumerate(raters, start=-1):
             save(np.roll(masks[anatomy], shift, axis=1), target / rater / f"{mask}.png")
     with (target / WEAK_LABELS).open("w", newline="", encoding="utf-8") as file:

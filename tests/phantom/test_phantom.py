@@ -98,6 +98,30 @@ def test_multilabel_holds_the_stomach_images_with_seven_masks(dataset):
     assert np.mean(visible) >= 2
 
 
+def test_every_image_can_have_all_its_masks(tmp_path):
+    for name, options in (("plain", {}), ("all", {"all_multilabel": True})):
+        write_phantom(tmp_path / name, size=SIZE, images_per_surgery=1, surgeries=(3,), **options)
+    own, plain = (
+        {key: value for key, value in contents(tmp_path / name).items() if not key.startswith(("multilabel/", "."))}
+        for name in ("all", "plain")
+    )
+    assert own == plain
+    copies = sorted((tmp_path / "all" / "multilabel" / "03").glob("image*.png"))
+    assert len(copies) == len(list((tmp_path / "all").glob("[!m]*/03/image*.png")))
+    for copy in copies:
+        anatomy, index = divmod(int(copy.stem.removeprefix("image")), 10_000)
+        image = tmp_path / "all" / ANATOMIES[anatomy] / "03" / f"image{index:02d}.png"
+        assert copy.read_bytes() == image.read_bytes()
+        masks = {path.stem.partition("_")[2]: path for path in copy.parent.glob(f"mask{copy.stem.removeprefix('image')}_*.png")}
+        assert set(masks) == set(ANATOMIES)
+        assert masks[ANATOMIES[anatomy]].read_bytes() == image.with_name(f"mask{index:02d}.png").read_bytes()
+        with (image.parent / "weak_labels.csv").open() as file:
+            labels = list(csv.DictReader(file))[index]
+        assert {name: labels[name] == "1" for name in ANATOMIES} == {name: pixels(path).any() for name, path in masks.items()}
+    with pytest.raises(MtkdError, match="all_multilabel"):
+        write_phantom(tmp_path / "all", size=SIZE, images_per_surgery=1, surgeries=(3,))
+
+
 def test_weak_labels_say_what_is_visible(dataset):
     root, _ = dataset
     with (root / "stomach" / "01" / "weak_labels.csv").open(encoding="utf-8") as file:
