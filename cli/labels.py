@@ -38,7 +38,8 @@ def command(out: Path, joined: tuple[Path, ...], phase: str, **options: Any) -> 
     labels and the best arm are then trained with fresh seeds and compared on test. Start the same command as often as processes
     should share the work. Teachers and cache that are there already are used as those without labels.
     """
-    from mtkd_cache.study.labels.arms import ARMS, SEEDS, SPLITS, Place, plan
+    from mtkd_cache.models.records import read_run
+    from mtkd_cache.study.labels.arms import SEEDS, SPLITS, Place, all_arms, plan
     from mtkd_cache.study.labels.run import LabelsStudy, arms_to_test, write_labels
     from mtkd_cache.study.run import run_study
     from mtkd_cache.training.negatives import check_labels
@@ -48,21 +49,23 @@ def command(out: Path, joined: tuple[Path, ...], phase: str, **options: Any) -> 
     own = {"student.epochs": options["epochs"], "student.arch": options["arch"]}
     recipe, store = common.recipe_of(options, own), mc.SampleStore.open(options["store"])
     check_labels(store, "mtkd-cache labels")
+    teacher_run = read_run(options["teachers"])
     place = Place(str(options["teachers"].resolve()), str(options["cache"].resolve()))
     study = LabelsStudy(
         out,
         store,
         recipe,
         options["resident"],
-        options["layout"],
         recipe_of=lambda values: common.recipe_of(options, {**own, **values}),
         own=place,
         dataset=options["dataset"],
+        layout=options["layout"],
+        teacher_run=teacher_run,
     )
     network = "-".join(filter(None, (recipe.student.arch.replace(":", "."), options["layout"])))
-    arms = options["arms"] or (list(ARMS) if phase == "choose" else arms_to_test(out))
+    arms = options["arms"] or (all_arms(teacher_run is not None) if phase == "choose" else arms_to_test(out))
     seeds = options["seeds"] or SEEDS[phase]
-    jobs = plan(place, store.anatomies, recipe.teacher.arch, network, SPLITS[phase], arms, seeds)
+    jobs = plan(place, () if teacher_run else store.anatomies, recipe.teacher.arch, network, SPLITS[phase], arms, seeds)
     accelerator = common.accelerator_of(options)
     result = run_study(study, jobs, accelerator, common.say)
     if not accelerator.is_main_process:

@@ -49,16 +49,12 @@ TRAINED = ("teacher", "student")  # kinds of jobs
 
 @dataclass(frozen=True)
 class Study:
-    """A study's folder and how its jobs are done.
-
-    resident: see `mtkd_cache.cache.loader.preload`; layout: of the students, see `mtkd_cache.models.network.create_network`.
-    """
+    """A study's folder and how its jobs are done. resident: see `mtkd_cache.cache.loader.preload`."""
 
     out: Path
     store: SampleStore
     recipe: Recipe
     resident: str = "auto"
-    layout: str | None = None
 
     def done(self, job: Job) -> bool:
         """Whether a job's result is there. `run` compares the settings of a training that is done with the recipe's."""
@@ -79,8 +75,10 @@ class Study:
             cache.check_belongs(self.store, self.store.rows("train"))
         except MtkdError:
             return False
+        run = read_run(teachers)
+        records = {anatomy: run or read_teacher(teachers / anatomy) for anatomy in cache.manifest.teachers}
         return all(
-            (record := read_teacher(teachers / anatomy)) and record.weights_sha256 == used["weights_sha256"]
+            (record := records[anatomy]) is not None and record.weights_sha256 == used["weights_sha256"]
             for anatomy, used in cache.manifest.teachers.items()
         )
 
@@ -101,17 +99,21 @@ class Study:
             if job.kind == "teacher":
                 train_teachers(self.store, folder.parent, self.teacher(job), accelerator, [job.anatomy], self.resident)
             elif job.kind == "cache":
-                teachers = Teachers.load(self.teachers_of(job), self.store)
+                teachers = Teachers.gather([self.teachers_of(job)], self.store)
                 spec = CacheSpec.of(self.store, teachers.stride, self.recipe, accelerator.mixed_precision)
                 temperature = self.recipe.distillation.temperature
                 build_cache(self.store, teachers, spec, str(folder), accelerator, temperature=temperature)
             elif job.kind == "student":
                 recipe, cache = self.student(job)
-                train_student(self.store, folder, recipe, accelerator, cache, self.resident, layout=self.layout)
+                train_student(self.store, folder, recipe, accelerator, cache, self.resident, layout=self.layout_of(job))
             else:
                 evaluate(Predictor.load(folder, accelerator.device, self.store.anatomies), self.store, job.split, accelerator)
         finally:
             accelerator.free_memory()
+
+    def layout_of(self, job: Job) -> str | None:
+        """A student's layout, see `mtkd_cache.models.network.create_network`."""
+        return None
 
     def teachers_of(self, job: Job) -> Path:
         """The folder of the teachers whose logits a cache holds."""

@@ -4,6 +4,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.data.weak_labels import FILE
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.predictor import Predictor
-from mtkd_cache.recipe import load_recipe
-from mtkd_cache.study.labels.arms import ARMS, OFF, Place, plan
+from mtkd_cache.models.records import RunRecord
+from mtkd_cache.recipe import load_recipe, recipe_from
+from mtkd_cache.study.labels.arms import ARMS, OFF, Place, all_arms, plan
 from mtkd_cache.study.labels.false_alarms import FalseAlarms, read_false_alarms, write_false_alarms
 from mtkd_cache.study.labels.results import Result, best_arm, estimated_dice, gain_over, worst_anatomy
-from mtkd_cache.study.labels.run import arms_to_test
+from mtkd_cache.study.labels.run import LabelsStudy, arms_to_test
 from mtkd_cache.study.labels.table import markdown
 
 SIZE = (32, 32)
@@ -75,6 +77,46 @@ def test_jobs_come_after_those_they_need():
     }
     with pytest.raises(MtkdError, match=r"arm 'all': .* plain, teachers-exclusive, "):
         plan(own, ["liver"], "fpn", "mininetv2", "test", ["all"], [0])
+
+
+def test_a_run_for_all_anatomies_can_be_the_teachers(organ_store, recipe, tmp_path):
+    """One network learns its kinds as students do; its recipe and layout are its own, not those of the students."""
+    own = Place(str(tmp_path / "run"), str(tmp_path / "c.zarr"))
+    assert all_arms(run=True) == [arm for arm in ARMS if arm not in ("teachers-exclusive", "teachers-both")]
+    assert all_arms(run=False) == list(ARMS)
+    jobs = plan(own, (), "fpn", "mininetv2", "test", ["teachers-exclusive", "stages"], [0])
+    assert [job.name for job in jobs if "seed" not in job.folder] == [
+        f"cache {own.cache}",
+        f"evaluation {own.teachers}",
+        "student teachers-absent",
+        "cache logits-absent.zarr",
+        "evaluation teachers-absent",
+    ]
+    needs = [job.needs for job in jobs if job.kind == "student"]
+    assert needs == [(), (f"cache {own.cache}",), ("cache logits-absent.zarr",)]
+    settings = recipe("student.epochs=7", "student.arch=unet-resnet18", "augmentation.scale=0.2", "seed=5").as_dict()
+    run = RunRecord(
+        kind="student",
+        arch="unet-resnet18",
+        anatomies=("a", "b"),
+        size=SIZE,
+        seed=5,
+        layout="joint",
+        recipe={key: settings[key] for key in ("student", "augmentation")},
+        kd=False,
+        cache_fingerprint=None,
+        best_epoch=0,
+        val_dice=0.5,
+    )
+    options = {"recipe_of": lambda values: load_recipe("paper", values=values), "own": own, "dataset": None, "layout": "shared"}
+    study = LabelsStudy(tmp_path, organ_store, load_recipe("paper"), **options, teacher_run=run)
+    taught, cache = study.student(jobs[2])
+    assert cache is None and study.layout_of(jobs[2]) == "joint"
+    assert (taught.student.epochs, taught.student.arch, taught.augmentation.scale, taught.seed) == (7, "unet-resnet18", 0.2, 5)
+    assert taught.student == replace(recipe_from(settings, "it").student, negatives="absent")
+    assert study.layout_of(next(job for job in jobs if job.arm == "stages")) == "shared"
+    with pytest.raises(MtkdError, match="was distilled"):
+        replace(study, teacher_run=replace(run, kd=True)).student(jobs[2])
 
 
 def test_the_estimate_is_the_dice_of_pictures_that_show_and_lack_an_anatomy():
@@ -198,7 +240,7 @@ def test_a_tiny_study_from_the_command_line(run, tmp_path):
     (out / "mininetv2/plain/seed0/false-alarms-test.json").unlink()
     assert run("--phase", "test")["made"] == ["evaluation mininetv2/plain/seed0"]
     joined = run("--join", str(out))
-    assert len(joined["results"]) == 6 and (out / "labels.md").read_text() == joined["markdown"]
+    assert len(joined["results"]) == 8 and (out / "labels.md").read_text() == joined["markdown"]
 
 
 def test_teachers_of_other_settings_a_store_without_labels_and_a_missing_folder_are_refused(organ_store, labelled, tmp_path):

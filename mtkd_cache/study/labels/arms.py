@@ -42,6 +42,27 @@ ARMS = {
 }
 
 
+OF_RUN = {"own": "own", "exclusive": "own", "absent": "absent", "both": "absent"}
+
+
+def kind_of(arm: str, run: bool) -> str | None:
+    """The kind of an arm's teachers; None without distillation.
+
+    run: they are one network for all anatomies, a student's run. Its pictures are exclusive anyway, and what labels call absent
+    it learns as students do.
+    """
+    kind = ARMS[arm].teachers
+    return OF_RUN[kind] if kind and run else kind
+
+
+def all_arms(run: bool) -> list[str]:
+    """The arms that differ. run: see `kind_of`."""
+    distinct: dict[tuple[Any, ...], str] = {}
+    for name, arm in ARMS.items():
+        distinct.setdefault((kind_of(name, run), *arm.values.items()), name)
+    return list(distinct.values())
+
+
 @dataclass(frozen=True)
 class Place:
     """Where the teachers of a kind and their cache are, relative to the study's folder or absolute."""
@@ -60,23 +81,27 @@ def plan(
 ) -> list[Job]:
     """The jobs of some arms, each after those it needs: teachers and caches by kind, students by seed, all evaluated on a split.
 
-    own: see `places`. arch: of the teachers. network: of the students, and the name of their folder. The `arm` of a teacher's or
-    cache's job is the kind. Raises MtkdError for an arm that there is not.
+    own: see `places`. anatomies: of the teachers; empty where they are a student's run, see `kind_of`. arch: of the teachers.
+    network: of the students, and the name of their folder. The `arm` of a teacher's or cache's job is the kind.
+    Raises MtkdError for an arm that there is not.
     """
     for arm in arms:
         if arm not in ARMS:
             raise MtkdError(f"arm {arm!r}: there is no such arm. Name some of {', '.join(ARMS)}.")
-    kinds = [kind for kind in dict.fromkeys(ARMS[arm].teachers for arm in arms) if kind]
+    taught_by = {arm: kind_of(arm, run=not anatomies) for arm in arms}
+    kinds = [kind for kind in dict.fromkeys(taught_by.values()) if kind]
     jobs: list[Job] = []
     for kind, place in places(kinds, own).items():
         teachers = [Job("teacher", f"{place.teachers}/{anatomy}", arch, kind, 0, anatomy) for anatomy in anatomies]
+        if not anatomies and kind != "own":
+            teachers = [Job("student", place.teachers, arch, kind, 0)]
         trained = tuple(job.name for job in teachers)
         jobs += [*teachers, Job("cache", place.cache, arch, kind, 0, needs=trained)]
         jobs.append(Job("evaluation", place.teachers, arch, kind, 0, needs=trained, split=split))
-    caches = {job.arm: job.name for job in jobs if job.kind == "cache"}
+    caches = {job.arm: (job.name,) for job in jobs if job.kind == "cache"}
     for seed in seeds:
         for arm in arms:
-            folder, taught_by = f"{network}/{arm}/seed{seed}", ARMS[arm].teachers
-            student = Job("student", folder, network, arm, seed, needs=(caches[taught_by],) if taught_by else ())
+            folder = f"{network}/{arm}/seed{seed}"
+            student = Job("student", folder, network, arm, seed, needs=caches.get(taught_by[arm] or "", ()))
             jobs += [student, Job("evaluation", folder, network, arm, seed, needs=(student.name,), split=split)]
     return jobs

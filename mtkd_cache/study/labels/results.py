@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtkd_cache.models.records import Evaluation, MultilabelEvaluation, read_as, read_evaluation, read_training_records
+from mtkd_cache.models.records import Evaluation, MultilabelEvaluation, read_as, read_evaluation, read_json, read_training_records
 from mtkd_cache.study.gain.results import Gain, paired_gain
 from mtkd_cache.study.labels.arms import BASELINE, SPLITS
 from mtkd_cache.study.labels.false_alarms import FalseAlarms, read_false_alarms
 
+LABELS = "labels.json"  # what a study writes, in its folder
 ByAnatomy = dict[str, float]
 Group = tuple[str, str, str]
 
@@ -67,8 +68,11 @@ def estimated_dice(own: Mapping[str, float | None], alarms: FalseAlarms) -> ByAn
 
 
 def read_results(study: Path, own_teachers: Path | None = None) -> list[Result]:
-    """The evaluated students of a study\'s folder, and its teachers. own_teachers: where those of kind "own" are."""
-    found = []
+    """The evaluated students of a study's folder, and its teachers.
+
+    own_teachers: where those of kind "own" are; by default their figures are those in the study's LABELS.
+    """
+    found = [] if own_teachers else _written(study)
     for split in SPLITS.values():
         for path in sorted(study.glob(f"*/*/seed*/{FalseAlarms.FILE.format(split)}")):
             network, arm, seed = path.parent.relative_to(study).parts
@@ -77,6 +81,12 @@ def read_results(study: Path, own_teachers: Path | None = None) -> list[Result]:
         for kind, folder in {**({"own": own_teachers} if own_teachers else {}), **kinds}.items():
             found.append(read_result(folder, split, (study.name, "teachers", kind, 0)))
     return [result for result in found if result]
+
+
+def _written(study: Path) -> list[Result | None]:
+    """The teachers of kind "own" in the file that a study wrote."""
+    given = (read_json(study / LABELS) or {"results": []})["results"]
+    return [Result(**each) for each in given if (each["network"], each["arm"]) == ("teachers", "own")]
 
 
 def read_result(folder: Path, split: str, place: tuple[str, str, str, int]) -> Result | None:

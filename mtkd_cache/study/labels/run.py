@@ -1,14 +1,15 @@
 """The study of what pictures of other subsets and presence labels gain, shared by processes as `mtkd_cache.study.run` says.
 
 runs/NAME/
-  teachers-KIND/ANATOMY/       teachers whose `teacher.negatives` is KIND; those of kind "own" are where the command names them
+  teachers-KIND/ANATOMY/       teachers whose `teacher.negatives` is KIND; those of kind "own" are where the command names them.
+                               Where these are one run for all anatomies, teachers-absent is one, too
   logits-KIND.zarr             their cache
   NETWORK/ARM/seedN/           a student, with its evaluations; NETWORK: its architecture and layout
   labels.json labels.md        all figures; the tables
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,30 @@ from mtkd_cache.data.dresden import MULTILABEL, patient_of
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.multilabel import evaluate_multilabel
 from mtkd_cache.evaluation.predictor import Predictor
-from mtkd_cache.models.records import MultilabelEvaluation, read_as, read_training_records, write_json
-from mtkd_cache.recipe import Recipe
+from mtkd_cache.models.records import MultilabelEvaluation, RunRecord, read_as, read_training_records, write_json
+from mtkd_cache.recipe import Recipe, recipe_from
 from mtkd_cache.storage.folder import write_durably
 from mtkd_cache.study.jobs import Job
-from mtkd_cache.study.labels.arms import ARMS, BASELINE, OFF, Place, places
+from mtkd_cache.study.labels.arms import ARMS, BASELINE, OFF, Place, kind_of, places
 from mtkd_cache.study.labels.false_alarms import read_false_alarms, write_false_alarms
-from mtkd_cache.study.labels.results import Result, best_arm, gain_over, groups, read_results
+from mtkd_cache.study.labels.results import LABELS, Result, best_arm, gain_over, groups, read_results
 from mtkd_cache.study.labels.table import markdown
 from mtkd_cache.study.run import Study
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsStudy(Study):
-    """recipe_of: the recipe with values by key. own: see `places`. dataset: with a multilabel folder, or None."""
+    """recipe_of: the recipe with values by key. own: see `places`. dataset: with a multilabel folder, or None.
+
+    layout: of the students, see `mtkd_cache.models.network.create_network`. teacher_run: of the teachers of kind "own", where
+    they are one network for all anatomies.
+    """
 
     recipe_of: Callable[[Mapping[str, Any]], Recipe]
     own: Place
     dataset: Path | None
+    layout: str | None = None
+    teacher_run: RunRecord | None = None
 
     def __post_init__(self) -> None:
         if self.dataset and not (self.dataset / MULTILABEL).is_dir():
@@ -75,12 +82,23 @@ class LabelsStudy(Study):
     def teacher(self, job: Job) -> Recipe:
         return self.recipe_of({**OFF, "teacher.negatives": job.arm})
 
+    def layout_of(self, job: Job) -> str | None:
+        return self.teacher_run.layout if self.teacher_run and job.arm not in ARMS else self.layout
+
     def student(self, job: Job) -> tuple[Recipe, LogitCache | None]:
-        arm = ARMS[job.arm]
-        recipe = self.recipe_of({"seed": job.seed, **OFF, **arm.values})
-        if arm.teachers is None:
-            return recipe, None
-        return recipe, LogitCache.open(str(self.out / places([arm.teachers], self.own)[arm.teachers].cache))
+        if self.teacher_run and job.arm not in ARMS:
+            return self._of_teacher_run(self.teacher_run), None
+        recipe = self.recipe_of({"seed": job.seed, **OFF, **ARMS[job.arm].values})
+        kind = kind_of(job.arm, run=self.teacher_run is not None)
+        return recipe, LogitCache.open(str(self.out / places([kind], self.own)[kind].cache)) if kind else None
+
+    def _of_teacher_run(self, run: RunRecord) -> Recipe:
+        """The recipe of a teacher that is a run, with labels. Raises MtkdError where it was distilled itself."""
+        if run.kd:
+            raise MtkdError(f"{self.own.teachers} was distilled. Name a run that was trained on masks alone as teachers.")
+        base = self.recipe_of(OFF)
+        recipe = recipe_from({**base.as_dict(), **run.recipe, "seed": run.seed}, self.own.teachers)
+        return replace(recipe, student=replace(recipe.student, negatives="absent", negative_share=base.student.negative_share))
 
     def report(self, pause: Callable[[], None]) -> dict[str, Any]:
         return write_labels([self.out], self.out, self.out / self.own.teachers)
@@ -104,9 +122,9 @@ def write_labels(studies: Sequence[Path], out: Path, own_teachers: Path | None =
     results = [result for study in studies for result in read_results(study, own_teachers)]
     content = {"results": [asdict(result) for result in results], "gains": _gains(results), "best_arm": best_arm(results)}
     text = markdown(results)
-    write_json(out / "labels.json", content)
+    write_json(out / LABELS, content)
     write_durably(out / "labels.md", text.encode())
-    return {**content, "markdown": text, "files": [str(out / "labels.json"), str(out / "labels.md")]}
+    return {**content, "markdown": text, "files": [str(out / LABELS), str(out / "labels.md")]}
 
 
 def _gains(results: Sequence[Result]) -> list[dict[str, Any]]:
