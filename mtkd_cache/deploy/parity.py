@@ -49,11 +49,10 @@ class Parity:
         difference = float(np.abs(outputs[PROBABILITIES] - expected.probabilities).max())
         self.probability_difference = max(self.probability_difference, difference)
 
-    @classmethod
-    def total(cls, parts: Sequence["Parity"]) -> "Parity":
-        """Several counts as one."""
-        *counts, differences = zip(*map(astuple, parts), strict=True)
-        return cls(*map(sum, counts), max(differences))
+    def __add__(self, other: "Parity") -> "Parity":
+        largest = max(self.probability_difference, other.probability_difference)
+        counts = [one + another for one, another in zip(astuple(self), astuple(other), strict=True)]
+        return Parity(*counts[:-1], probability_difference=largest)
 
 
 def compare(predictor: Predictor, path: Path, frames: Iterable[np.ndarray], runtimes: Sequence[str]) -> dict[str, Parity]:
@@ -95,7 +94,7 @@ def check(
         pictures = tqdm(frames_of(source, frame, count), desc=str(source), unit="frame", disable=None)
         for name, parity in compare(predictor, path, pictures, runtimes).items():
             found[name][str(source)] = parity
-    totals = [Parity.total(list(each.values())) for each in found.values()]
+    totals = [sum(each.values(), Parity()) for each in found.values()]
     worst = max(totals, key=lambda total: (total.unexplained, total.differing))
     by_runtime = {name: {source: vars(parity) for source, parity in each.items()} for name, each in found.items()}
     return {**vars(worst), "near": NEAR, "ok": worst.unexplained == 0, "by_runtime": by_runtime}
