@@ -199,7 +199,7 @@ def scale(**options: Any) -> dict[str, Any]:
 
 
 @measures(
-    *(common.store, common.teachers),
+    *(common.store, common.teachers, common.teacher),
     click.option("--out", type=common.FOLDER, default="runs/parity", help="The folder of the trainings and their result."),
     click.option("--arm", "arms", multiple=True, metavar="NAME", help="Only this arm (repeatable).  [default: all]"),
     click.option("--arch", help="The student's architecture.  [default: the recipe's]"),
@@ -229,13 +229,14 @@ def parity(accelerator: "Accelerator", out: Path, joined: tuple[Path, ...], **op
     if joined:
         return _shown(write_parity(joined, out))
     recipe, lengths = common.recipe_of(options, {"student.arch": options["arch"]}), options["lengths"]
+    store, named, teachers = mc.SampleStore.open(options["store"]), options["named"], options["teachers"]
     study = ParityStudy(
         out,
-        mc.SampleStore.open(options["store"]),
+        store,
         recipe,
         options["resident"],
         recipe_of=lambda values: common.recipe_of(options, {"student.arch": options["arch"], **values}),
-        teachers=options["teachers"],
+        load=lambda: mc.Teachers.gather(named, store, teachers) if named else mc.Teachers.load(teachers, store),
         views=max(LENGTHS[length] for length in lengths) * recipe.student.epochs,
     )
     jobs = plan(options["arms"] or list(ARMS), lengths, recipe.student.arch, options["seeds"], options["split"])

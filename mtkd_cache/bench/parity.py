@@ -12,25 +12,27 @@ views-N, which has only the first N). Live teachers are run here alone; no other
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from mtkd_cache.bench.parity_report import VIEW_GAP, write_parity
-from mtkd_cache.bench.training import LiveTeachers
 from mtkd_cache.cache.build import build_cache
-from mtkd_cache.cache.spec import CacheSpec
+from mtkd_cache.cache.builder import Builder
+from mtkd_cache.cache.layout import CachePlan
 from mtkd_cache.cache.loader import Batch
 from mtkd_cache.cache.reader import LogitCache
-from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
-from mtkd_cache.cache.view_gap import measure_view_gap, samples_of
+from mtkd_cache.cache.spec import CacheSpec
+from mtkd_cache.cache.teacher_runner import Teachers
+from mtkd_cache.cache.view_gap import Live, measure_view_gap, samples_of
 from mtkd_cache.data.augment import Views, draw_views, to_float, warp
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256
+from mtkd_cache.models.network import upsample
 from mtkd_cache.models.records import EVALUATION, RUN, RunRecord, write_json
 from mtkd_cache.recipe import Recipe
+from mtkd_cache.storage.folder import Folder
 from mtkd_cache.study.gain.arms import LENGTHS, StudentJob
 from mtkd_cache.study.jobs import Job
 from mtkd_cache.study.run import Study
@@ -98,18 +100,23 @@ class RecordedTeachers(CachedTeachers):
 
 
 @dataclass(frozen=True)
-class PairedTeachers(LiveTeachers):
+class PairedTeachers:
     """Live teachers on the views of the other arms. colors: on the picture as the student sees it, or before colors change."""
 
+    live: Live
+    recipe: Recipe
+    size: tuple[int, int]
     colors: bool = True
+    cache: None = None
 
     def views(self, hashes: Sequence[str], epoch: int) -> Views:
         return paired_views(self.recipe, self.size, hashes, epoch)
 
     def logits(self, batch: Batch, images: Tensor, views: Views) -> Tensor:
+        size = (images.shape[2], images.shape[3])
         if not self.colors:
-            images = warp(to_float(batch.images), views.affine, (images.shape[2], images.shape[3]), padding="reflection")
-        return super().logits(batch, images, views)
+            images = warp(to_float(batch.images), views.affine, size, padding="reflection")
+        return torch.cat([upsample(native[:, None], size) for native in self.live(images)], 1)
 
 
 def first_views(cache: LogitCache, count: int) -> LogitCache:
@@ -121,11 +128,15 @@ def first_views(cache: LogitCache, count: int) -> LogitCache:
 
 @dataclass(frozen=True, kw_only=True)
 class ParityStudy(Study):
-    """recipe_of: the recipe with values by key, as {"student.epochs": 3}. teachers: their folder. views: that are recorded."""
+    """recipe_of: the recipe with values by key, as {"student.epochs": 3}. load: the teachers. views: that are recorded."""
 
     recipe_of: Callable[[Mapping[str, Any]], Recipe]
-    teachers: Path
+    load: Callable[[], Teachers]
     views: int
+
+    @cached_property
+    def teachers(self) -> Teachers:
+        return self.load()
 
     def done(self, job: Job) -> bool:
         if job.kind != "cache":
@@ -135,10 +146,8 @@ class ParityStudy(Study):
             cache.check_belongs(self.store, self.store.rows("train"))
         except MtkdError:
             return False
-        used = {anatomy: info["weights_sha256"] for anatomy, info in cache.manifest.teachers.items()}
-        weights = {anatomy: self.teachers / anatomy / WEIGHTS for anatomy in used}
-        current = all(path.is_file() and file_sha256(path) == used[anatomy] for anatomy, path in weights.items())
-        return current and cache.views >= self.views and (self.out / VIEW_GAP).exists()
+        current = cache.manifest.teachers == self.teachers.info and cache.views >= self.views
+        return current and (self.out / VIEW_GAP).exists()
 
     def run(self, job: Job, accelerator: Accelerator) -> None:
         if job.kind == "cache":
@@ -148,22 +157,22 @@ class ParityStudy(Study):
         else:
             super().run(job, accelerator)
 
-    @cached_property
-    def _loaded(self) -> Teachers:
-        return Teachers.load(self.teachers, self.store)
-
     def _build(self, accelerator: Accelerator) -> None:
         """The cache with the views of all arms, and the gap that its plain maps leave."""
         recipe = self.recipe_of({"cache.views": self.views})
-        teachers, temperature = self._loaded, recipe.distillation.temperature
-        spec = CacheSpec.of(self.store, teachers.stride, recipe, accelerator.mixed_precision)
-        build_cache(self.store, teachers, spec, str(self.out / CACHE), accelerator, temperature=temperature)
+        temperature = recipe.distillation.temperature
+        spec = CacheSpec.of(self.store, self.teachers.stride, recipe, accelerator.mixed_precision)
+        build_cache(self.store, self.teachers, spec, str(self.out / CACHE), accelerator, temperature=temperature)
         rows = samples_of(self.store, self.store.rows("train"), GAP_SAMPLES)
-        runner = TeacherRunner(teachers.networks, accelerator)
-        settings = (recipe.augmentation, recipe.cache.step, temperature, accelerator.device)
-        gaps = measure_view_gap(runner.native, self.store, rows, *settings)
+        live, device = self._live(LogitCache.open(str(self.out / CACHE)), accelerator), accelerator.device
+        gaps = measure_view_gap(live, self.store, rows, recipe.augmentation, recipe.cache.step, temperature, device)
         if accelerator.is_main_process:
             write_json(self.out / VIEW_GAP, gaps)
+
+    def _live(self, cache: LogitCache, accelerator: Accelerator) -> Live:
+        """The teachers' logits of images, of each anatomy."""
+        plan = CachePlan(settings=cache.spec, temperature=cache.manifest.temperature, samples=())
+        return Builder(Folder(cache.url), self.store, self.teachers, plan, accelerator).live
 
     def _train(self, job: StudentJob, accelerator: Accelerator) -> None:
         epochs = LENGTHS[job.length] * self.recipe.student.epochs
@@ -183,7 +192,7 @@ class ParityStudy(Study):
     def _task(self, recipe: Recipe, arm: str, cache: LogitCache, accelerator: Accelerator) -> Task:
         signal = self._signal(recipe, arm, cache, accelerator)
         task = student_task(self.store, recipe, accelerator, signal, self.resident)
-        return task if arm == MASKS else replace(task, inherited=task.inherited | self._loaded.seen)
+        return task if arm == MASKS else replace(task, inherited=task.inherited | self.teachers.seen)
 
     def _signal(self, recipe: Recipe, arm: str, cache: LogitCache, accelerator: Accelerator) -> TeacherSignal:
         size = self.store.size
@@ -193,7 +202,7 @@ class ParityStudy(Study):
             return PairedCache(first_views(cache, 1), recipe, size)
         if arm in RECORDED:
             return RecordedTeachers(first_views(cache, RECORDED[arm] or recipe.student.epochs), recipe, size)
-        return PairedTeachers(TeacherRunner(self._loaded.networks, accelerator), recipe, size, colors=arm == ONLINE)
+        return PairedTeachers(self._live(cache, accelerator), recipe, size, colors=arm == ONLINE)
 
     def report(self, pause: Callable[[], None]) -> dict[str, Any]:
         return write_parity([self.out], self.out)

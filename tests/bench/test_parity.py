@@ -16,6 +16,7 @@ from mtkd_cache.bench.parity_report import differences, grouped, markdown, seeds
 from mtkd_cache.cache.loader import BatchReader
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.cli.main import main
 from mtkd_cache.data.augment import apply_views, identity_views, warp
 from mtkd_cache.errors import MtkdError
@@ -31,7 +32,8 @@ def study(organ_store, organ_teachers, recipe, accelerator, tmp_path_factory) ->
     out = tmp_path_factory.mktemp("parity")
     settings = recipe(f"student.epochs={EPOCHS}", f"cache.views={EPOCHS}", "augmentation.affine_p=1.0", "augmentation.rgb_p=1.0")
     build(organ_store, organ_teachers, str(out / "views.zarr"), settings, accelerator)
-    return ParityStudy(out, organ_store, settings, "off", recipe_of=lambda _: settings, teachers=organ_teachers, views=EPOCHS)
+    teachers = Teachers.load(organ_teachers, organ_store)
+    return ParityStudy(out, organ_store, settings, "off", recipe_of=lambda _: settings, load=lambda: teachers, views=EPOCHS)
 
 
 def test_every_arm_is_shown_what_it_is_said_to_be(study, organ_store, organ_teachers, accelerator):
