@@ -38,6 +38,7 @@ from support import build, finished_shards, same_cache, served_bucket
 
 from mtkd_cache.bench.machine import machine
 from mtkd_cache.cache import layout
+from mtkd_cache.cache.card import CARD
 from mtkd_cache.cache.layout import ShardRecord
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.verify import verify_cache
@@ -81,7 +82,7 @@ class Victim:
     ):
         self.folder, self.read, self.finds = folder, read, finds
         self.truth = read()
-        self.files = files or [folder / key for key in Folder(folder).keys()]
+        self.files = files or [folder / key for key in Folder(folder).keys() if key != CARD]  # which anyone may edit
 
 
 class Evidence:
