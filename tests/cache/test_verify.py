@@ -11,6 +11,7 @@ import torch
 from support import build
 
 from mtkd_cache.cache import builder
+from mtkd_cache.cache.card import CARD
 from mtkd_cache.cache.loader import BatchReader, preload
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.verify import verify_cache
@@ -70,7 +71,8 @@ def same(left: dict, right: dict) -> bool:
 
 
 def files(path: Path) -> list[Path]:
-    return [path / key for key in Folder(path).keys()]
+    """All but the card, which anyone may edit."""
+    return [path / key for key in Folder(path).keys() if key != CARD]
 
 
 def students_are_safe(path: Path, store: SampleStore, truth: dict) -> bool:
