@@ -75,7 +75,7 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> int:
 
 def save_network(path: Path, network: Network, anatomies: Sequence[str]) -> None:
     """Write a network's weights with its architecture, its layout, the anatomies of its heads in order, and its source."""
-    told = {} if network.layout == "shared" else {"layout": network.layout}  # the only one in earlier versions
+    told: dict[str, Any] = {} if network.layout == "shared" else {"layout": network.layout}  # the only one in earlier versions
     told |= {"source_sha256": network.source_sha256} if network.source_sha256 else {}
     told |= {"batch_norm_eps": network.batch_norm_eps} if network.batch_norm_eps else {}
     write_tensors(path, network.state_dict(), {"arch": network.arch, "anatomies": list(anatomies), **told})

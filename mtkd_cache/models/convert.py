@@ -61,10 +61,11 @@ def convert_weights(path: Path, out: Path, source: str | None = None, license: s
     name = encoder_of(tensors, path)
     origin = _origin_of(path, name, source, license)
     encoder = _vision_transformer(name, tensors, path, origin) if "vit_" in name else _pyramid(name, tensors, path)
-    about = {"encoder": name, "origin": asdict(origin), "read": {"name": path.name, "sha256": file_sha256(path)}}
+    sha256 = file_sha256(path)
+    about = {"encoder": name, "origin": asdict(origin), "read": {"name": path.name, "sha256": sha256}}
     write_tensors(out, {f"encoder.{key}": tensor for key, tensor in encoder.state_dict().items()}, about)
     arch = f"{'dpt' if 'vit_' in name else 'fpn'}-{name}"
-    return {"out": str(out), "encoder": name, "arch": arch, **asdict(origin), "sha256": about["read"]["sha256"]}
+    return {"out": str(out), "encoder": name, "arch": arch, **asdict(origin), "sha256": sha256}
 
 
 def _bare(key: str) -> str:

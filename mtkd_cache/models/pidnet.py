@@ -106,7 +106,8 @@ class Gate(nn.Module):
 
     def forward(self, detail: Tensor, context: Tensor) -> Tensor:
         likeness = (self.f_x(detail) * resize(self.f_y(context), detail)).sum(1, keepdim=True).sigmoid()
-        return (1 - likeness) * detail + likeness * resize(context, detail)
+        gated: Tensor = (1 - likeness) * detail + likeness * resize(context, detail)
+        return gated
 
 
 class Context(nn.Module):
