@@ -64,8 +64,8 @@ def command(out: Path, joined: tuple[Path, ...], phase: str, **options: Any) -> 
     )
     network = "-".join(filter(None, (recipe.student.arch.replace(":", "."), options["layout"])))
     arms = options["arms"] or (all_arms(teacher_run is not None) if phase == "choose" else arms_to_test(out))
-    seeds = options["seeds"] or SEEDS[phase]
-    jobs = plan(place, () if teacher_run else store.anatomies, recipe.teacher.arch, network, SPLITS[phase], arms, seeds)
+    students = network, SPLITS[phase], arms, options["seeds"] or SEEDS[phase]
+    jobs = plan(place, () if teacher_run else store.anatomies, recipe.teacher.arch, *students)
     accelerator = common.accelerator_of(options)
     result = run_study(study, jobs, accelerator, common.say)
     if not accelerator.is_main_process:

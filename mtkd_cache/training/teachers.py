@@ -3,9 +3,11 @@
 With a recipe's `teacher.negatives`, pictures of other subsets take a share of each batch, and teach what is background.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +48,20 @@ def train_teachers(
     Raises MtkdError for an unknown anatomy, for a teacher that was trained with other settings, samples or labels, for images of
     a size at which the architecture has no native logits to cache, and where the recipe needs labels that the store lacks.
     """
+    _check(store, recipe, anatomies)
+    records = {}
+    places = _places(store, folder, recipe, anatomies or store.anatomies)
+    for anatomy, place in places.items():
+        make_task = partial(teacher_task, store, anatomy, recipe, accelerator, resident, compiled, place)
+        path, run_config = folder / anatomy / TEACHER, _run_config(store, recipe, anatomy)
+        records[anatomy] = train_or_resume(
+            TeacherRecord, path, run_config, make_task, accelerator, store, allow_overlap=allow_overlap
+        )
+    return records
+
+
+def _check(store: SampleStore, recipe: Recipe, anatomies: Sequence[str]) -> None:
+    """Raises MtkdError for what `train_teachers` refuses before the first training."""
     if is_own(recipe.teacher.arch):
         raise MtkdError(
             f"{recipe.teacher.arch}: networks of your own can be students, not teachers. Choose another teacher.arch."
@@ -53,29 +69,24 @@ def train_teachers(
     for anatomy in anatomies:
         if anatomy not in store.anatomies:
             raise MtkdError(f"anatomy {anatomy!r} is not in {store.url}. It has {', '.join(store.anatomies)}.")
-    if labelled := recipe.teacher.negatives in LABELLED:
+    if recipe.teacher.negatives in LABELLED:
         check_labels(store, "teacher.negatives")
+
+
+def _run_config(store: SampleStore, recipe: Recipe, anatomy: str) -> dict[str, Any]:
+    """What a teacher's record must agree with."""
     settings = recipe.as_dict()
-    records = {}
-    places = _places(store, folder, recipe, anatomies or store.anatomies)
-    for anatomy, place in places.items():
-        run_config = {
-            "kind": "teacher",
-            "anatomy": anatomy,
-            "arch": recipe.teacher.arch,
-            "anatomies": list(store.anatomies),
-            "size": list(store.size),
-            "seed": recipe.seed,
-            "recipe": {"teacher": settings["teacher"], "augmentation": settings["augmentation"]},
-            "store_fingerprint": store.fingerprint,
-            **({"labels_fingerprint": store.labels_fingerprint} if labelled else {}),
-        }
-        make_task = partial(teacher_task, store, anatomy, recipe, accelerator, resident, compiled, place)
-        path = folder / anatomy / TEACHER
-        records[anatomy] = train_or_resume(
-            TeacherRecord, path, run_config, make_task, accelerator, store, allow_overlap=allow_overlap
-        )
-    return records
+    return {
+        "kind": "teacher",
+        "anatomy": anatomy,
+        "arch": recipe.teacher.arch,
+        "anatomies": list(store.anatomies),
+        "size": list(store.size),
+        "seed": recipe.seed,
+        "recipe": {"teacher": settings["teacher"], "augmentation": settings["augmentation"]},
+        "store_fingerprint": store.fingerprint,
+        **({"labels_fingerprint": store.labels_fingerprint} if recipe.teacher.negatives in LABELLED else {}),
+    }
 
 
 def _places(store: SampleStore, folder: Path, recipe: Recipe, anatomies: Sequence[str]) -> dict[str, Place]:
@@ -102,17 +113,6 @@ def teacher_task(
     rows, validation = store.rows("train", anatomy), store.rows("validation", anatomy)
     negatives = negatives_of(store, anatomy, recipe.teacher.negatives)
     source = preload(BatchReader(store), np.concatenate([rows, validation, negatives]), accelerator.device, resident)
-    average = mean_across_ranks(accelerator)
-    head, use_labels = store.anatomies.index(anatomy), recipe.teacher.negatives in LABELLED
-
-    def losses(forward: Forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        views = draw_views(recipe.augmentation, seed, store.hashes[batch.rows], epoch + 1, store.size).to(batch.images.device)
-        images, masks, valid = apply_views(batch.images, batch.masks, views)
-        only_head, own = torch.zeros_like(batch.anatomy), (batch.anatomy == head)[:, None, None]
-        absent = absent_in(store, batch)[:, head, None, None] & use_labels
-        known = valid & (own | masks | absent)
-        return {"loss": exclusive_cross_entropy(forward(images).float(), masks & own, only_head, known, average)}
-
     return Task(
         label=anatomy,
         network=network,
@@ -123,7 +123,7 @@ def teacher_task(
         rows=rows,
         source=source,
         validation=source,
-        losses=losses,
+        losses=TeacherLoss(store, anatomy, recipe, mean_across_ranks(accelerator)),
         accelerator=accelerator,
         compiled=compiled,
         place=place,
@@ -131,3 +131,26 @@ def teacher_task(
         negative_share=recipe.teacher.negative_share,
         **initial,
     )
+
+
+@dataclass(frozen=True)
+class TeacherLoss:
+    """Cross-entropy of one anatomy's head: with its own masks, and with background where other pictures are known to show none.
+
+    average: see `mtkd_cache.losses.exclusive_cross_entropy`.
+    """
+
+    store: SampleStore
+    anatomy: str
+    recipe: Recipe
+    average: Callable[[Tensor], Tensor] | None
+
+    def __call__(self, forward: Forward, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        store, seed = self.store, seed_for(self.recipe.seed, "teacher", self.anatomy)
+        views = draw_views(self.recipe.augmentation, seed, store.hashes[batch.rows], epoch + 1, store.size)
+        images, masks, valid = apply_views(batch.images, batch.masks, views.to(batch.images.device))
+        head, only_head = store.anatomies.index(self.anatomy), torch.zeros_like(batch.anatomy)
+        own = (batch.anatomy == head)[:, None, None]
+        absent = absent_in(store, batch)[:, head, None, None] & (self.recipe.teacher.negatives in LABELLED)
+        known = valid & (own | masks | absent)
+        return {"loss": exclusive_cross_entropy(forward(images).float(), masks & own, only_head, known, self.average)}

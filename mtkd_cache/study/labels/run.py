@@ -10,6 +10,7 @@ runs/NAME/
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ from mtkd_cache.study.labels.false_alarms import read_false_alarms, write_false_
 from mtkd_cache.study.labels.results import LABELS, Result, best_arm, gain_over, groups, read_results
 from mtkd_cache.study.labels.table import markdown
 from mtkd_cache.study.run import Study
+
+
+@cache
+def _multilabel_images(dataset: Path, patients: frozenset[str]) -> int:
+    folders = (folder for folder in (dataset / MULTILABEL).iterdir() if patient_of(folder.name) in patients)
+    return sum(len(list(folder.glob("image*.png"))) for folder in folders)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,25 +63,24 @@ class LabelsStudy(Study):
         alarms = read_false_alarms(folder, job.split)
         if alarms is None or not alarms.is_of(self.store, trainings):
             return False
+        images = self._images(job.split)
         several = read_as(MultilabelEvaluation, folder / MultilabelEvaluation.FILE.format(job.split))
-        return not self._has_scenes(job.split) or (several is not None and several.is_of(trainings))
+        return not images or (several is not None and several.is_of(trainings) and several.images == images)
 
     def run(self, job: Job, accelerator: Accelerator) -> None:
         super().run(job, accelerator)
         if job.kind != "evaluation":
             return
         predictor = Predictor.load(self.out / job.folder, accelerator.device, self.store.anatomies)
-        if self.dataset and self._has_scenes(job.split):
+        if self.dataset and self._images(job.split):
             evaluate_multilabel(predictor, self.dataset, self.store, job.split, accelerator)
         if accelerator.is_main_process:
             write_false_alarms(predictor, self.store, job.split)
 
-    def _has_scenes(self, split: str) -> bool:
-        """Whether the dataset has multilabel images of a split."""
-        if self.dataset is None:
-            return False
-        patients = set(self.store.patients[self.store.rows(split)].tolist())
-        return any(patient_of(folder.name) in patients for folder in (self.dataset / MULTILABEL).iterdir())
+    def _images(self, split: str) -> int:
+        """The number of multilabel images that the dataset has of a split."""
+        patients = frozenset(self.store.patients[self.store.rows(split)].tolist())
+        return _multilabel_images(self.dataset, patients) if self.dataset else 0
 
     def teachers_of(self, job: Job) -> Path:
         return self.out / places([job.arm], self.own)[job.arm].teachers
