@@ -52,7 +52,7 @@ class Parity:
     def __add__(self, other: "Parity") -> "Parity":
         largest = max(self.probability_difference, other.probability_difference)
         counts = [one + another for one, another in zip(astuple(self), astuple(other), strict=True)]
-        return Parity(*counts[:-1], probability_difference=largest)
+        return Parity(*counts[:-1], largest)
 
 
 def compare(predictor: Predictor, path: Path, frames: Iterable[np.ndarray], runtimes: Sequence[str]) -> dict[str, Parity]:
