@@ -60,6 +60,9 @@ def command(run: Path | None, teachers: Path | None, store: str, split: str, **o
     intervals = ", with 95 % intervals over patients" if (evaluation.patients or 0) > 1 else ""
     if evaluation.dice:
         common.say(f"Dice on {evaluation.split} (%){intervals}\n{_dice_table(evaluation)}")
+    if undecided := evaluation.undecided:
+        told = ", ".join(f"{anatomy} ({100 * share:.0f} %)" for anatomy, share in undecided.items())
+        common.say(f"at their operating points these heads claim more than 90 % of the pixels, most of them wrongly: {told}")
     if evaluation.thresholds is None:
         common.say(f"only at probability 0.5: {without_operating_points(predictor, opened)}")
     result = evaluation.to_json()

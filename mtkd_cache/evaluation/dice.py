@@ -1,6 +1,6 @@
 """Dice of trained networks on a split (see `mtkd_cache.training.metrics`), recorded beside their weights with a model card."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -12,12 +12,13 @@ from mtkd_cache.evaluation.model_card import write_card
 from mtkd_cache.evaluation.pictures import Picture, score_pictures
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.evaluation.surface import check_surface_extra
-from mtkd_cache.evaluation.tables import figure_intervals, write_tables
+from mtkd_cache.evaluation.tables import Intervals, figure_intervals, write_tables
 from mtkd_cache.evaluation.worst_cases import write_worst_cases
 from mtkd_cache.models.records import Evaluation, OperatingPoints, write_json
 from mtkd_cache.training.metrics import summarize
 from mtkd_cache.training.operating_points import write_operating_points
 
+WITH_INTERVAL = ("dice", "dice_at_operating_point", "average_precision")
 Kind = TypeVar("Kind", bound=Evaluation)
 
 
@@ -45,10 +46,11 @@ def evaluate(
     if split == "validation":
         predictor = with_operating_points(predictor, store, accelerator)
     pictures = score_pictures(predictor, store, split, accelerator, tolerance)
+    bounds = figure_intervals(pictures)
     if accelerator.is_main_process:
-        write_tables(predictor.folder, split, pictures)
+        write_tables(predictor.folder, split, pictures, bounds)
         write_worst_cases(pictures, predictor, store, split)
-    figures = figures_of(pictures, predictor.thresholds_on(store), predictor.anatomies)
+    figures = figures_of(pictures, bounds, predictor.thresholds_on(store), predictor.anatomies)
     figures |= {"dataset": store.name, "nsd_tolerance": tolerance, **overlap}
     return record(Evaluation, predictor, store, split, accelerator, figures)
 
@@ -63,16 +65,17 @@ def overlap_with(predictor: Predictor, store: SampleStore, split: str, allow: bo
     return {"overlap": check_overlap(predictor.seen(store.size), store, str(predictor.folder), [split], allow).to_json()}
 
 
-def figures_of(pictures: Iterable[Picture], thresholds: dict[str, float], anatomies: tuple[str, ...]) -> dict[str, Any]:
-    """Means of pictures as an `Evaluation` has them. thresholds: see `Predictor.thresholds_on`."""
-    pictures = list(pictures)
+def figures_of(
+    pictures: Sequence[Picture], bounds: Intervals, thresholds: dict[str, float], anatomies: tuple[str, ...]
+) -> dict[str, Any]:
+    """Means of pictures as an `Evaluation` has them. bounds: their intervals; thresholds: see `Predictor.thresholds_on`."""
     precision = summarize((picture.anatomy, [picture.average_precision]) for picture in pictures)
     figures = {
         **summarize((picture.anatomy, [picture.dice]) for picture in pictures),
         "average_precision": precision["dice"],
         "mean_average_precision": precision["mean_dice"],
         "patients": len({picture.patient for picture in pictures}),
-        "intervals": figure_intervals(pictures, ("dice", "dice_at_operating_point", "average_precision")),
+        "intervals": {figure: own for figure, own in bounds.items() if figure in WITH_INTERVAL},
     }
     if thresholds.keys() >= set(anatomies):
         chosen = summarize((picture.anatomy, [picture.dice_at_operating_point]) for picture in pictures)
@@ -80,6 +83,9 @@ def figures_of(pictures: Iterable[Picture], thresholds: dict[str, float], anatom
             "thresholds": thresholds,
             "dice_at_operating_point": chosen["dice"],
             "mean_dice_at_operating_point": chosen["mean_dice"],
+            "claims_at_operating_point": summarize((each.anatomy, [each.claimed_at_operating_point]) for each in pictures)[
+                "dice"
+            ],
         }
     return figures
 

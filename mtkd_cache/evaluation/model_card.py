@@ -81,14 +81,29 @@ def _current(kind: type[Kind], folder: Path, trainings: Sequence[Training]) -> l
     return [evaluation for evaluation in evaluations if evaluation and evaluation.is_of(trainings)]
 
 
-def _columns(evaluation: Evaluation) -> list[tuple[str, dict[str, float | None], float | None]]:
-    """Title, figures by anatomy and mean of each of an evaluation's figures that exist."""
+def _columns(evaluation: Evaluation) -> list[tuple[str, dict[str, str], str]]:
+    """Title, cells by anatomy and that of the mean of each of an evaluation's figures that exist, with their intervals."""
     figures = (
-        ("at 0.5", evaluation.dice, evaluation.mean_dice),
-        ("at operating point", evaluation.dice_at_operating_point, evaluation.mean_dice_at_operating_point),
-        ("average precision", evaluation.average_precision, evaluation.mean_average_precision),
+        ("at 0.5", "dice", evaluation.dice, evaluation.mean_dice),
+        (
+            "at operating point",
+            "dice_at_operating_point",
+            evaluation.dice_at_operating_point,
+            evaluation.mean_dice_at_operating_point,
+        ),
+        ("average precision", "average_precision", evaluation.average_precision, evaluation.mean_average_precision),
     )
-    return [(f"{evaluation.split}: {title}", values, mean) for title, values, mean in figures if values is not None]
+    columns = []
+    for title, name, values, mean in figures:
+        if values is not None:
+            bounds = (evaluation.intervals or {}).get(name, {"mean": None, "by_anatomy": {}})
+            cells = {anatomy: _with_interval(value, bounds["by_anatomy"].get(anatomy)) for anatomy, value in values.items()}
+            columns.append((f"{evaluation.split}: {title}", cells, _with_interval(mean, bounds["mean"])))
+    return columns
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    return _percent(value) + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")
 
 
 def _operating_points(folder: Path, trainings: Sequence[Training]) -> dict[str, OperatingPoint]:

@@ -26,6 +26,7 @@ class Picture:
     dice, iou, precision, recall: at probability 0.5, as in the paper. dice and iou do not count where truth and prediction are
     empty, precision where nothing is predicted, recall for an empty truth. nsd, hd95: see `surface_distances`.
     FIGURE_at_operating_point: the same at the head's operating point; NaN where it has none that was chosen on this store.
+    claimed: the share of the picture's pixels that are predicted; it always counts.
     average_precision: the area under the precision-recall curve of the pixels, which depends on no threshold; it does not count
     where the truth is empty.
     """
@@ -47,6 +48,8 @@ class Picture:
     nsd_at_operating_point: float = NAN
     hd95_at_operating_point: float = NAN
     average_precision: float = NAN
+    claimed: float = NAN
+    claimed_at_operating_point: float = NAN
 
 
 def score_pictures(
@@ -84,7 +87,7 @@ def _figures(logits: Tensor, truth: Tensor, threshold: float | None, tolerance: 
     predictions = {"": logits > 0} | ({} if threshold is None else {AT_POINT: logits > threshold})
     figures = {"average_precision": average_precision(logits, truth)}
     for suffix, predicted in predictions.items():
-        own = overlap(predicted, truth)
+        own = {**overlap(predicted, truth), "claimed": predicted.float().mean((1, 2)).cpu()}
         if tolerance is not None:
             own["nsd"], own["hd95"] = surface_distances(predicted, truth, tolerance)
         figures |= {name + suffix: values for name, values in own.items()}

@@ -38,17 +38,19 @@ def known_figures(pictures: Sequence[Picture]) -> list[str]:
     return [name for name in FIGURES if not all(math.isnan(getattr(picture, name)) for picture in pictures)]
 
 
-def figure_intervals(pictures: Sequence[Picture], figures: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """95 % intervals of those figures that count: {figure: {mean: interval, by_anatomy: {anatomy: interval}}}."""
-    known = known_figures(pictures)
-    bounds = {figure: intervals(totals_of(pictures, figure)) for figure in figures if figure in known}
+Intervals = dict[str, dict[str, Any]]  # {figure: {mean: interval, by_anatomy: {anatomy: interval}}}
+
+
+def figure_intervals(pictures: Sequence[Picture]) -> Intervals:
+    """95 % intervals of the figures that count."""
+    bounds = {figure: intervals(totals_of(pictures, figure)) for figure in known_figures(pictures)}
     return {figure: {"mean": mean, "by_anatomy": each} for figure, (mean, each) in bounds.items()}
 
 
-def write_tables(folder: Path, split: str, pictures: Sequence[Picture]) -> None:
-    """Write both files of an evaluation."""
+def write_tables(folder: Path, split: str, pictures: Sequence[Picture], bounds: Intervals) -> None:
+    """Write both files of an evaluation. bounds: its `figure_intervals`."""
     write_pictures(folder / PICTURES.format(split), pictures)
-    write_summary(folder / SUMMARY.format(split), pictures)
+    write_summary(folder / SUMMARY.format(split), pictures, bounds)
 
 
 def write_pictures(path: Path, pictures: Sequence[Picture]) -> None:
@@ -68,17 +70,17 @@ def read_pictures(path: Path) -> list[Picture] | None:
         raise MtkdError(f"{path} is damaged ({error!r}). Run mtkd-cache evaluate again.") from error
 
 
-def write_summary(path: Path, pictures: Sequence[Picture]) -> None:
+def write_summary(path: Path, pictures: Sequence[Picture], bounds: Intervals) -> None:
     """Write evaluation-SPLIT-summary.csv."""
     columns = ("group", "name", "figure", "value", "low", "high", "pictures", "patients")
-    _write(path, columns, (row for figure in known_figures(pictures) for row in _summary(totals_of(pictures, figure), figure)))
+    totals = ((figure, totals_of(pictures, figure), own) for figure, own in bounds.items())
+    _write(path, columns, (row for each in totals for row in _summary(*each)))
 
 
-def _summary(totals: PatientTotals, figure: str) -> Iterator[tuple[Any, ...]]:
-    mean, each = intervals(totals)
+def _summary(figure: str, totals: PatientTotals, own: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     patients = len(totals.patients)
     values = totals.estimates(np.ones((1, patients)))[0]
-    bounds = [mean, *each.values()]
+    bounds = [own["mean"], *own["by_anatomy"].values()]
     counts = np.column_stack([totals.counts.sum(1), totals.counts])
     for place, name in enumerate(("", *totals.anatomies)):
         low, high = bounds[place] or (math.nan, math.nan)

@@ -14,9 +14,9 @@ from contourpy import contour_generator
 from PIL import Image
 
 from mtkd_cache.data.sample_store import SampleStore
-from mtkd_cache.runtime.markdown import templates
 from mtkd_cache.evaluation.pictures import AT_POINT, Picture
 from mtkd_cache.evaluation.predictor import Predictor
+from mtkd_cache.runtime.markdown import templates
 from mtkd_cache.storage.folder import write_durably
 
 FILE = "worst-{}.html"
@@ -55,11 +55,12 @@ def outline(mask: np.ndarray) -> str:
 def write_worst_cases(pictures: Sequence[Picture], predictor: Predictor, store: SampleStore, split: str) -> Path:
     """Write the page of an evaluation into the folder of its networks, and return its path.
 
-    pictures: as `score_pictures` returns them. Predictions are those at the operating points, or at probability 0.5 where an
-    anatomy has none, and are computed anew for the few pictures shown.
+    pictures: as `score_pictures` returns them. Predictions are those at the operating points, or all at probability 0.5 where
+    an anatomy has none, and are computed anew for the few pictures shown.
     """
-    thresholds = predictor.thresholds_on(store)
-    at = "dice" + AT_POINT if len(thresholds) == len(predictor.heads) else "dice"
+    points = predictor.thresholds_on(store)
+    everywhere = len(points) == len(predictor.heads)
+    at, thresholds = ("dice" + AT_POINT, points) if everywhere else ("dice", dict.fromkeys(predictor.heads, 0.0))
     numbers = {sha256: row for row, sha256 in enumerate(store.hashes)}
     cases = [_case(picture, numbers[picture.sha256], at, predictor, store, thresholds) for picture in worst(pictures, at)]
     width, height = store.size
@@ -81,7 +82,7 @@ def write_worst_cases(pictures: Sequence[Picture], predictor: Predictor, store: 
 def _case(picture: Picture, row: int, at: str, predictor: Predictor, store: SampleStore, thresholds: dict[str, float]) -> Case:
     images, masks = store.read(np.array([row]))
     logits = predictor.logits(torch.from_numpy(images), [picture.anatomy])[0, 0].cpu().numpy()
-    predicted, truth = logits > thresholds.get(picture.anatomy, 0.0), masks[0] > 0
+    predicted, truth = logits > thresholds[picture.anatomy], masks[0] > 0
     shares = f"truth {100 * truth.mean():.1f} % of the pixels, prediction {100 * predicted.mean():.1f} %"
     return Case(
         name=f"patient {picture.patient}, frame {picture.frame}",

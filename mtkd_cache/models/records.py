@@ -19,6 +19,7 @@ from mtkd_cache.storage.record import JsonRecord, differences
 
 RUN, TEACHER = "run.json", "teacher.json"
 EVALUATION = "evaluation-{}.json"  # of a split
+NEARLY_ALL = 0.9  # of the pixels
 Record = TypeVar("Record", bound=JsonRecord)
 
 
@@ -119,8 +120,9 @@ class Evaluation(JsonRecord):
     this store; then the figures at the operating point are None too. average_precision: of the pixels of an image, the mean over
     the images that show the anatomy; earlier versions did not write it. patients: of the images. intervals: 95 % by bootstrap
     over patients, {figure: {mean: (low, high), by_anatomy: {anatomy: (low, high)}}}, None for fewer than two patients.
-    nsd_tolerance: in pixels, of the nsd in evaluation-SPLIT.csv. overlap: what the networks have seen of the split; None
-    for the training split, and where it was not tested.
+    claims_at_operating_point: the share of their own pictures' pixels that the heads claim there, by anatomy; earlier versions
+    did not write it. nsd_tolerance: in pixels, of the nsd in evaluation-SPLIT.csv. overlap: what the networks have seen of the
+    split; None for the training split, and where it was not tested.
     """
 
     FILE: ClassVar[str] = EVALUATION
@@ -145,8 +147,18 @@ class Evaluation(JsonRecord):
     mean_average_precision: float | None = None
     patients: int | None = None
     intervals: dict[str, dict[str, Any]] | None = None
+    claims_at_operating_point: dict[str, float | None] | None = None
     nsd_tolerance: float | None = None
     overlap: Overlap | None = None
+
+    @property
+    def undecided(self) -> dict[str, float]:
+        """The heads that claim more than 90 % of the pixels at their operating point, most of them wrongly, with that share."""
+        claims, dice = self.claims_at_operating_point or {}, self.dice_at_operating_point or {}
+        wrong = {anatomy for anatomy, value in dice.items() if value is not None and value < 0.5}
+        return {
+            anatomy: share for anatomy, share in claims.items() if share is not None and share > NEARLY_ALL and anatomy in wrong
+        }
 
     def is_of(self, trainings: Sequence[Training]) -> bool:
         """Whether these weights were evaluated; an evaluation or a training that names no weights counts as fitting."""

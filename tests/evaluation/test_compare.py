@@ -82,7 +82,7 @@ def test_a_damaged_file_is_explained(tmp_path):
 
 
 def test_the_summary_is_by_anatomy_and_by_patient(tmp_path):
-    write_summary(tmp_path / "summary.csv", PICTURES_A)
+    write_summary(tmp_path / "summary.csv", PICTURES_A, figure_intervals(PICTURES_A))
     lines = {
         (line["group"], line["name"]): line
         for line in csv.DictReader((tmp_path / "summary.csv").open())
@@ -108,7 +108,7 @@ def test_the_summary_is_by_anatomy_and_by_patient(tmp_path):
         ("1", "1"),
         ("1", "1"),
     ]
-    low, high = figure_intervals(PICTURES_A, ["dice_at_operating_point"])["dice_at_operating_point"]["by_anatomy"]["liver"]
+    low, high = figure_intervals(PICTURES_A)["dice_at_operating_point"]["by_anatomy"]["liver"]
     assert (float(lines["anatomy", "liver"]["low"]), float(lines["anatomy", "liver"]["high"])) == pytest.approx(
         (low, high), abs=1e-6
     )

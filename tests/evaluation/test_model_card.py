@@ -181,3 +181,16 @@ def test_a_card_leaves_out_what_other_weights_were_judged(tmp_path):
         path = tmp_path / f"evaluation-{split}.json"
         write(path, {**json.loads(path.read_text()), "weights_sha256": weights})
     assert "| Anatomy | validation: at 0.5 |\n" in write_card(tmp_path).read_text()
+
+
+def test_a_card_has_intervals_and_names_heads_that_claim_nearly_everything(tmp_path):
+    student(tmp_path)
+    content = {"split": "validation", "mean_dice": 0.5, "images": 4, "dice": {"liver": 0.6, "ureter": 0.02}}
+    bounds = {"mean": [0.4, 0.61], "by_anatomy": {"liver": [0.5, 0.7], "ureter": None}}
+    content |= {"intervals": {"dice": bounds}, "dice_at_operating_point": {"liver": 0.9, "ureter": 0.04}}
+    content |= {"claims_at_operating_point": {"liver": 0.95, "ureter": 0.97}}  # the liver's pictures are full of liver
+    write(tmp_path / "evaluation-validation.json", content)
+    text = write_card(tmp_path).read_text()
+    assert "| liver | 60.0 (50.0 to 70.0) | 90.0 |" in text and "| ureter | 2.0 | 4.0 |" in text
+    assert "| **mean** | **50.0 (40.0 to 61.0)** |" in text
+    assert "claim more than 90 % of the validation pixels, most of them wrongly: ureter (97.0 %).** Do not use them." in text

@@ -9,6 +9,7 @@ import torch
 from mtkd_cache.evaluation.dice import figures_of
 from mtkd_cache.evaluation.pictures import AT_POINT, Picture, average_precision, score_pictures
 from mtkd_cache.evaluation.predictor import Predictor
+from mtkd_cache.evaluation.tables import figure_intervals
 from mtkd_cache.training.metrics import overlap
 from mtkd_cache.training.operating_points import write_operating_points
 
@@ -84,7 +85,7 @@ def picture(anatomy: str, half: float, dice: float, precision: float) -> Picture
 
 def test_figures_are_means_over_what_counts():
     rows = [picture("liver", 0.2, 0.4, 0.5), picture("liver", 0.4, 0.8, NAN), picture("ureter", NAN, 0.0, NAN)]
-    said = figures_of(rows, {"liver": -2.0, "ureter": -1.0}, ("liver", "ureter"))
+    said = figures_of(rows, figure_intervals(rows), {"liver": -2.0, "ureter": -1.0}, ("liver", "ureter"))
     assert said["dice"] == {"liver": pytest.approx(0.3), "ureter": None}
     assert said["mean_dice"] == pytest.approx(0.3)
     assert said["dice_at_operating_point"] == {"liver": pytest.approx(0.6), "ureter": 0.0}
@@ -92,4 +93,4 @@ def test_figures_are_means_over_what_counts():
     assert said["average_precision"] == {"liver": 0.5, "ureter": None}
     assert said["mean_average_precision"] == 0.5
     assert said["images"] == 3
-    assert "dice_at_operating_point" not in figures_of(rows, {"liver": -2.0}, ("liver", "ureter"))
+    assert "dice_at_operating_point" not in figures_of(rows, figure_intervals(rows), {"liver": -2.0}, ("liver", "ureter"))

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import torch
 from click.testing import CliRunner
 
 from mtkd_cache.cli.main import main
-from mtkd_cache.evaluation.pictures import Picture
-from mtkd_cache.evaluation.worst_cases import outline, worst
+from mtkd_cache.evaluation.pictures import Picture, score_pictures
+from mtkd_cache.evaluation.predictor import Predictor
+from mtkd_cache.evaluation.worst_cases import outline, worst, write_worst_cases
 from mtkd_cache.models.checkpoints import WEIGHTS, save_network
 from mtkd_cache.models.network import create_network
+from mtkd_cache.models.records import OperatingPoint, OperatingPoints, write_json
+from mtkd_cache.runtime.accelerator import make_accelerator
 from mtkd_cache.training.metrics import summarize
 
 NAN = math.nan
@@ -101,3 +105,22 @@ def test_surface_distances_are_asked_for(evaluated, organ_store):
     row = next(csv.DictReader((folder / "evaluation-test.csv").open()))
     assert 0 <= float(row["nsd"]) <= 1
     assert float(row["hd95"]) > 0
+
+
+def test_where_one_head_lacks_a_point_all_are_drawn_and_judged_at_one_half(evaluated, organ_store, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(evaluated[0], folder)
+    half = Predictor.load(folder)
+    points = OperatingPoints(
+        store_fingerprint=organ_store.fingerprint,
+        weights_sha256=half.weights_sha256,
+        points={"kidney": OperatingPoint(threshold=-8.0, images=1, patients=1)},
+    )
+    write_json(folder / OperatingPoints.FILE, points.to_json())
+    accelerator = make_accelerator("cpu")
+    pages = []
+    for predictor in (half, Predictor.load(folder)):
+        pictures = score_pictures(predictor, organ_store, "test", accelerator)
+        pages.append(write_worst_cases(pictures, predictor, organ_store, "test").read_text())
+    assert pages[0] == pages[1]
+    assert predictor.thresholds_on(organ_store) == {"kidney": -8.0}
