@@ -1,7 +1,9 @@
 """MiniNetV2 (Alonso et al. 2020), written from its published architecture: encoder 0.4051 M parameters, decoder 0.1016 M.
 
-The paper gives every layer's size, but not what dropout drops: here whole channels (inferred), as in ERFNet,
-whose blocks MiniNetV2 builds on.
+The paper gives every layer's size, but not what dropout drops: here whole channels with probability 0.25, as the public PyTorch
+code does. Two things differ from it: eps of the batch norms is torch's 1e-5, not 1e-3, unless weights bring theirs
+(`TENSORFLOW_EPS`); and the last layer is padded, so that logits are half the image's size (its has padding 0, one row and one
+column more).
 """
 
 from collections import Counter
