@@ -1,5 +1,6 @@
 """mtkd-cache build"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ from .common import file_size, plural, reports, say
 @common.cache
 @common.from_recipe
 @click.option("--step", type=float, help="Override the recipe's quantization step, in logits (a power of two).")
+@click.option(
+    "--kl",
+    type=click.FloatRange(0, min_open=True),
+    metavar="NATS",
+    help="Choose the largest step whose mean KL to the exact logits is within NATS, e.g. 1e-3.",
+)
+@click.option(
+    "--codec",
+    type=click.Choice(["blosc", "pcodec"]),
+    help="Override the recipe's codec: blosc, which any Zarr reader has, or pcodec, smaller for smooth maps.",
+)
 @click.option("--views", type=int, help="Override the recipe's number of recorded views per sample.")
 @common.splits
 @click.option("--batch", type=click.IntRange(1), default=8, help="Images per forward pass.")
@@ -28,14 +40,21 @@ from .common import file_size, plural, reports, say
 @reports
 def command(store: str, teachers: Path, named: tuple[str, ...], arch: str | None, cache: str, **options: Any) -> dict[str, Any]:
     """Run the teachers once over the samples and cache their logits. Resumes after an interruption."""
-    recipe = common.recipe_of(options, {"cache.step": options["step"], "cache.views": options["views"]})
+    from mtkd_cache.cache.budget import step_within
+
+    if options["kl"] and options["step"]:
+        raise click.UsageError("Give either --kl or --step.")
+    recipe = common.recipe_of(options, {f"cache.{key}": options[key] for key in ("step", "views", "codec")})
     accelerator = common.accelerator_of(options)
     samples = mc.SampleStore.open(store)
     loaded = mc.Teachers.gather(named, samples, teachers, arch) if named else mc.Teachers.load(teachers, samples)
     spec = mc.CacheSpec.of(samples, loaded.stride, recipe, accelerator.mixed_precision)
+    temperature = recipe.distillation.temperature
+    if options["kl"]:
+        step = step_within(options["kl"], spec, cache, samples, loaded, accelerator, temperature, options["splits"])
+        spec = replace(spec, step=step)
     settings = {key: options[key] for key in ("splits", "batch", "compiled", "allow_overlap")}
     settings["augmentation"] = recipe.augmentation
-    temperature = recipe.distillation.temperature
     result = mc.build_cache(samples, loaded, spec, cache, accelerator, temperature=temperature, **settings)
     say(
         f"{cache}: {result['samples']} samples x {plural(result['views'], 'view')} x {len(result['anatomies'])} anatomies, "

@@ -123,10 +123,14 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Cache:
-    """The logit cache: the quantizer's step in logits, and how many views of each sample are recorded."""
+    """The logit cache: the quantizer's step in logits, how many views of each sample are recorded, and the codec of the maps.
+
+    codec: "blosc", which any Zarr reader has, or "pcodec", smaller where maps are smooth, which needs a package.
+    """
 
     step: float
     views: int
+    codec: str = "blosc"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ CHOICES = {
     "distillation.combine": ("sum", "product", "printed"),
     "distillation.correct": ("none", "move", "leave_out"),
     **{f"{stage}.optimizer": ("adam", "adamw") for stage in STAGES},
+    "cache.codec": ("blosc", "pcodec"),
     **{f"{stage}.select": ("dice", "operating_point") for stage in STAGES},
     **{f"{stage}.schedule": ("exponential", "cosine") for stage in STAGES},
 }

@@ -241,7 +241,7 @@ class Builder:
         """Quantize the mean of teachers' logits of the samples with these indices in a block, and note its figures."""
         logits, spread = merge(answers, self.grids[anatomy])
         who = f"teacher of {self.spec.anatomies[anatomy]}"
-        values, figures = quantize_maps(who, logits, self.spec.step, self.temperature)
+        values, figures = quantize_maps(who, logits, self.spec, self.temperature)
         figures[SPREAD] = spread
         for index, one, own in zip(indices, values, figures, strict=True):
             pending.map_of(index, anatomy)[:] = one

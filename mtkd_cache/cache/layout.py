@@ -7,7 +7,7 @@ manifest.json           CacheManifest  written last: settings, teachers, errors,
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NotRequired, TypedDict
 
 import numpy as np
@@ -77,7 +77,8 @@ def array_spec(spec: CacheSpec, array: MapArray) -> ArraySpec:
     named = (
         (("anatomies", [spec.anatomies[index] for index in array.anatomies]), ("stride", array.stride)) if array.suffix else ()
     )
-    return logits_spec(spec.n_views, len(array.anatomies), array.grid, spec.step, array.suffix, named)
+    plain = logits_spec(spec.n_views, len(array.anatomies), array.grid, spec.step, array.suffix, named)
+    return replace(plain, pcodec=spec.pcodec)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.storage.checked_json import MANIFEST, check_files, if_intact, read_record
 from mtkd_cache.storage.columns import array_in, read_column, read_hashes
 from mtkd_cache.storage.folder import Folder
+from mtkd_cache.storage.pcodec import check_pcodec
 from mtkd_cache.storage.shard_reader import ShardReader, readers
 from mtkd_cache.storage.shard_writer import UNREADABLE, row_checksum
 
@@ -73,6 +74,8 @@ class LogitCache:
         remedy = manifest.settings.rewrite or f"Run mtkd-cache verify --repair --cache {url}."
         check_files(folder, manifest.files, (*shards, "records/"), remedy)
         check_anatomies(manifest.settings.anatomies, url)
+        if manifest.settings.pcodec:
+            check_pcodec()
         group = folder.zarr()
         return cls(
             url=str(url),

@@ -13,11 +13,12 @@ from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.losses import map_kl
 from mtkd_cache.models.network import upsample
+from mtkd_cache.storage import pcodec
 from mtkd_cache.storage.checked_json import digest, dump_checked_json, file_entry
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.shard_writer import UNREADABLE, row_checksum
 
-MAP_CODEC = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)  # the cache's codec on one map, for its compressed size
+BLOSC = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)  # the default codec
 
 
 def new_figures(*shape: int) -> np.ndarray:
@@ -43,13 +44,13 @@ def merge(answers: Sequence[Tensor], grid: tuple[int, int]) -> tuple[Tensor, lis
     return stacked.mean(0), stacked.std(0, correction=0).mean((1, 2)).tolist()
 
 
-def quantize_maps(who: str, logits: Tensor, step: float, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+def quantize_maps(who: str, logits: Tensor, spec: CacheSpec, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """Quantize maps and measure what that costs.
 
     Args:
         who: computed the logits, for messages.
         logits: float (n, h, w).
-        step: of the quantizer.
+        spec: of the cache, whose step and codec are taken.
         temperature: of the softmax in the KL.
 
     Returns:
@@ -58,6 +59,7 @@ def quantize_maps(who: str, logits: Tensor, step: float, temperature: float) -> 
     Raises:
         MtkdError: a logit is not finite, does not fit 16 bits, or is stored more than half a step off.
     """
+    step, encode = spec.step, pcodec.encode if spec.pcodec else BLOSC.encode
     try:
         integers = quantize(logits, step)
     except MtkdError as error:
@@ -72,7 +74,7 @@ def quantize_maps(who: str, logits: Tensor, step: float, temperature: float) -> 
     kls = map_kl(stored[:, None], logits[:, None], temperature)[:, 0].tolist()
     values, figures = integers.cpu().numpy(), new_figures(len(errors))
     for index, (one, max_error, kl) in enumerate(zip(values, errors, kls, strict=True)):
-        figures[index] = row_checksum(one), max_error, max(kl, 0.0), 8 * len(MAP_CODEC.encode(one)), 0.0
+        figures[index] = row_checksum(one), max_error, max(kl, 0.0), 8 * len(encode(one)), 0.0
     return values, figures
 
 

@@ -12,6 +12,8 @@ from mtkd_cache.storage.checked_json import digest
 from mtkd_cache.storage.record import JsonRecord
 
 CODEC_NAME = "int16, blosc zstd-5 bitshuffle, crc32c"
+PCODEC_NAME = "int16, pcodec 8 of differences along x, crc32c"
+CODEC_NAMES = {"blosc": CODEC_NAME, "pcodec": PCODEC_NAME}  # by `Cache.codec` of a recipe
 UPSAMPLING = "bilinear, corner-aligned"
 SOBOL = "scrambled Sobol"
 LOGITS = "logits"  # the array of a cache of one stride; of several, logits_STRIDE each
@@ -96,7 +98,7 @@ class CacheSpec(JsonRecord):
             grid=_grid(store.size, stride) if isinstance(stride, int) else None,
             upsampling=UPSAMPLING,
             step=recipe.cache.step,
-            codec=CODEC_NAME,
+            codec=CODEC_NAMES[recipe.cache.codec],
             views=RecordedViews(count=recipe.cache.views, **(drawn if recipe.cache.views > 1 else {})),
             precision=precision,
         )
@@ -104,7 +106,14 @@ class CacheSpec(JsonRecord):
     @property
     def format(self) -> int:
         """The first format version that holds such a cache."""
-        return 2 if isinstance(self.stride, Mapping) else 1
+        return 2 if isinstance(self.stride, Mapping) or self.pcodec or self.views.sequence else 1
+
+    @property
+    def pcodec(self) -> bool:
+        """Whether the maps are compressed by pcodec and not by Blosc. Raises MtkdError for a codec that this version has not."""
+        if self.codec not in CODEC_NAMES.values():
+            raise MtkdError(f"the cache's codec is {self.codec!r}, of a newer version. Install that one.")
+        return self.codec == PCODEC_NAME
 
     def stride_of(self, anatomy: str) -> int:
         """Of the maps of one anatomy."""

@@ -217,7 +217,7 @@ class CacheWriter:
         if not torch.isfinite(tensor).all():
             raise MtkdError(f"{where}: the logits are not finite. Clip probabilities of exactly 0 or 1 before taking logarithms.")
         precise = tensor if tensor.dtype == torch.float64 else tensor.float()
-        values, figures = quantize_maps(where, precise[None], self.spec.step, self._plan.temperature)
+        values, figures = quantize_maps(where, precise[None], self.spec, self._plan.temperature)
         return values[0], figures[0]
 
     def _finish(self, crc32c: np.ndarray) -> None:

@@ -1,8 +1,8 @@
 """Reads single chunks of shard files at the speed of their codec; zarr's own overhead per chunk is many times that.
 
-It supports the one codec chain that `ArraySpec` writes (Zarr v3 sharding): a shard file ends with its index, a pair (offset,
-length) of little-endian uint64 for each chunk, and the CRC-32C of the index; a chunk is Blosc bytes and their CRC-32C,
-little-endian uint32.
+It supports the codec chains that `ArraySpec` writes (Zarr v3 sharding): a shard file ends with its index, a pair (offset,
+length) of little-endian uint64 for each chunk, and the CRC-32C of the index; a chunk is the bytes of Blosc, or of pcodec, and
+their CRC-32C, little-endian uint32.
 """
 
 import math
@@ -18,6 +18,7 @@ import zarr
 from numcodecs import blosc
 
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.storage import pcodec
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.shard_writer import shard_key
 
@@ -51,7 +52,8 @@ class ShardReader:
         metadata: dict[str, Any] = array.metadata.to_dict()
         sharding = metadata["codecs"][0].get("configuration", {})
         names = [[codec["name"] for codec in sharding.get(key, ())] for key in ("codecs", "index_codecs")]
-        chain = [["bytes", "blosc", "crc32c"], ["bytes", "crc32c"]]
+        self.pcodec = names[0][:1] == [pcodec.NAME]
+        chain = [[pcodec.NAME, "crc32c"] if self.pcodec else ["bytes", "blosc", "crc32c"], ["bytes", "crc32c"]]
         shards = array.shards or ()
         if names != chain or array.chunks[0] != 1 or shards[1:] != self.item or array.dtype.byteorder == ">":
             raise MtkdError(f"{url}/{self.name} was not written by mtkd-cache. Run the command that writes it again.")
@@ -72,12 +74,15 @@ class ShardReader:
         if out.nbytes != self.bytes or not out.flags.c_contiguous:
             raise TypeError(f"a chunk of {self.name} does not fit an array of shape {out.shape}")
         body = self.stored(row, second)
+        if self.pcodec:
+            return pcodec.decode_into(body, out)
         if int.from_bytes(body[DECODED_SIZE], "little") != self.bytes:
             raise ValueError(f"a chunk of {self.name} has another size")
         blosc.decompress(body, out)
+        return None
 
     def stored(self, row: int, second: int = 0) -> memoryview:
-        """A chunk's Blosc bytes; see `read` for the errors."""
+        """A chunk's compressed bytes; see `read` for the errors."""
         key = shard_key(self.name, len(self.item) + 1, row // self.shard, second)
         return (self._local if self.folder.local else self._remote)(key, row % self.shard)
 

@@ -15,6 +15,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from mtkd_cache.storage.pcodec import serializer
+
 UNREADABLE = (ValueError, RuntimeError, OSError)  # raised by zarr and its codecs for damaged bytes
 
 
@@ -22,7 +24,8 @@ UNREADABLE = (ValueError, RuntimeError, OSError)  # raised by zarr and its codec
 class ArraySpec:
     """One Zarr array whose first axis is the sample, of shape (samples, *item).
 
-    A chunk is (1, *chunk_item), by default one sample; a shard file holds `shard` samples (0: one chunk, no shards).
+    A chunk is (1, *chunk_item), by default one sample; a shard file holds `shard` samples (0: one chunk, no shards). codec: of
+    Blosc; pcodec: that codec in its place, see `mtkd_cache.storage.pcodec`.
     """
 
     name: str
@@ -33,6 +36,7 @@ class ArraySpec:
     shard: int = 0
     chunk_item: tuple[int, ...] | None = None
     codec: BloscCodec | None = None
+    pcodec: bool = False
     attributes: tuple[tuple[str, Any], ...] = ()
 
     def _create(self, samples: int, item: tuple[int, ...]) -> tuple[dict[str, Buffer], zarr.Array[Any]]:
@@ -47,7 +51,8 @@ class ArraySpec:
             dtype=self.dtype,
             chunks=(1 if self.shard else max(samples, 1), *chunk_item),
             shards=(self.shard, *chunk_item) if self.shard else None,
-            compressors=[codec, Crc32cCodec()],
+            serializer=serializer() if self.pcodec else "auto",
+            compressors=[Crc32cCodec()] if self.pcodec else [codec, Crc32cCodec()],
             fill_value=self.fill,
             dimension_names=self.dimensions,
             attributes=dict(self.attributes),
