@@ -133,7 +133,7 @@ def metadata_of(predictor: Predictor, frame: tuple[int, int]) -> dict[str, Any]:
         },
         "licenses": {
             "mtkd-cache": "MIT",
-            "weights": "not declared",
+            "weights": "; ".join(first.licenses) if first.licenses else "not declared",
             "started from": (first.initial_weights or {}).get("source", weights),
             "dataset": run and run.dataset,
         },
