@@ -135,14 +135,15 @@ def frame(accelerator: "Accelerator", arch: str, layouts: tuple[str, ...], sizes
 @measures(
     *(teacher, size, batch, rounds, common.compute),
     click.option("--samples", type=click.IntRange(1), default=11, help="Number of samples."),
+    click.option("--views", type=click.IntRange(1), default=1, help="Recorded views of each sample."),
     click.option("--stacked", is_flag=True, help="Also run all teachers as one batched call."),
     common.compiled,
 )
-def build(teacher: str, **options: Any) -> dict[str, Any]:
+def build(teacher: str, views: int, **options: Any) -> dict[str, Any]:
     """A build of eleven teachers' maps against their forward passes alone."""
     from mtkd_cache.bench.build import bench_build
 
-    return show(bench_build(load_recipe("paper", values={"teacher.arch": teacher}), **options))
+    return show(bench_build(load_recipe("paper", values={"teacher.arch": teacher, "cache.views": views}), **options))
 
 
 @measures(

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -20,9 +21,10 @@ from mtkd_cache.bench.synthetic import SPLIT, as_teachers, make_store, write_dat
 from mtkd_cache.cache.build import build_cache
 from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.cache.teacher_runner import TeacherRunner
-from mtkd_cache.data.augment import to_float
+from mtkd_cache.data.augment import apply_views, to_float
 from mtkd_cache.data.dresden import ANATOMIES, find_samples, read_image, read_mask
 from mtkd_cache.data.ingest import ingest
+from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.runtime.timing import interleaved, medians, ratio, spreads
@@ -33,7 +35,7 @@ def bench_build(
 ) -> Result:
     """Time whole builds of new caches (reading, quantizing, compressing, writing) and the bare forward passes, interleaved.
 
-    The bare passes take the same images, which are on the device already.
+    The bare passes take the same images, which are on the device already, in as many views as `recipe.cache.views`.
 
     Args:
         samples: at least so many, rounded up to a multiple of the anatomies.
@@ -54,7 +56,7 @@ def bench_build(
         temperature = recipe.distillation.temperature
         rows = store.rows("train")
         chunks = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-        images = [to_float(torch.from_numpy(store.read(chunk)[0]).to(accelerator.device)) for chunk in chunks]
+        images = [_seen(store, spec, chunk, view, accelerator) for view in range(spec.n_views) for chunk in chunks]
 
         def build() -> None:
             url = str(folder / f"{next(numbers)}.zarr")
@@ -74,8 +76,17 @@ def bench_build(
         "seconds_per_sample": statistics.median(times["build"]) / len(rows),
         "spread_s": spreads(times),
         "teachers": len(networks),
+        "views": spec.n_views,
         **conditions(accelerator, size, teacher=recipe.teacher.arch, samples=len(rows), batch=batch, rounds=rounds),
     }
+
+
+def _seen(store: SampleStore, spec: CacheSpec, rows: np.ndarray, view: int, accelerator: Accelerator) -> Tensor:
+    """The images of a batch in a recorded view, as the teachers see them."""
+    images, masks = (torch.from_numpy(values).to(accelerator.device) for values in store.read(rows))
+    if view == 0:
+        return to_float(images)
+    return apply_views(images, masks, spec.recorded_views(store.hashes[rows], view).to(accelerator.device))[0]
 
 
 def _run_all(runner: TeacherRunner, batches: Sequence[Tensor]) -> list[Tensor]:

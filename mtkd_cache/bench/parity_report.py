@@ -154,14 +154,8 @@ def _draw(axes: Axes, arms: Arms, figure: str) -> None:
             number = int(arm.removeprefix("views-").replace("epochs", str(results[0].epochs)))
             points.append((number, mean, 0.0 if interval is None else interval[1] - mean))
     if points:
-        axes.errorbar(
-            *zip(*sorted(points), strict=True),
-            fmt="o-",
-            color="black",
-            markersize=3,
-            linewidth=1,
-            capsize=2,
-            label="recorded views",
-        )
+        numbers, means_of, halves = zip(*sorted(points), strict=True)
+        style = {"color": "black", "linewidth": 1, "capsize": 2, "markersize": 3}
+        axes.errorbar(numbers, means_of, yerr=halves, fmt="o-", label="recorded views", **style)
         axes.set_xscale("log", base=2)
-        axes.set_xticks([number for number, *_ in points], [str(number) for number, *_ in points])
+        axes.set_xticks(numbers, [str(number) for number in numbers])

@@ -68,8 +68,9 @@ def _build(result: Result) -> tuple[str, str]:
     stacked = f"; one batched call {1 / result['loop_over_stacked']:.2f} x the time" if "loop_over_stacked" in result else ""
     compiled = f" compiled ({result['plain_over_compiled']:.2f} x)" if "plain_over_compiled" in result else ""
     teachers = f"{result['teachers']} teachers {result['teacher']}{compiled}"
+    views = f" in {result['views']} views" if result.get("views", 1) > 1 else ""
     return (
-        f"a build of {result['samples']} samples, {teachers}, {_workload(result)}",
+        f"a build of {result['samples']} samples{views}, {teachers}, {_workload(result)}",
         f"{result['build_s']:.1f} s, {result['throughput']:.1%} of the bare forward passes' throughput{stacked}",
     )
 

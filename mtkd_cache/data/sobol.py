@@ -24,7 +24,8 @@ def sobol_point(sha256: str, number: int, dimensions: int) -> np.ndarray:
     draws = random.integers(0, 2, (dimensions, BITS, BITS + 1), dtype=np.uint8)
     scrambling = np.tril(draws[..., 1:], -1) + np.eye(BITS, dtype=np.uint8)
     bits = ((scrambling * _bits(number, dimensions)[:, None]).sum(-1) + draws[..., 0]) % 2
-    return bits @ 0.5 ** np.arange(1, BITS + 1)
+    point: np.ndarray = bits @ 0.5 ** np.arange(1, BITS + 1)
+    return point
 
 
 @cache
@@ -32,4 +33,5 @@ def _bits(number: int, dimensions: int) -> np.ndarray:
     """The bits of a point's coordinates before scrambling, the highest first: uint8 (dimensions, BITS)."""
     point = SobolEngine(dimensions).fast_forward(number).draw(1).double().numpy()[0]
     integers = (point * 2**BITS).astype(np.int64)
-    return ((integers[:, None] >> np.arange(BITS - 1, -1, -1)) & 1).astype(np.uint8)
+    bits: np.ndarray = ((integers[:, None] >> np.arange(BITS - 1, -1, -1)) & 1).astype(np.uint8)
+    return bits

@@ -103,12 +103,12 @@ def test_smps_own_segformer_is_measured_beside_ours(tmp_path):
 
 
 def test_build(tmp_path):
-    result = bench("build", "--teacher", "mininetv2", "--stacked")
+    result = bench("build", "--teacher", "mininetv2", "--stacked", "--views", "2")
     assert result["samples"] == 11 and result["teachers"] == 11
     for key in ("build_s", "bare_s", "stacked_s", "throughput", "loop_over_stacked"):
         assert math.isfinite(result[key]) and result[key] > 0, key
     (row,) = table(tmp_path, result)
-    assert "a build of 11 samples" in row
+    assert "a build of 11 samples in 2 views" in row
 
 
 def test_one_batched_call_equals_the_loop_over_the_teachers(accelerator):
