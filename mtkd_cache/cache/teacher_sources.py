@@ -25,7 +25,8 @@ OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 class Teacher(Protocol):
     """A teacher of your own: an object with these members, of any class.
 
-    A torch.nn.Module is moved to the device of the build, in eval mode; other objects get images that are there.
+    A torch.nn.Module is moved to the device of the build, in eval mode; other objects get images that are there. One more member
+    is optional: `license`, of its weights, for the records of the cache and of the students.
 
     Attributes:
         anatomies: of the channels of its logits, in order; each is one of the sample store's.
@@ -189,6 +190,8 @@ def _own(name: str, teacher: Any, store: SampleStore, source: str | None = None)
     info: TeacherInfo = {"arch": name, "weights_sha256": fingerprint}
     if source:
         info["source_sha256"] = source
+    if told := getattr(teacher, "license", None):
+        info["license"] = str(told)
     return Source(name, network, {anatomy: channel for channel, anatomy in enumerate(anatomies)}, info)
 
 

@@ -32,7 +32,7 @@ CODE = """
 import torch
 
 class Foundation:
-    anatomies, stride, fingerprint = ("tongue", "kidney"), 8, "weights of May"
+    anatomies, stride, fingerprint, license = ("tongue", "kidney"), 8, "weights of May", "CC BY 4.0"
 
     def logits(self, images):
         coarse = torch.nn.functional.avg_pool2d(images, 8)
@@ -118,7 +118,7 @@ def test_a_teacher_of_ones_own(code, at, store, tmp_path):
     assert np.abs(cache.read(store.hashes[rows]) * cache.step - expected.numpy()).max() <= cache.step / 2 + 1e-4
     info = cache.manifest.teachers["kidney"]
     assert info == cache.manifest.teachers["tongue"] and info["arch"] == f"{module}:Foundation"
-    assert info["weights_sha256"] == "weights of May" and len(info["source_sha256"]) == 64
+    assert (info["weights_sha256"], info["license"], len(info["source_sha256"])) == ("weights of May", "CC BY 4.0", 64)
     own = ("--teacher", f"{module}:Foundation")
     assert run("verify", *at, *own, "--live", 3)["ok"] and run("build", *at, *own)["maps_computed"] == 0
 
