@@ -6,7 +6,7 @@ It is not listed in the manifest: whoever publishes a cache may edit it, and the
 from collections.abc import Mapping
 from typing import Any
 
-from mtkd_cache.cache.layout import CacheManifest, CachePlan, TeacherInfo
+from mtkd_cache.cache.layout import CacheManifest, CachePlan, TeacherInfo, licenses_of
 from mtkd_cache.runtime.markdown import plain, templates
 from mtkd_cache.storage.folder import Folder
 
@@ -36,13 +36,8 @@ def card_text(plan: CachePlan, manifest: CacheManifest, dataset: str) -> str:
         max_error=f"{max(error['max_abs_error'] for error in errors):.3g}",
         kl=f"{sum(error['mean_kl_nats'] for error in errors) / len(spec.anatomies):.2g}",
         teachers={anatomy: _teacher(info) for anatomy, info in manifest.teachers.items()},
-        licenses=sorted({str(info["license"]) for info in _all_teachers(manifest) if "license" in info}),
+        licenses=sorted(licenses_of(manifest.teachers)),
     )
-
-
-def _all_teachers(manifest: CacheManifest) -> list[Mapping[str, Any]]:
-    """The teachers, and those whose mean a teacher's maps are."""
-    return [each for info in manifest.teachers.values() for each in (info, *info.get("members", ()))]
 
 
 def _teacher(info: TeacherInfo) -> str:
