@@ -2,7 +2,8 @@
 
     git clone https://github.com/Shathe/MiniNet-v2
     pip install tensorflow
-    python docs/examples/mininetv2_tensorflow.py MiniNet-v2/weights/Mininetv2/cityscapes_512x256/modellast.ckpt mininetv2.safetensors
+    cp MiniNet-v2/weights/Mininetv2/cityscapes_512x256/modellast.ckpt* .
+    python docs/examples/mininetv2_tensorflow.py modellast.ckpt mininetv2.safetensors
 
 All it does is copy the variables under their names; mtkd_cache/models/mininetv2.py knows which is which.
 """

@@ -155,7 +155,8 @@ def _draw(axes: Axes, arms: Arms, figure: str) -> None:
             points.append((number, mean, 0.0 if interval is None else interval[1] - mean))
     if points:
         numbers, means_of, halves = zip(*sorted(points), strict=True)
-        style = {"color": "black", "linewidth": 1, "capsize": 2, "markersize": 3}
-        axes.errorbar(numbers, means_of, yerr=halves, fmt="o-", label="recorded views", **style)
+        axes.errorbar(
+            numbers, means_of, yerr=halves, fmt="o-", label="recorded views", color="black", linewidth=1, capsize=2, markersize=3
+        )
         axes.set_xscale("log", base=2)
         axes.set_xticks(numbers, [str(number) for number in numbers])

@@ -121,10 +121,7 @@ def _compare(folder: Folder, expected: Mapping[str, FileEntry], report: Integrit
         except OSError:
             return "unreadable"
 
-    with (
-        ThreadPoolExecutor(READERS) as pool,
-        progress_bar("verify", "byte", report.bytes) as progress,
-    ):
+    with ThreadPoolExecutor(READERS) as pool, progress_bar("verify", "byte", report.bytes) as progress:
         for (key, entry), measured in zip(expected.items(), pool.map(measure, expected), strict=True):
             progress.update(entry["bytes"])
             if isinstance(measured, str):

@@ -1,7 +1,7 @@
 """Whether an exported file says what the network it was made of says."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ class Parity:
 
     def __add__(self, other: "Parity") -> "Parity":
         largest = max(self.probability_difference, other.probability_difference)
-        counts = [one + another for one, another in zip(astuple(self), astuple(other), strict=True)]
-        return Parity(*counts[:-1], largest)
+        counts = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return Parity(**{**counts, "probability_difference": largest})
 
 
 def compare(predictor: Predictor, path: Path, frames: Iterable[np.ndarray], runtimes: Sequence[str]) -> dict[str, Parity]:

@@ -13,12 +13,7 @@ import numpy as np
 from mtkd_cache.errors import MtkdError
 
 NAME = "numcodecs.pcodec"
-SETTINGS: dict[str, Any] = {
-    "level": 8,
-    "mode_spec": "classic",
-    "delta_spec": "try_consecutive",
-    "delta_encoding_order": 1,
-}
+SETTINGS: dict[str, Any] = {"level": 8, "mode_spec": "classic", "delta_spec": "try_consecutive", "delta_encoding_order": 1}
 
 
 @cache
