@@ -203,19 +203,8 @@ def finalize_cache(
     view_gap: dict[str, dict[str, float]] | None = None,
 ) -> None:
     """Write columns and metadata, the manifest that makes the cache a finished one, and its card. Only one process may call."""
-    spec, tasks = plan.settings, plan.shard_tasks
-    figures = new_figures(len(plan.samples), spec.n_views, len(spec.anatomies))
-    files: dict[str, FileEntry] = {}
-    for task in tasks:
-        record = read_record(folder, task.record_key, ShardRecord)
-        if record is None or not task.owns(record, spec):
-            raise MtkdError(f"{folder} is not finished: a process did not write its share. Run the same command again.")
-        files[record.key] = record.entry
-        place, none = (task.rows, task.view, task.array.anatomies), [0.0] * len(task.array.anatomies)
-        for key in FIGURES:
-            figures[key][place] = [row[key] for row in record.rows]
-        figures[SPREAD][place] = [row.get(SPREAD, none) for row in record.rows]
-    files |= {key: file_entry(folder.read(key)) for key in (PLAN, *(task.record_key for task in tasks))}
+    spec = plan.settings
+    figures, files = _recorded(folder, plan)
     errors = _errors(figures, spec)
     if plan.augmentation and spec.n_views > 1:
         view_gap = {name: dict.fromkeys(("quantization", "recipe"), error["mean_kl_nats"]) for name, error in errors.items()}
@@ -236,6 +225,24 @@ def finalize_cache(
     for array in spec.arrays:
         arrays |= array_spec(spec, array).metadata(len(plan.samples))
     write_card(folder, plan, finalize(folder, manifest, arrays), dataset)
+
+
+def _recorded(folder: Folder, plan: CachePlan) -> tuple[np.ndarray, dict[str, FileEntry]]:
+    """The figures of all maps, see `new_figures`, and the entries of all files. Raises MtkdError where a record is missing."""
+    spec, tasks = plan.settings, plan.shard_tasks
+    figures = new_figures(len(plan.samples), spec.n_views, len(spec.anatomies))
+    files: dict[str, FileEntry] = {}
+    for task in tasks:
+        record = read_record(folder, task.record_key, ShardRecord)
+        if record is None or not task.owns(record, spec):
+            raise MtkdError(f"{folder} is not finished: a process did not write its share. Run the same command again.")
+        files[record.key] = record.entry
+        place, none = (task.rows, task.view, task.array.anatomies), [0.0] * len(task.array.anatomies)
+        for key in FIGURES:
+            figures[key][place] = [row[key] for row in record.rows]
+        figures[SPREAD][place] = [row.get(SPREAD, none) for row in record.rows]
+    files |= {key: file_entry(folder.read(key)) for key in (PLAN, *(task.record_key for task in tasks))}
+    return figures, files
 
 
 def _errors(figures: np.ndarray, spec: CacheSpec) -> dict[str, dict[str, float]]:

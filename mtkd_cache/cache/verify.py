@@ -73,13 +73,10 @@ def verify_cache(
     Raises:
         MtkdError: there is no cache, or what was in it is lost, so that it cannot be repaired.
     """
-    folder = _cache_folder(url)
-    if teachers is not None or live or repair:
-        _check_built(folder)
+    started, folder = time.perf_counter(), _cache_folder(url, rerun=teachers is not None or bool(live) or repair)
     sources = None if store is None or teachers is None else _Sources(store, teachers, device)
     if (live or repair) and sources is None:
         raise MtkdError("--live and --repair run the teachers on the samples. Name both, --store and --teachers.")
-    started = time.perf_counter()
     before, computed, spot_check = [], 0, None
     with locked(folder) if repair else nullcontext():
         report = _check(folder, store, teachers, splits)
@@ -106,22 +103,22 @@ def verify_cache(
     }
 
 
-def _cache_folder(url: str) -> Folder:
-    """Raises MtkdError where nothing of a cache is there."""
+def _cache_folder(url: str, rerun: bool) -> Folder:
+    """The folder of a cache. rerun: whether teachers are to be asked.
+
+    Raises MtkdError where nothing of a cache is there, and where another program computed the logits, so that there is nobody to
+    ask.
+    """
     folder = Folder(url)
     if not any(folder.exists(key) for key in (MANIFEST, PLAN, GROUP)):
         raise MtkdError(f"{folder} is not a logit cache. Run mtkd-cache build --cache {folder}.")
-    return folder
-
-
-def _check_built(folder: Folder) -> None:
-    """Raises MtkdError where another program computed the logits, so that there is nobody to compare them with."""
     described = if_intact(read_record, folder, PLAN, CachePlan) or if_intact(read_record, folder, MANIFEST, CacheManifest)
-    if described and described.settings.source:
+    if rerun and described and described.settings.source:
         raise MtkdError(
             f"{folder} has the logits of {described.settings.source}: there is no teacher to ask. "
             "Verify it without --teachers, --live and --repair; damaged maps are written again by the program that wrote them."
         )
+    return folder
 
 
 @dataclass(frozen=True)
