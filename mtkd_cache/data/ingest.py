@@ -85,9 +85,10 @@ def ingest_samples(
     listed = complete(given)
     settings = StoreSettings(size=size, threshold=threshold, preprocessing=PREPROCESSING)
     manifest, rows = write_store(Folder(store), name, listed, settings, workers, resplit)
+    samples_of = Counter(sample.split for sample in listed)
     return {
         "samples": len(listed),
-        "by_split": dict(Counter(sample.split for sample in listed)),
+        "by_split": {split: samples_of[split] for split in SPLITS if samples_of[split]},
         "by_anatomy": dict(Counter(sample.anatomy for sample in listed)),
         "patients": {
             split: sorted({sample.patient for sample in listed if sample.split == split}, key=patient_order) for split in SPLITS

@@ -103,6 +103,7 @@ def test_an_image_with_several_masks_is_read_once_and_gives_several_samples(lab,
     result = ingest_csv(lab, str(tmp_path / "s.zarr"), size=SIZE)
     assert sorted(reads) == ["ana_0012.jpg", "ben_0012.jpg", "eva_0012.jpg", "ida_0012.jpg"]
     assert (result["samples"], result["by_anatomy"], result["assigned"]) == (8, {"colon": 4, "liver": 4}, True)
+    assert list(result["by_split"]) == ["train", "validation", "test"]  # although the first patient, ana, is in test
     store = SampleStore.open(str(tmp_path / "s.zarr"))
     assert store.anatomies == ("colon", "liver") and len(set(store.hashes)) == 8 and set(store.frame) == {12}
     images, masks = store.read(np.arange(8))
