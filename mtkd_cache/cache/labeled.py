@@ -20,7 +20,7 @@ def labeled(cache: "LogitCache", store: SampleStore | None) -> "xarray.DataArray
     try:
         import xarray
     except ImportError as error:
-        raise MtkdError("to_xarray needs xarray: pip install xarray.") from error
+        raise MtkdError("to_xarray needs xarray. Install it by pip install 'mtkd-cache[xarray]'.") from error
     remote = FRESH if "://" in cache.url else None
     stored = xarray.open_zarr(cache.url, chunks=None, mask_and_scale=False, zarr_format=3, storage_options=remote)
     hashes = np.array(list(cache.row_of))

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from mtkd_cache.data.dresden import read_image
 from mtkd_cache.data.sample_store import SampleStore
@@ -16,6 +15,7 @@ from mtkd_cache.deploy.onnx_file import MASKS, PROBABILITIES, RUNTIMES
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.frames import Prediction
 from mtkd_cache.evaluation.predictor import Predictor
+from mtkd_cache.runtime.progress import progress_bar
 
 NEAR = 1e-3  # of a threshold, in logits: within it rounding may decide
 
@@ -55,7 +55,9 @@ class Parity:
         return Parity(**{**counts, "probability_difference": largest})
 
 
-def compare(predictor: Predictor, path: Path, frames: Iterable[np.ndarray], runtimes: Sequence[str]) -> dict[str, Parity]:
+def compare(
+    predictor: Predictor, path: Path, frames: Iterable[np.ndarray], runtimes: Sequence[str], label: str = "compare"
+) -> dict[str, Parity]:
     """Run frames through a network in torch and through the file that `export_onnx` wrote of it, in several runtimes.
 
     Args:
@@ -63,14 +65,17 @@ def compare(predictor: Predictor, path: Path, frames: Iterable[np.ndarray], runt
         path: of the file.
         frames: uint8 RGB (H, W, 3), of the size that the file takes.
         runtimes: some of `RUNTIMES`.
+        label: of the progress bar.
     """
     exported = {name: RUNTIMES[name](path) for name in runtimes}
     found = {name: Parity() for name in runtimes}
-    for frame in frames:
-        expected = predictor(frame)
-        near = expected.margins.abs().cpu().numpy() < NEAR
-        for name, segment in exported.items():
-            found[name].add(expected, near, segment(frame))
+    with progress_bar(label, "frame", None) as progress:
+        for frame in frames:
+            expected = predictor(frame)
+            near = expected.margins.abs().cpu().numpy() < NEAR
+            for name, segment in exported.items():
+                found[name].add(expected, near, segment(frame))
+            progress.update()
     return found
 
 
@@ -91,8 +96,7 @@ def check(
     """
     found: dict[str, dict[str, Parity]] = {name: {} for name in runtimes}
     for source in sources:
-        pictures = tqdm(frames_of(source, frame, count), desc=str(source), unit="frame", disable=None)
-        for name, parity in compare(predictor, path, pictures, runtimes).items():
+        for name, parity in compare(predictor, path, frames_of(source, frame, count), runtimes, str(source)).items():
             found[name][str(source)] = parity
     totals = [sum(each.values(), Parity()) for each in found.values()]
     worst = max(totals, key=lambda total: (total.unexplained, total.differing))

@@ -14,6 +14,7 @@ from support import build, finished_shards, same_cache
 from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.errors import MtkdError
 
+CARD_FLUSHES = 2  # of the file and of its folder
 KILLS = int(os.environ.get("MTKD_KILLS", "6"))
 BLOCK = 2
 
@@ -88,7 +89,8 @@ def test_killed_builds_are_finished_by_the_same_command(store, organ_teachers, w
     assert status == 0 and flushes > 20
     assert same_cache(tmp_path / "undisturbed.zarr", whole)
     random = np.random.default_rng(int.from_bytes(os.urandom(4)))
-    for last in random.permutation(np.linspace(1, flushes - 2, KILLS).astype(int) + random.integers(2, size=KILLS)):
+    before = flushes - CARD_FLUSHES  # after them the manifest is there, and the cache is finished but for its card
+    for last in random.permutation(np.linspace(1, before - 2, KILLS).astype(int) + random.integers(2, size=KILLS)):
         target = tmp_path / f"{last}.zarr"
         assert build_until(last, target)[0] == signal.SIGKILL
         assert not (target / "manifest.json").exists()
@@ -99,6 +101,11 @@ def test_killed_builds_are_finished_by_the_same_command(store, organ_teachers, w
         assert result["maps_computed"] == 2 * (len(store.rows("train")) - BLOCK * done)
         assert same_cache(target, whole) and verify_cache(str(target))["ok"]
         assert not list(target.rglob("*.tmp"))
+    target = tmp_path / "without-card.zarr"
+    assert build_until(flushes - 1, target)[0] == signal.SIGKILL
+    assert verify_cache(str(target))["ok"] and not (target / "README.md").exists()
+    assert build(store, organ_teachers, str(target), recipe(), accelerator)["maps_computed"] == 0
+    assert (target / "README.md").read_text() == (whole / "README.md").read_text()
     process.stdin.close()
     assert process.wait() == 0
 
