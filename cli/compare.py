@@ -37,7 +37,8 @@ def command(run_a: Path, run_b: Path, split: str, figure: str | None) -> dict[st
             values += ["-" if row.effect_size is None else f"{row.effect_size:+.2f}", f"{row.higher}, {row.lower}"]
             rows.append([name, *values])
     patients = common.plural(comparison.patients, "patient")
-    common.say(f"{comparison.figure} ({unit}) on {split}, {comparison.images} pictures of {patients}\nA: {run_a}\nB: {run_b}")
+    named = comparison.figure.replace("dice", "Dice").replace("_", " ")
+    common.say(f"{named} ({unit}) on {split}, {comparison.images} pictures of {patients}\nA: {run_a}\nB: {run_b}")
     common.say(common.table(rows))
     smallest = smallest_p(comparison.patients)
     adjusted = min(1.0, smallest * sum(row is not None for _, row in anatomies))

@@ -8,6 +8,7 @@ from typing import Any
 
 from mtkd_cache.cache.layout import CacheManifest, CachePlan, TeacherInfo, licenses_of
 from mtkd_cache.runtime.markdown import plain, templates
+from mtkd_cache.runtime.progress import file_size
 from mtkd_cache.storage.folder import Folder
 
 CARD = "README.md"
@@ -32,7 +33,7 @@ def card_text(plan: CachePlan, manifest: CacheManifest, dataset: str) -> str:
         spec=spec,
         manifest=manifest,
         samples=f"{len(plan.samples):,}",
-        megabytes=f"{sum(sizes) / 1e6:,.1f}",
+        size=file_size(sum(sizes)),
         max_error=f"{max(error['max_abs_error'] for error in errors):.3g}",
         kl=f"{sum(error['mean_kl_nats'] for error in errors) / len(spec.anatomies):.2g}",
         teachers={anatomy: _teacher(info) for anatomy, info in manifest.teachers.items()},
@@ -46,4 +47,4 @@ def _teacher(info: TeacherInfo) -> str:
     members = content.get("members")
     if members:
         return f"mean of {'; '.join(map(_teacher, members))}"
-    return content.get("source") or f"{content['arch']}, weights {content['weights_sha256'][:16]}"
+    return content.get("source") or f"{content['arch']}, weights (SHA-256) {content['weights_sha256'][:16]}"

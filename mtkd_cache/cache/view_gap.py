@@ -150,7 +150,7 @@ def gap_of_plan(
 
 
 def told(gaps: Mapping[str, dict[str, float]]) -> str:
-    """A gap's means over the anatomies for people: "0.071 nats (quantization 7e-05, geometry 0.1, color 0.058)"."""
+    """A gap's means over the anatomies for people: "0.071 nats (color 0.058, geometry 0.1, quantization 7e-05)"."""
     of = means(gaps)
-    parts = ", ".join(f"{part} {nats:.2g}" for part, nats in of.items() if part != "recipe")
+    parts = ", ".join(f"{part} {nats:.2g}" for part, nats in sorted(of.items()) if part != "recipe")
     return f"{of['recipe']:.2g} nats ({parts})"

@@ -93,10 +93,10 @@ def figures_of(
 def without_operating_points(predictor: Predictor, store: SampleStore) -> str:
     """Why there are no figures at the operating points, and how to get them."""
     files = [each for each in predictor.operating_points if each.store_fingerprint != store.fingerprint]
-    first = f"Run mtkd-cache evaluate --split validation on {predictor.folder} once, which chooses them."
+    first = f"mtkd-cache evaluate --split validation on {predictor.folder}, once, chooses them."
     if files:
-        return f"the operating points were chosen on another sample store. Delete {OperatingPoints.FILE} there, then: {first}"
-    return f"no operating points are chosen yet. {first}"
+        return f"the operating points were chosen on another sample store. With {OperatingPoints.FILE} deleted, {first}"
+    return f"no operating points are chosen yet; {first}"
 
 
 def with_operating_points(predictor: Predictor, store: SampleStore, accelerator: Accelerator) -> Predictor:

@@ -1,6 +1,7 @@
 """A cache's card, and the cache as an xarray object."""
 
 import json
+import re
 import warnings
 
 import numpy as np
@@ -21,7 +22,8 @@ def test_a_cache_carries_a_card_that_a_hub_can_read(organ_cache, organ_store, or
     assert yaml.safe_load(front)["license"] == "unknown" and "zarr" in yaml.safe_load(front)["tags"]
     for said in ("# Teachers' logits of organs", "Samples: 12 of", "kidney, tongue", "Images: 64x64", organ_cache.fingerprint):
         assert said in body
-    assert "| tongue | mininetv2, weights " in body and "author = {{The mtkd-cache authors}}" in body
+    assert "| tongue | mininetv2, weights (SHA-256) " in body and "author = {{The mtkd-cache authors}}" in body
+    assert re.search(r"\n- Size: [1-9]\d*\.\d kB\n", body)
     assert MARK in text and "{%" not in text
     assert CARD not in json.loads(folder.read(MANIFEST))["content"]["files"]
     assert verify_cache(organ_cache.url, store=organ_store, teachers=organ_teachers)["ok"]

@@ -100,6 +100,12 @@ def test_a_baseline_names_no_cache(tmp_path):
     assert "Not evaluated yet." in text
 
 
+def test_a_card_calls_the_precision_as_the_command_does(tmp_path):
+    text = write_card(student(tmp_path / "a", precision="no")).read_text()
+    assert "\n- Precision: fp32\n" in text and "\n\n## Dice\n" in text
+    assert "\n- Precision: bf16\n" in write_card(student(tmp_path / "b", precision="bf16")).read_text()
+
+
 def test_a_card_says_what_paper_weights_are(tmp_path):
     text = write_card(student(tmp_path, recipe={"student": {"weights": "paper"}})).read_text()
     assert "Started from weights: none: random weights" in text

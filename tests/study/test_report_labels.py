@@ -77,7 +77,7 @@ def test_losses_are_told_by_anatomy_with_their_interval(tmp_path):
     told = f"disc (60.0 to 53.3, 95 % interval {DOWN}10.0 to 0.0)"
     assert sentence(gain) == f"MiniNetV2 with KD against without KD, at probability 0.5: Dice falls for 1 of 2 anatomies: {told}."
     line = cells(markdown(anatomy_table([gain], SHAPES)))[0]
-    assert line["disc"] == f"{DOWN}6.7 [{DOWN}10 to 0]" and line["ring"] == f"{UP}30.0 [{UP}30 to {UP}30]"
+    assert line["disc"] == f"{DOWN}6.7 [{DOWN}10.0 to 0.0]" and line["ring"] == f"{UP}30.0 [{UP}30.0 to {UP}30.0]"
     report = write_report(runs, tmp_path / "report")
     assert sentence(gain) in report["notes"]
     assert report["gains"][0]["by_anatomy"]["disc"]["interval"] == pytest.approx((-0.1, 0.0), abs=1e-9)

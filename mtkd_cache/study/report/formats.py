@@ -41,11 +41,11 @@ def span(bounds: Sequence[float] | None, digits: int) -> str:
     return "" if bounds is None else DASH.join(f"{100 * bound:.{digits}f}" for bound in bounds)
 
 
-def signed(points: float | None, sd: float | None = None, digits: int = 1) -> str:
+def signed(points: float | None, sd: float | None = None) -> str:
     """A difference of percentages with its sign, a real minus, and no sign where it rounds to zero: −1.2 ± 0.3."""
     if points is None:
         return ""
-    size = f"{abs(points):.{digits}f}"
+    size = f"{abs(points):.1f}"
     text = size if float(size) == 0 else f"{'+' if points > 0 else MINUS}{size}"
     return text if sd is None else f"{text} ± {sd:.1f}"
 

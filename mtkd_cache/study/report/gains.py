@@ -167,7 +167,7 @@ def anatomy_table(rows: Sequence[Gain], anatomies: Sequence[str]) -> Table:
         for anatomy in anatomies:
             old, new, interval = gain.by_anatomy.get(anatomy, (None, None, None))
             points = None if old is None or new is None else 100 * (new - old)
-            cells.append(replace(difference_cell(points), interval=_bounds(interval, 0)))
+            cells.append(replace(difference_cell(points), interval=_bounds(interval)))
         lines.append(cells)
     note = "Difference of the Dice in percentage points, over the seeds both rows have"
     note += ", with its 95 % interval over patients" * any(cell.interval for cells in lines for cell in cells)
@@ -183,11 +183,11 @@ def sentence(gain: Gain) -> str:
     told = []
     for anatomy in losses:
         old, new, interval = gain.by_anatomy[anatomy]
-        bounds = f", 95 % interval {_bounds(interval, 1)}" if interval else ""
+        bounds = f", 95 % interval {_bounds(interval)}" if interval else ""
         told.append(f"{spoken(anatomy)} ({percent(old)} to {percent(new)}{bounds})")
     return f"{start}: {', '.join(told)}."
 
 
-def _bounds(interval: Interval | None, digits: int) -> str:
+def _bounds(interval: Interval | None) -> str:
     """An interval of differences in percentage points: −7.0 to −3.1."""
-    return "" if interval is None else " to ".join(signed(100 * bound, digits=digits) for bound in interval)
+    return "" if interval is None else " to ".join(signed(100 * bound) for bound in interval)
