@@ -41,6 +41,8 @@ def command(run: Path | None, teachers: Path | None, store: str, split: str, **o
     """
     from mtkd_cache.evaluation.dice import evaluate, without_operating_points
     from mtkd_cache.evaluation.multilabel import evaluate_multilabel
+    from mtkd_cache.evaluation.tables import PICTURES, SUMMARY
+    from mtkd_cache.evaluation.worst_cases import FILE
 
     folder = run or teachers
     if folder is None or (run and teachers):
@@ -67,6 +69,8 @@ def command(run: Path | None, teachers: Path | None, store: str, split: str, **o
         common.say(f"only at probability 0.5: {without_operating_points(predictor, opened)}")
     result = evaluation.to_json()
     common.say_overlap(result.get("overlap"))
+    files = [type(evaluation).FILE] if multilabel else [type(evaluation).FILE, PICTURES, SUMMARY, FILE]
+    common.say(f"written to {folder}: {', '.join(name.format(split) for name in files)}")
     return result
 
 

@@ -110,6 +110,9 @@ def test_results_are_printed_for_people(way):
     for line, name in zip(printed[2:4], ("kidney", "tongue"), strict=True):
         assert line.split() == [name, *(f"{100 * said['evaluate'][figure][name]:.1f}" for figure in figures)]
     assert printed[4].split() == ["mean", *(f"{100 * said['evaluate'][f'mean_{figure}']:.1f}" for figure in figures)]
+    where, files = printed[-1].split(": ")
+    assert where == f"written to {root / 'distilled'}" and "worst-test.html" in files
+    assert all((root / "distilled" / name).is_file() for name in files.split(", ")) and files.count(",") == 3
     printed = call("train-teachers", *store, *teachers, *SHORT).stderr.splitlines()
     assert [line.split()[0] for line in printed] == ["validation", "kidney", "tongue"]
     printed = call("build", *store, *teachers, *cache, *SHORT).stderr
@@ -127,7 +130,7 @@ def test_the_dataset_and_its_store_are_counted(tmp_path):
     store = tmp_path / "s.zarr"
     printed = call("ingest", folder, "--store", store, "--size", "32x32", "--validation", "3", "--test", "2").stderr
     first, second, third = printed.splitlines()
-    parts = ", ".join(rf"\d+ {part} \(1 patient\)" for part in ("test", "validation", "train"))
+    parts = ", ".join(rf"\d+ {part} \(1 patient\)" for part in ("train", "validation", "test"))
     assert re.fullmatch(rf"{images} samples in {store}: {parts}", first)
     assert second.startswith("skipped: 1 masks without an image, 1 multilabel, ")
     assert third == f"weak_labels.csv: 33 files, {images} rows matched"
