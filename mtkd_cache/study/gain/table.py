@@ -83,6 +83,7 @@ def threshold_figure(results: Sequence[Result], stem: Path) -> list[Path]:
             axes.plot(range(1, shortest + 1), course, color=color, linewidth=1.2, label=arm)
         axes.set_title(f"{study}: {full_name(arch)}, {length}", fontsize=8)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("best threshold, logit")
         axes.legend(fontsize=6)
     return save(figure, stem)
