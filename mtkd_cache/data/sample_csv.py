@@ -24,6 +24,8 @@ def read_csv(path: Path) -> tuple[list[Sample], dict[str, int]]:
     Raises MtkdError, with the line, for a column that is absent or named twice, a row with more or fewer cells, an empty cell and
     a frame that is no number; `complete` in `mtkd_cache.data.samples` checks the rest.
     """
+    if not path.is_file():
+        raise MtkdError(f"{path}: there is no such file. Name the CSV that lists the samples.")
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -246,6 +246,11 @@ def test_a_bad_row_is_told_with_its_line(copy_of, organ_folder, organ_split, tmp
     assert str(caught.value).count("\n") < 2 and len(str(caught.value)) < 600
 
 
+def test_a_csv_that_is_not_there(tmp_path):
+    with pytest.raises(MtkdError, match="there is no such file"):
+        read_csv(tmp_path / "samples.csv")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -132,6 +132,14 @@ def test_intervals_are_of_all_seeds_over_patients(tmp_path):
     assert [row["disc"] for row in cells(markdown(table2(rows, SHAPES, {})))] == [f"50.0 [30{DASH}70]", "50.0"]
 
 
+def test_one_patient_gives_no_interval_and_no_note_of_one(tmp_path):
+    alone = with_pictures(student(tmp_path / "a", {"disc": 0.4, "ring": 0.6}), {"disc": {"A": 0.4}, "ring": {"A": 0.6}})
+    rows = collect([alone])
+    assert rows[0].pictures
+    for table in (table1(rows, {}, {}), table2(rows, SHAPES, {})):
+        assert "95 %" not in markdown(table)
+
+
 def test_seeds_of_one_arm_become_one_row_with_mean_and_sample_deviation(tmp_path):
     runs = [student(tmp_path / f"{seed}", level(score), seed=seed) for seed, score in ((2, 0.67), (0, 0.60), (1, 0.62))]
     runs += [student(tmp_path / "kd", level(0.7), kd=True), teachers(tmp_path / "teachers", level(0.8))]

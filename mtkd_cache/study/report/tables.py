@@ -67,7 +67,7 @@ def table1(rows: Sequence[Row], paper: Paper, timings: Timings) -> Table:
         **times,
     }
     title = f"Table 1. Parameters{', mean Dice and time' if times else ' and mean Dice'}"
-    notes = _notes(rows, keys, beside_paper=bool(paper), timed=bool(times))
+    notes = _notes(rows, keys, bounded=bool(bounds), beside_paper=bool(paper), timed=bool(times))
     return Table("table1", title, tuple(columns), _parts(keys, columns.values()), notes)
 
 
@@ -91,12 +91,12 @@ def _beside_the_papers(means: Mapping[RowKey, float | None], paper: Paper, group
     }
 
 
-def _notes(rows: Sequence[Row], keys: Sequence[RowKey], *, beside_paper: bool, timed: bool) -> list[str]:
+def _notes(rows: Sequence[Row], keys: Sequence[RowKey], *, bounded: bool, beside_paper: bool, timed: bool) -> list[str]:
     """What stands below Table 1."""
     shown = {key[1] for key in keys}
     explained = [f"{', '.join(words for layout, words in LAYOUT_WORDS.items() if layout in shown)}; {KD_NOTE}"]
     explained += [SPREAD_NOTE] if any(row.spread is not None for row in rows) else []
-    explained += [INTERVAL_NOTE] if any(row.pictures for row in rows) else []
+    explained += [INTERVAL_NOTE] if bounded else []
     notes = [" ".join(explained)]
     if timed:
         notes.append(f"{TIME_NOTE} {PAPER_TIME_NOTE}" if beside_paper else TIME_NOTE)
@@ -181,7 +181,7 @@ def table2(rows: Sequence[Row], anatomies: Sequence[str], paper: Paper, *, at_po
         **{Column(spoken(anatomy), number=True): partial(beside, anatomy=anatomy) for anatomy in anatomies},
     }
     note = f"Dice in percent, {AT_POINT if at_point else AT_HALF}, the mean over the seeds"
-    note += ", with its 95 % interval over patients" * any(row.pictures for row in rows)
+    note += ", with its 95 % interval over patients" * any(any(each.values()) for each in bounds.values())
     note += "; below it the paper's and, in brackets, the difference." if paper else "."
     name, title = ("table3", f"Table 3. Dice by anatomy {AT_POINT}") if at_point else ("table2", "Table 2. Dice by anatomy")
     return Table(name, title, tuple(columns), _parts(ours, columns.values()), [note])
