@@ -55,7 +55,7 @@ def contact_sheet(cache: LogitCache, store: SampleStore, out: Path, samples: int
         _draw_sample(line, store, row, maps, order)
     axes[0, 0].set_title("sample and mask", fontsize=7)
     for axis, anatomy in zip(axes[0, 1:], order, strict=True):
-        axis.set_title(f"{anatomy.replace('_', ' ')}\nDice {dice[anatomy]:.2f}{judged}", fontsize=7, parse_math=False)
+        axis.set_title(f"{anatomy.replace('_', ' ')}\nDice {100 * dice[anatomy]:.1f} %{judged}", fontsize=7, parse_math=False)
     bar = figure.colorbar(axes[0, 1].images[0], ax=axes, fraction=0.012, pad=0.008)
     bar.ax.tick_params(labelsize=6)
     bar.set_label("the teacher's probability; red frame: the sample's own anatomy", fontsize=6)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 from mtkd_cache.errors import MtkdError
@@ -31,7 +32,9 @@ def test_contact_sheet_shows_the_worst_teacher_first(organ_cache, organ_store, t
     assert picture.shape[0] > 300 and picture.shape[1] > 400 and picture.std() > 20
 
 
-def test_contact_sheet_believes_the_teachers_records(organ_cache, organ_store, tmp_path):
+def test_contact_sheet_believes_the_teachers_records(organ_cache, organ_store, tmp_path, monkeypatch):
+    titles, set_title = [], Axes.set_title
+    monkeypatch.setattr(Axes, "set_title", lambda axis, text, **style: (titles.append(text), set_title(axis, text, **style)))
     for anatomy, dice in (("kidney", 0.25), ("tongue", 0.75)):
         (tmp_path / anatomy).mkdir()
         record = TeacherRecord(
@@ -48,6 +51,7 @@ def test_contact_sheet_believes_the_teachers_records(organ_cache, organ_store, t
         (tmp_path / anatomy / "teacher.json").write_text(json.dumps(record.to_json()))
     out = tmp_path / "sheet.png"
     assert contact_sheet(organ_cache, organ_store, out, samples=1, teachers=tmp_path) == ["kidney", "tongue"]
+    assert [title.split(" at ")[0] for title in titles[1:]] == ["kidney\nDice 25.0 %", "tongue\nDice 75.0 %"]
     for anatomy, dice in (("kidney", 0.9), ("tongue", 0.8)):
         point = OperatingPoint(threshold=-2.0, dice=dice, images=3, patients=1)
         points = OperatingPoints(store_fingerprint=organ_store.fingerprint, weights_sha256=SHA, points={anatomy: point})
