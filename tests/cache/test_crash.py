@@ -15,7 +15,7 @@ from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.errors import MtkdError
 
 CARD_FLUSHES = 2  # of the file and of its folder
-KILLS = int(os.environ.get("MTKD_KILLS", "6"))
+KILLS = int(os.environ.get("MTKD_KILLS", "4"))
 BLOCK = 2
 
 # Builds on request, in a child of its own, which kills itself at the given one of its flushes; imports are paid once.
