@@ -17,7 +17,7 @@ setup: .venv/installed  ## make .venv and install the package into it
 	@touch $@
 
 test: setup  ## run all tests, on all cores
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: setup  ## ruff, import-linter (the order of the layers), mypy
 	$(BIN)/ruff check .
