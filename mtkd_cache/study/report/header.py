@@ -162,5 +162,5 @@ def _unequal(results: Sequence[Result], sections: Sequence[str]) -> list[str]:
     for section in sections:
         recipes = [result.training.recipe for result in results if isinstance(result.training.recipe.get(section), dict)]
         for key in sorted({key for recipe in recipes for key in recipe[section]}):
-            values[f"{section}.{key}"] = dict.fromkeys(str(recipe[section].get(key)) for recipe in recipes)
+            values[f"{section}.{key}"] = dict.fromkeys(str(recipe[section].get(key, "the default")) for recipe in recipes)
     return [f"{key} is {', '.join(different)}" for key, different in values.items() if len(different) > 1]
