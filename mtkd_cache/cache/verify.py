@@ -112,8 +112,10 @@ def _cache_folder(url: str, rerun: bool) -> Folder:
     folder = Folder(url)
     if not any(folder.exists(key) for key in (MANIFEST, PLAN, GROUP)):
         raise MtkdError(f"{folder} is not a logit cache. Run mtkd-cache build --cache {folder}.")
+    if not rerun:
+        return folder
     described = if_intact(read_record, folder, PLAN, CachePlan) or if_intact(read_record, folder, MANIFEST, CacheManifest)
-    if rerun and described and described.settings.source:
+    if described and described.settings.source:
         raise MtkdError(
             f"{folder} has the logits of {described.settings.source}: there is no teacher to ask. "
             "Verify it without --teachers, --live and --repair; damaged maps are written again by the program that wrote them."

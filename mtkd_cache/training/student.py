@@ -160,16 +160,17 @@ class StudentLoss:
         views = self.signal.views(self.store.hashes[batch.rows], epoch).to(batch.images.device)
         images, masks, valid = apply_views(batch.images, batch.masks, views)
         logits = forward(images).float()
-        teachers, absent = self.signal.logits(batch, images, views), absent_in(self.store, batch)
+        teachers = self.signal.logits(batch, images, views)
         distillation = self.recipe.distillation
         if teachers is None:
-            return {"loss": self._cross_entropy(logits, masks, batch.anatomy, absent, valid, by_head=False)}
+            return {"loss": self._cross_entropy(logits, masks, batch, valid, by_head=False)}
         by_head = distillation.combine == "printed"
-        cross_entropy = self._across_ranks(self._cross_entropy(logits, masks, batch.anatomy, absent, valid, by_head))
+        cross_entropy = self._across_ranks(self._cross_entropy(logits, masks, batch, valid, by_head))
         parts, distilled = {"cross_entropy": cross_entropy.detach().mean()}, torch.zeros_like(cross_entropy)
         if distillation.correct == "move":
+            absent = absent_in(self.store, batch)
             teachers = move_to_known(teachers, masks, batch.anatomy, absent, distillation.correct_margin)
-        kept = ~absent if distillation.correct == "leave_out" else None
+        kept = ~absent_in(self.store, batch) if distillation.correct == "leave_out" else None
         for name, (temperature, weight) in distillation.terms.items():
             term = TERMS[name](logits, teachers, temperature, valid, self.average, kept)
             term = self._across_ranks(term if by_head else term.mean())
@@ -177,17 +178,15 @@ class StudentLoss:
             distilled = distilled + weight * term
         return {"loss": distillation_objective(cross_entropy, distilled, 1.0, distillation.combine), **parts}
 
-    def _cross_entropy(
-        self, logits: Tensor, masks: Tensor, anatomy: Tensor, absent: Tensor, valid: Tensor, by_head: bool
-    ) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, masks: Tensor, batch: Batch, valid: Tensor, by_head: bool) -> Tensor:
         """With the masks and, where the recipe says so, with background in heads of absent anatomies; (A,) if by head."""
         student = self.recipe.student
         with_masks = cross_entropy_by_head if by_head else CROSS_ENTROPIES[student.cross_entropy]
-        exclusive = with_masks(logits, masks, anatomy, valid, self.average)
+        exclusive = with_masks(logits, masks, batch.anatomy, valid, self.average)
         if student.negatives == "exclusive":
             return exclusive
         with_labels = absent_cross_entropy_by_head if by_head else absent_cross_entropy
-        background = with_labels(logits, anatomy, absent, valid, self.average)
+        background = with_labels(logits, batch.anatomy, absent_in(self.store, batch), valid, self.average)
         return (1 - student.negative_share) * exclusive + student.negative_share * background
 
     def _across_ranks(self, part: Tensor) -> Tensor:

@@ -151,6 +151,8 @@ class TeacherLoss:
         images, masks, valid = apply_views(batch.images, batch.masks, views.to(batch.images.device))
         head, only_head = store.anatomies.index(self.anatomy), torch.zeros_like(batch.anatomy)
         own = (batch.anatomy == head)[:, None, None]
-        absent = absent_in(store, batch)[:, head, None, None] & (self.recipe.teacher.negatives in LABELLED)
-        known = valid & (own | masks | absent)
+        known = own | masks
+        if self.recipe.teacher.negatives in LABELLED:
+            known = known | absent_in(store, batch)[:, head, None, None]
+        known = valid & known
         return {"loss": exclusive_cross_entropy(forward(images).float(), masks & own, only_head, known, self.average)}
