@@ -47,7 +47,7 @@ def command(store: str, teachers: Path, named: tuple[str, ...], arch: str | None
     recipe = common.recipe_of(options, {f"cache.{key}": options[key] for key in ("step", "views", "codec")})
     accelerator = common.accelerator_of(options)
     samples = mc.SampleStore.open(store)
-    loaded = mc.Teachers.gather(named, samples, teachers, arch) if named else mc.Teachers.load(teachers, samples)
+    loaded = mc.Teachers.gather(named, samples, teachers, arch)
     spec = mc.CacheSpec.of(samples, loaded.stride, recipe, accelerator.mixed_precision)
     temperature = recipe.distillation.temperature
     if options["kl"]:

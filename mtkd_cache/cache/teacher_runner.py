@@ -53,7 +53,7 @@ class Teachers:
         Raises:
             MtkdError: a teacher is missing, damaged, of another anatomy, or has no native logits at that size.
         """
-        return cls._of(list(teachers_of_folder(folder, store.anatomies, store)), store)
+        return cls.gather((), store, folder)
 
     @classmethod
     def gather(
