@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtkd_cache.cache.layout import TeacherInfo
 from mtkd_cache.cache.overlap import seen_by
 from mtkd_cache.data.sample_store import SampleStore
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import MtkdError, said
 from mtkd_cache.models.checkpoints import WEIGHTS, check_present, file_sha256, load_heads, load_network
 from mtkd_cache.models.network import Network
 from mtkd_cache.models.own import find_factory, is_own, source_sha256
@@ -67,8 +67,7 @@ class OwnTeacher(nn.Module):
         except OUT_OF_MEMORY:
             raise
         except Exception as error:  # code that is not ours
-            told = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
-            raise MtkdError(f"{self.name} fails on images {tuple(images.shape)}: {told}.") from error
+            raise MtkdError(f"{self.name} fails on images {tuple(images.shape)}: {said(error)}.") from error
         check_logits(self.name, logits, images, self.heads, self.stride)
         return logits if heads is None else logits[:, list(heads)]
 
@@ -166,8 +165,7 @@ def _of_factory(name: str, store: SampleStore) -> Source:
     try:
         teacher = factory()  # type: ignore[call-arg]
     except Exception as error:  # code that is not ours
-        told = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
-        raise MtkdError(f"{name} failed: {told}. It is called without arguments and returns the teacher.") from error
+        raise MtkdError(f"{name} failed: {said(error)}. It is called without arguments and returns the teacher.") from error
     return _own(name, teacher, store, source_sha256(name))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from mtkd_cache.deploy.onnx_file import FRAME, OUTPUTS, check_packages
 from mtkd_cache.deploy.onnx_graph import FrameToMasks
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import MtkdError, first_line
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.records import RunRecord
 from mtkd_cache.storage.folder import durable_file
@@ -108,8 +108,7 @@ def _exported(module: FrameToMasks, frame: tuple[int, int], name: str) -> Any:
         assert program is not None
         return program.model_proto
     except Exception as error:  # torch.export refuses in many ways
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MtkdError(f"{name} cannot be exported by torch {torch.__version__} ({said}).") from error
+        raise MtkdError(f"{name} cannot be exported by torch {torch.__version__} ({first_line(error)}).") from error
 
 
 def metadata_of(predictor: Predictor, frame: tuple[int, int]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import MtkdError, first_line
 
 FRAME, MASKS, PROBABILITIES = "frame", "masks", "probabilities"
 OUTPUTS = (MASKS, PROBABILITIES)
@@ -100,5 +100,4 @@ def _opened(load: Callable[[], Any], path: Path | str) -> Any:
     try:
         return load()
     except Exception as error:  # each runtime raises errors of its own
-        said = str(error).strip().splitlines()[0]
-        raise MtkdError(f"{path} cannot be loaded ({said}). Write it again with mtkd-cache export.") from error
+        raise MtkdError(f"{path} cannot be loaded ({first_line(error)}). Write it again with mtkd-cache export.") from error

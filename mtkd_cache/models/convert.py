@@ -17,11 +17,11 @@ from segmentation_models_pytorch.encoders import get_encoder
 from timm.models import eva, metaformer, pvt_v2, vision_transformer
 from torch import Tensor, nn
 
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import MtkdError, first_line
 from mtkd_cache.models.checkpoints import file_sha256, write_tensors
 from mtkd_cache.models.encoders import SURGENET_CAFORMER, input_statistics, make_vision_transformer, with_relu
 from mtkd_cache.models.parts import Statistics
-from mtkd_cache.models.weight_files import Origin, first_line, read_checkpoint_file
+from mtkd_cache.models.weight_files import Origin, read_checkpoint_file
 
 DRESDEN = "pretrained, without masks, on images of the Dresden set too: its test images are not unseen"
 SURGENET = Origin("SurgeNet (Jaspers et al. 2025), github.com/TimJaspers0801/SurgeNet", "CC BY-NC-SA 4.0", DRESDEN)

@@ -19,7 +19,7 @@ from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPl
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import MtkdError, first_line
 from mtkd_cache.models import segformer
 from mtkd_cache.models.encoders import check_name, input_statistics, make_encoder, make_vision_transformer
 from mtkd_cache.models.parts import Parts, channels_of
@@ -151,7 +151,7 @@ def smp_parts(decoder_name: str, encoder_name: str, layout: str, heads: int) -> 
             _try_out(kind, encoder, decoders[0])
             TRIED.add((decoder_name, encoder_name))
     except Exception as error:  # encoders and decoders refuse each other in many ways
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".!")
+        reason = first_line(error).rstrip(".!")
         raise MtkdError(
             f"{decoder_name} cannot be put over the encoder {encoder_name}: {reason}. Use another encoder, for instance "
             f"{'tu-vit_small_patch16_224' if decoder_name == 'dpt' else 'resnet18, resnet50 or efficientnet-b0'}."

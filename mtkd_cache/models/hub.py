@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCardData, snapshot_download
 
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import MtkdError, first_line
 from mtkd_cache.models.checkpoints import WEIGHTS, load_network, read_weights, save_network
 from mtkd_cache.models.network import Network
 from mtkd_cache.models.records import RUN, TEACHER
@@ -33,9 +33,8 @@ def load(name: str | Path, anatomies: Sequence[str] | None = None, arch: str | N
         try:
             folder = Path(snapshot_download(str(name), allow_patterns=list(FILES), **options))
         except Exception as error:  # the hub's client raises errors of its HTTP library
-            said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise MtkdError(
-                f"{name} is no folder, and no model that the hub hands out here ({said}). "
+                f"{name} is no folder, and no model that the hub hands out here ({first_line(error)}). "
                 "Name a run folder, or USER/MODEL on the hub; a private one needs a token (hf auth login)."
             ) from error
     return load_network(folder, anatomies=anatomies, arch=arch)

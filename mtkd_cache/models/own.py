@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import MtkdError, said
 from mtkd_cache.models.parts import Parts, Statistics
 
 AS_IT_IS: Statistics = ((0.0,) * 3, (1.0,) * 3)  # images stay in [0, 1]
@@ -33,7 +33,7 @@ def own_parts(arch: str, heads: int) -> Parts:
         network = factory(heads)
     except Exception as error:  # code that is not ours
         raise MtkdError(
-            f"{arch} failed for {heads} anatomies: {_said(error)}. It gets their number and returns the network."
+            f"{arch} failed for {heads} anatomies: {said(error)}. It gets their number and returns the network."
         ) from error
     if not isinstance(network, nn.Module):
         raise MtkdError(f"{arch} returns a {type(network).__name__}, not a torch.nn.Module. Let it return the network.")
@@ -71,7 +71,7 @@ def _import(arch: str, module_name: str) -> Any:
             raise MtkdError(f"{arch}: there is no module {error.name}. Give package.module:factory, seen from {here}.") from error
         raise MtkdError(f"{arch}: {module_name} needs {error.name}, which is not installed.") from error
     except Exception as error:  # code that is not ours
-        raise MtkdError(f"{arch}: {module_name} cannot be imported: {_said(error)}.") from error
+        raise MtkdError(f"{arch}: {module_name} cannot be imported: {said(error)}.") from error
 
 
 def _statistics(arch: str, network: nn.Module) -> Statistics:
@@ -96,7 +96,7 @@ def _try_out(arch: str, network: nn.Module, heads: int, multiple: int) -> int:
         with torch.no_grad():
             logits = network.eval()(torch.full((1, 3, side, 2 * side), 0.5))
     except Exception as error:  # code that is not ours
-        raise MtkdError(f"{arch} fails on an image of {2 * side}x{side} pixels: {_said(error)}.") from error
+        raise MtkdError(f"{arch} fails on an image of {2 * side}x{side} pixels: {said(error)}.") from error
     network.train(training)
     fitting = isinstance(logits, Tensor) and logits.ndim == 4 and logits.shape[:2] == (1, heads) and 0 not in logits.shape
     if not (fitting and logits.is_floating_point()):
@@ -108,8 +108,3 @@ def _try_out(arch: str, network: nn.Module, heads: int, multiple: int) -> int:
         raise MtkdError(f"{arch} gives NaN or infinity on a gray image of {2 * side}x{side} pixels. Check its initial weights.")
     height: int = logits.shape[2]
     return max(1, round(side / height))
-
-
-def _said(error: Exception) -> str:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return f"{type(error).__name__}: {first}" if str(error).strip() else first

@@ -21,11 +21,11 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights, LRASPP_MobileNet_V3_Large_Weights
 
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import MtkdError, first_line
 from mtkd_cache.models import lraspp, mininetv2, pidnet
 from mtkd_cache.models.decoders import SmpDecoder
 from mtkd_cache.models.network import Network
-from mtkd_cache.models.weight_files import first_line, read_checkpoint_file, read_weights_file
+from mtkd_cache.models.weight_files import read_checkpoint_file, read_weights_file
 
 WEIGHTS = Path("data/weights")
 COCO = {  # torchvision's, by architecture

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import MtkdError, first_line
 
 PICKLED = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 NESTED = ("teacher", "model", "state_dict")  # where checkpoints of whole trainings keep the weights (DINO, MAE, PIDNet)
@@ -54,11 +54,6 @@ def read_origin(path: Path) -> Origin | None:
         return Origin(**about["origin"]) if "origin" in about else None
     except (SafetensorError, OSError, ValueError, TypeError):
         return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, without a full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _load(path: Path) -> Any:
