@@ -214,8 +214,7 @@ def scale(**options: Any) -> dict[str, Any]:
     ),
     click.option("--seeds", type=common.NUMBERS, default="0,1,2", help="Seeds of the students."),
     click.option("--split", type=click.Choice(["validation", "test"]), default="test", help="Where they are judged."),
-    click.option("--join", "joined", multiple=True, type=common.FOLDER, metavar="FOLDER", help="Only show these (repeatable)."),
-    *(common.recipe, common.overrides, common.compute, common.resident),
+    *(common.joined, common.recipe, common.overrides, common.compute, common.resident),
 )
 def parity(accelerator: "Accelerator", out: Path, joined: tuple[Path, ...], **options: Any) -> dict[str, Any]:
     """Students of cached maps, recorded views and live teachers, paired by seed. Resumes after an interruption.
@@ -225,10 +224,9 @@ def parity(accelerator: "Accelerator", out: Path, joined: tuple[Path, ...], **op
     from mtkd_cache.bench.parity import ARMS, ParityStudy, plan
     from mtkd_cache.bench.parity_report import write_parity
     from mtkd_cache.study.gain.arms import LENGTHS
-    from mtkd_cache.study.run import run_study
 
     if joined:
-        return _shown(write_parity(joined, out))
+        return common.say_report(write_parity(joined, out))
     recipe, lengths = common.recipe_of(options, {"student.arch": options["arch"]}), options["lengths"]
     store, named, teachers = mc.SampleStore.open(options["store"]), options["named"], options["teachers"]
     study = ParityStudy(
@@ -237,18 +235,9 @@ def parity(accelerator: "Accelerator", out: Path, joined: tuple[Path, ...], **op
         recipe,
         options["resident"],
         recipe_of=lambda values: common.recipe_of(options, {"student.arch": options["arch"], **values}),
-        load=lambda: mc.Teachers.gather(named, store, teachers) if named else mc.Teachers.load(teachers, store),
+        load=lambda: mc.Teachers.gather(named, store, teachers),
         views=max(LENGTHS[length] for length in lengths) * recipe.student.epochs,
     )
     jobs = plan(options["arms"] or list(ARMS), lengths, recipe.student.arch, options["seeds"], options["split"])
-    result = run_study(study, jobs, accelerator, common.say)
-    if not accelerator.is_main_process:
-        click.get_current_context().exit()
-    return {**result, **_shown(result.pop("report"))}
-
-
-def _shown(report: dict[str, Any]) -> dict[str, Any]:
-    common.say(report["markdown"])
-    for path in report["files"]:
-        common.say(f"written: {path}")
-    return report
+    result = common.run_study(study, jobs, accelerator)
+    return {**result, **result.pop("report")}

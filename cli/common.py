@@ -20,6 +20,9 @@ from mtkd_cache.recipe import Recipe, load_recipe, shipped
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from mtkd_cache.study.jobs import Job
+    from mtkd_cache.study.run import Study
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 Numbers = tuple[int, ...]
 
@@ -62,6 +65,16 @@ teacher = click.option(
     metavar="TEACHER",
     help="A student's run, a folder of teachers, or package.module:factory, your own (repeatable): it answers for its anatomies, "
     "the mean of several where they share one; --teachers for the others.",
+)
+phase = click.option(
+    "--phase", type=click.Choice(["choose", "test"]), default="choose", help="Compare on validation, confirm on test."
+)
+arms = click.option(
+    "--arm", "arms", multiple=True, metavar="NAME", help="Only this arm (repeatable).  [default: all, or those to test]"
+)
+study_seeds = click.option("--seeds", type=NUMBERS, help="Seeds of the students.  [default: 0,1,2, to test 10,11,12,13,14]")
+joined = click.option(
+    "--join", "joined", multiple=True, type=FOLDER, metavar="FOLDER", help="Only show these studies (repeatable)."
 )
 splits = click.option("--split", "splits", multiple=True, type=SPLIT, default=["train"], help="Cached split (repeatable).")
 recipe = click.option("--recipe", default="paper", help=f"Shipped recipe ({', '.join(shipped())}), or path of a TOML file.")
@@ -228,6 +241,27 @@ def say_view_gap(gap: Mapping[str, dict[str, float]] | None) -> None:
 
     if gap:
         say(f"mean KL to live teachers of the augmented pictures: {told(gap)}")
+
+
+def run_study(study: "Study", jobs: Sequence["Job"], accelerator: "Accelerator") -> dict[str, Any]:
+    """Run a study's jobs and tell what it reports. Of a launch only the main process returns."""
+    from mtkd_cache.study.run import run_study as run
+
+    result = run(study, jobs, accelerator, say)
+    if not accelerator.is_main_process:
+        click.get_current_context().exit()
+    if result["report"]:
+        say_report(result["report"])
+    return result
+
+
+def say_report(report: dict[str, Any]) -> dict[str, Any]:
+    """Tell the tables of a study and the files it wrote."""
+    if "markdown" in report:
+        say(report["markdown"])
+    for path in report["files"]:
+        say(f"written: {path}")
+    return report
 
 
 def plural(count: int, noun: str) -> str:

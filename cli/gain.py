@@ -15,19 +15,15 @@ from . import common
 @common.teachers
 @common.cache
 @click.option("--out", type=common.FOLDER, default="runs/gain", help="The study's folder.")
-@click.option("--phase", type=click.Choice(["choose", "test"]), default="choose", help="Compare on validation, confirm on test.")
-@click.option(
-    "--arm", "arms", multiple=True, metavar="NAME", help="Only this arm (repeatable).  [default: all, or those to test]"
-)
+@common.phase
+@common.arms
 @click.option("--arch", "archs", multiple=True, help="Student's architecture (repeatable).  [default: both]")
 @click.option(
     "--length", "lengths", multiple=True, type=click.Choice(["short", "long"]), help="Epochs: the recipe's, or 4 times."
 )
-@click.option("--seeds", type=common.NUMBERS, help="Seeds of the students.  [default: 0,1,2, to test 10,11,12,13,14]")
+@common.study_seeds
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of a short training.  [default: the recipe's]")
-@click.option(
-    "--join", "joined", multiple=True, type=common.FOLDER, metavar="FOLDER", help="Only show these studies (repeatable)."
-)
+@common.joined
 @common.recipe
 @common.overrides
 @common.compute
@@ -42,10 +38,9 @@ def command(out: Path, joined: tuple[Path, ...], phase: str, **options: Any) -> 
     """
     from mtkd_cache.study.gain.arms import ARCHITECTURES, ARMS, LENGTHS, SEEDS, SPLITS, plan
     from mtkd_cache.study.gain.run import GainStudy, arms_to_test, write_gain
-    from mtkd_cache.study.run import run_study
 
     if joined:
-        return _shown(write_gain(joined, out))
+        return common.say_report(write_gain(joined, out))
     own = {"student.epochs": options["epochs"]}
     recipe, store, teachers = common.recipe_of(options, own), mc.SampleStore.open(options["store"]), options["teachers"].resolve()
     study = GainStudy(
@@ -65,16 +60,4 @@ def command(out: Path, joined: tuple[Path, ...], phase: str, **options: Any) -> 
         options["archs"] or ARCHITECTURES,
         options["seeds"] or SEEDS[phase],
     )
-    accelerator = common.accelerator_of(options)
-    result = run_study(study, jobs, accelerator, common.say)
-    if not accelerator.is_main_process:
-        click.get_current_context().exit()
-    _shown(result["report"])
-    return result
-
-
-def _shown(report: dict[str, Any]) -> dict[str, Any]:
-    common.say(report["markdown"])
-    for path in report["files"]:
-        common.say(f"written: {path}")
-    return report
+    return common.run_study(study, jobs, common.accelerator_of(options))

@@ -16,17 +16,13 @@ from . import common
 @click.option("--cache", type=common.FOLDER, default="data/logits.zarr", help="Logit cache of these teachers.")
 @click.option("--multilabel", "dataset", type=common.FOLDER, metavar="DATASET", help="Judge on this dataset's multilabel subset.")
 @click.option("--out", type=common.FOLDER, default="runs/labels", help="The study's folder.")
-@click.option("--phase", type=click.Choice(["choose", "test"]), default="choose", help="Compare on validation, confirm on test.")
-@click.option(
-    "--arm", "arms", multiple=True, metavar="NAME", help="Only this arm (repeatable).  [default: all, or those to test]"
-)
+@common.phase
+@common.arms
 @click.option("--arch", help=f"Override the recipe's architecture of the student: {common.ARCHITECTURES}.")
 @click.option("--layout", type=click.Choice(common.LAYOUTS), help="What the student's anatomies share.  [default: shared]")
-@click.option("--seeds", type=common.NUMBERS, help="Seeds of the students.  [default: 0,1,2, to test 10,11,12,13,14]")
+@common.study_seeds
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of a student.  [default: the recipe's]")
-@click.option(
-    "--join", "joined", multiple=True, type=common.FOLDER, metavar="FOLDER", help="Only show these studies (repeatable)."
-)
+@common.joined
 @common.from_recipe
 @common.compute
 @common.resident
@@ -41,11 +37,10 @@ def command(out: Path, joined: tuple[Path, ...], phase: str, **options: Any) -> 
     from mtkd_cache.models.records import read_run
     from mtkd_cache.study.labels.arms import SEEDS, SPLITS, Place, all_arms, plan
     from mtkd_cache.study.labels.run import LabelsStudy, arms_to_test, write_labels
-    from mtkd_cache.study.run import run_study
     from mtkd_cache.training.negatives import check_labels
 
     if joined:
-        return _shown(write_labels(joined, out))
+        return common.say_report(write_labels(joined, out))
     own = {"student.epochs": options["epochs"], "student.arch": options["arch"]}
     recipe, store = common.recipe_of(options, own), mc.SampleStore.open(options["store"])
     check_labels(store, "mtkd-cache labels")
@@ -66,16 +61,4 @@ def command(out: Path, joined: tuple[Path, ...], phase: str, **options: Any) -> 
     arms = options["arms"] or (all_arms(teacher_run is not None) if phase == "choose" else arms_to_test(out))
     students = network, SPLITS[phase], arms, options["seeds"] or SEEDS[phase]
     jobs = plan(place, () if teacher_run else store.anatomies, recipe.teacher.arch, *students)
-    accelerator = common.accelerator_of(options)
-    result = run_study(study, jobs, accelerator, common.say)
-    if not accelerator.is_main_process:
-        click.get_current_context().exit()
-    _shown(result["report"])
-    return result
-
-
-def _shown(report: dict[str, Any]) -> dict[str, Any]:
-    common.say(report["markdown"])
-    for path in report["files"]:
-        common.say(f"written: {path}")
-    return report
+    return common.run_study(study, jobs, common.accelerator_of(options))

@@ -31,7 +31,7 @@ def command(store: str, out: Path | None, dry_run: bool, **options: Any) -> dict
     machines as share the folder: each takes the next job that no other works on.
     """
     from mtkd_cache.study.jobs import command_of, plan
-    from mtkd_cache.study.run import Study, run_study
+    from mtkd_cache.study.run import Study
 
     recipe = common.recipe_of(options)
     out = out or Path("runs", Path(options["recipe"]).stem)
@@ -45,13 +45,7 @@ def command(store: str, out: Path | None, dry_run: bool, **options: Any) -> dict
             click.echo(line, err=click.get_current_context().params["as_json"])
         common.say(f"{sum(done for _, done, _ in shown)} of {len(jobs)} jobs are done, in {out}")
         return {"units": [{"name": name, "done": done, "command": words} for name, done, words in shown]}
-    accelerator = common.accelerator_of(options)
-    result = run_study(study, jobs, accelerator, common.say)
-    if not accelerator.is_main_process:
-        click.get_current_context().exit()
-    for path in (result["report"] or {"files": []})["files"]:
-        common.say(f"written: {path}")
-    return result
+    return common.run_study(study, jobs, common.accelerator_of(options))
 
 
 def _shared(options: dict[str, Any]) -> tuple[list[str], list[str]]:
