@@ -35,7 +35,8 @@ def command(out: Path, joined: tuple[Path, ...], phase: str, **options: Any) -> 
     should share the work. Teachers and cache that are there already are used as those without labels.
     """
     from mtkd_cache.models.records import read_run
-    from mtkd_cache.study.labels.arms import SEEDS, SPLITS, Place, all_arms, plan
+    from mtkd_cache.study.gain.arms import SEEDS, SPLITS
+    from mtkd_cache.study.labels.arms import Place, all_arms, plan
     from mtkd_cache.study.labels.run import LabelsStudy, arms_to_test, write_labels
     from mtkd_cache.training.negatives import check_labels
 

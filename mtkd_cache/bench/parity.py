@@ -34,7 +34,7 @@ from mtkd_cache.models.records import EVALUATION, RUN, RunRecord, write_json
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.study.gain.arms import LENGTHS, StudentJob
-from mtkd_cache.study.jobs import Job
+from mtkd_cache.study.jobs import Job, check_arms
 from mtkd_cache.study.run import Study
 from mtkd_cache.training.loop import Task
 from mtkd_cache.training.run_folder import train_or_resume
@@ -59,9 +59,7 @@ def plan(arms: Sequence[str], lengths: Sequence[str], arch: str, seeds: Sequence
 
     Raises MtkdError for an arm that there is not.
     """
-    for arm in arms:
-        if arm not in ARMS:
-            raise MtkdError(f"arm {arm!r}: there is no such arm. Name some of {', '.join(ARMS)}.")
+    check_arms(arms, ARMS)
     cache = Job("cache", CACHE, arch, "", 0)
     jobs: list[Job] = [cache]
     for length in sorted(lengths, key=lambda name: LENGTHS[name]):

@@ -13,7 +13,8 @@ from mtkd_cache.cache.view_gap import means
 from mtkd_cache.models.records import read_json, write_json
 from mtkd_cache.storage.folder import write_durably
 from mtkd_cache.study.gain.results import Gain, Group, Result, gain, read_results, t_975, t_interval
-from mtkd_cache.study.report.formats import full_name, signed
+from mtkd_cache.study.gain.table import gain_text, groups, spread
+from mtkd_cache.study.report.formats import full_name
 from mtkd_cache.study.report.style import FAMILIES, OTHERS, QUIET, RED, save, styled
 
 VIEW_GAP = "view-gap.json"
@@ -58,10 +59,7 @@ def write_parity(studies: Sequence[Path], out: Path) -> dict[str, Any]:
 def grouped(results: Sequence[Result]) -> dict[Group, dict[str, list[Result]]]:
     """The results by group, and in each by arm, those with fewer views first."""
     order = ("masks", "cached", *(f"views-{number}" for number in (1, 2, 4, "epochs")), "online", "online-clean")
-    groups: dict[Group, dict[str, list[Result]]] = {}
-    for each in sorted(results, key=lambda each: (*each.group, order.index(each.arm), each.seed)):
-        groups.setdefault(each.group, {}).setdefault(each.arm, []).append(each)
-    return groups
+    return dict(groups(results, order))
 
 
 def differences(arm: str, arms: Arms) -> list[tuple[str, str, Gain]]:
@@ -98,9 +96,10 @@ def markdown(groups: Mapping[Group, Arms], gaps: Mapping[str, dict[str, dict[str
 def _row(arm: str, arms: Arms) -> list[str]:
     results = arms[arm]
     found = {(over, figure): each for over, figure, each in differences(arm, arms)}
-    paired = [_difference(found.get((over, figure))) for figure in FIGURES for over in OVER if over in arms]
+    means = [spread([100 * getattr(each, figure) for each in results]) for figure in FIGURES]
+    paired = [gain_text(found.get((over, figure))) for figure in FIGURES for over in OVER if over in arms]
     needed = [_needed(arm, arms, figure) for figure in FIGURES]
-    return [arm, str(len(results)), *(_spread(results, figure) for figure in FIGURES), *paired, ", ".join(filter(None, needed))]
+    return [arm, str(len(results)), *means, *paired, ", ".join(filter(None, needed))]
 
 
 def _needed(arm: str, arms: Arms, figure: str) -> str:
@@ -108,19 +107,6 @@ def _needed(arm: str, arms: Arms, figure: str) -> str:
     cached = {each.seed: getattr(each, figure) for each in arms.get("cached", ())} if arm != "cached" else {}
     pairs = [100 * (getattr(each, figure) - cached[each.seed]) for each in arms[arm] if each.seed in cached]
     return str(seeds_needed(pairs) or "")
-
-
-def _spread(results: Sequence[Result], figure: str) -> str:
-    values = [100 * getattr(each, figure) for each in results]
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
-
-
-def _difference(found: Gain | None) -> str:
-    if found is None:
-        return ""
-    low_high = f" [{signed(found.interval[0])}, {signed(found.interval[1])}]" if found.interval else ""
-    return f"{signed(found.mean)}{low_high}"
 
 
 @styled

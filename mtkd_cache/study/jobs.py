@@ -1,6 +1,6 @@
 """The rows of Table 1 as jobs, each after those it depends on, and the command that does each by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -34,6 +34,14 @@ class Job:
     @property
     def name(self) -> str:
         return f"{self.kind} {self.folder}" + ("" if self.split == "test" else f" on {self.split}")
+
+
+def check_arms(arms: Iterable[str], known: Iterable[str]) -> None:
+    """Raises MtkdError for an arm that a study does not have."""
+    names = tuple(known)
+    for arm in arms:
+        if arm not in names:
+            raise MtkdError(f"arm {arm!r}: there is no such arm. Name some of {', '.join(names)}.")
 
 
 def row_names(recipe: Recipe) -> list[str]:

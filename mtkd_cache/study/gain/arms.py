@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtkd_cache.errors import MtkdError
-from mtkd_cache.study.jobs import Job
+from mtkd_cache.study.jobs import Job, check_arms
 
 BASELINE, PAPER = "masks", "kl"
 ARMS: dict[str, dict[str, Any]] = {  # by name, what differs from the recipe; those called masks have no teacher
@@ -44,9 +43,7 @@ def plan(
 
     teachers: the folder of the teachers. Raises MtkdError for an arm that there is not.
     """
-    for arm in arms:
-        if arm not in ARMS:
-            raise MtkdError(f"arm {arm!r}: there is no such arm. Name some of {', '.join(ARMS)}.")
+    check_arms(arms, ARMS)
     jobs = [Job("evaluation", teachers, "", "teachers", 0, split="validation")]  # which also chooses their operating points
     if split != "validation":
         jobs.append(replace(jobs[0], split=split, needs=(jobs[0].name,)))

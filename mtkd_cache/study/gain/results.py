@@ -147,6 +147,11 @@ def best_arm(results: Iterable[Result]) -> str | None:
     for result in results:
         if result.split == "validation" and not result.arm.startswith(BASELINE):
             by_arm.setdefault(result.arm, {})[*result.group, result.seed] = result.dice_at_operating_point
+    return best_of(by_arm)
+
+
+def best_of(by_arm: Mapping[str, Mapping[tuple[Any, ...], float]]) -> str | None:
+    """The arm with the highest mean of its values, over the places that all arms have; None where there is none."""
     common = set.intersection(*map(set, by_arm.values())) if by_arm else set()
     if not common:
         return None

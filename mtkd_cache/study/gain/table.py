@@ -13,7 +13,6 @@ from mtkd_cache.study.report.formats import full_name, percent, signed
 from mtkd_cache.study.report.style import OTHERS, QUIET, save, styled
 
 COLUMNS = ("arm", "seeds", "at 0.5", "at operating points", "over masks", "over KL", "pixel AP", "minutes")
-ORDER = {arm: place for place, arm in enumerate(ARMS)}
 NOTE = (
     "Dice in percent, mean ± standard deviation over the seeds. Operating points: the threshold of each head, chosen on "
     "validation. Over masks, over KL: difference at operating points, paired by seed, with its 95 % t-interval. All arms of a "
@@ -21,10 +20,10 @@ NOTE = (
 )
 
 
-def groups(results: Sequence[Result]) -> list[tuple[Group, dict[str, list[Result]]]]:
-    """The results by group, and in each by arm in the order of ARMS."""
+def groups(results: Sequence[Result], order: Sequence[str] = tuple(ARMS)) -> list[tuple[Group, dict[str, list[Result]]]]:
+    """The results by group, and in each by arm in the given order."""
     found: dict[Group, dict[str, list[Result]]] = {}
-    for result in sorted(results, key=lambda result: (*result.group, ORDER[result.arm], result.seed)):
+    for result in sorted(results, key=lambda result: (*result.group, order.index(result.arm), result.seed)):
         found.setdefault(result.group, {}).setdefault(result.arm, []).append(result)
     return list(found.items())
 

@@ -4,13 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtkd_cache.errors import MtkdError
-from mtkd_cache.study.jobs import Job
+from mtkd_cache.study.jobs import Job, check_arms
 
 BASELINE = "plain"
 OFF = {"teacher.negatives": "own", "student.negatives": "exclusive", "distillation.correct": "none"}
-SPLITS = {"choose": "validation", "test": "test"}  # by phase
-SEEDS = {"choose": (0, 1, 2), "test": (10, 11, 12, 13, 14)}
 
 
 @dataclass(frozen=True)
@@ -85,9 +82,7 @@ def plan(
     network: of the students, and the name of their folder. The `arm` of a teacher's or cache's job is the kind.
     Raises MtkdError for an arm that there is not.
     """
-    for arm in arms:
-        if arm not in ARMS:
-            raise MtkdError(f"arm {arm!r}: there is no such arm. Name some of {', '.join(ARMS)}.")
+    check_arms(arms, ARMS)
     taught_by = {arm: kind_of(arm, run=not anatomies) for arm in arms}
     kinds = [kind for kind in dict.fromkeys(taught_by.values()) if kind]
     jobs: list[Job] = []

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtkd_cache.models.records import Evaluation, MultilabelEvaluation, read_as, read_evaluation, read_json, read_training_records
-from mtkd_cache.study.gain.results import Gain, paired_gain
-from mtkd_cache.study.labels.arms import BASELINE, SPLITS
+from mtkd_cache.study.gain.arms import SPLITS
+from mtkd_cache.study.gain.results import Gain, best_of, paired_gain
+from mtkd_cache.study.labels.arms import BASELINE
 from mtkd_cache.study.labels.false_alarms import FalseAlarms, read_false_alarms
 
 LABELS = "labels.json"  # what a study writes, in its folder
@@ -167,7 +168,4 @@ def best_arm(results: Iterable[Result]) -> str | None:
         chosen = result.split == "validation" and result.network != "teachers" and not result.arm.startswith("masks")
         if chosen and result.arm != BASELINE and (mean := mean_of(result.judged)) is not None:
             by_arm.setdefault(result.arm, {})[*result.group, str(result.seed)] = mean
-    common = set.intersection(*map(set, by_arm.values())) if by_arm else set()
-    if not common:
-        return None
-    return max(by_arm, key=lambda arm: statistics.mean(by_arm[arm][place] for place in common))
+    return best_of(by_arm)

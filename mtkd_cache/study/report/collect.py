@@ -113,8 +113,7 @@ class Row:
     @cached_property
     def pictures(self) -> list[Picture]:
         """The figures by picture of all seeds; empty where a result is of an earlier version, which did not write them."""
-        by_seed = [read_pictures(result.path / PICTURES.format("test")) for result in self.results]
-        return [picture for pictures in by_seed for picture in pictures or ()] if all(by_seed) else []
+        return pictures_of(self.results)
 
     def intervals(self, figure: str = "dice") -> tuple[Interval | None, dict[str, Interval | None]]:
         """95 % intervals over patients of the mean of a figure and of each anatomy's, all seeds together; None if unknown."""
@@ -135,6 +134,12 @@ class Row:
         if not self.means_at_point:
             return None
         return mean((result.evaluation.dice_at_operating_point or {}).get(anatomy) for result in self.results)
+
+
+def pictures_of(results: Sequence[Result]) -> list[Picture]:
+    """The figures by picture of all results; empty where one has none."""
+    read = [read_pictures(result.path / PICTURES.format("test")) for result in results]
+    return [picture for pictures in read for picture in pictures or ()] if all(read) else []
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -11,9 +11,9 @@ from functools import cached_property
 from mtkd_cache.evaluation.pictures import AT_POINT as AT_POINT_SUFFIX
 from mtkd_cache.evaluation.pictures import Picture
 from mtkd_cache.evaluation.statistics import Interval, paired_differences
-from mtkd_cache.evaluation.tables import PICTURES, read_pictures, totals_of
+from mtkd_cache.evaluation.tables import totals_of
 from mtkd_cache.study.published import Paper
-from mtkd_cache.study.report.collect import Result, Row, compared_with, mean, spread
+from mtkd_cache.study.report.collect import Result, Row, compared_with, mean, pictures_of, spread
 from mtkd_cache.study.report.formats import MINUS, display_name, full_name, percent, signed, spoken
 from mtkd_cache.study.report.markup import Cell, Column, Table
 from mtkd_cache.study.report.tables import AT_HALF, AT_POINT, difference_cell, text_cell
@@ -96,19 +96,14 @@ class Gain:
 
     def _intervals(self) -> dict[str, Interval | None]:
         """Of the differences, the seeds together; empty where the two rows have no figures of the same pictures."""
-        before, after = (_pictures([pair[side] for pair in self.seeds.values()]) for side in (0, 1))
+        sides = ([pair[side] for pair in self.seeds.values()] for side in (0, 1))
+        before, after = (sorted(pictures_of(results), key=_place) for results in sides)
         if not before or [_place(picture) for picture in before] != [_place(picture) for picture in after]:
             return {}
         figure = "dice" + AT_POINT_SUFFIX * self.at_point
         old, new = totals_of(before, figure), totals_of(after, figure)
         differences = paired_differences(old, new)[1:]
         return {name: row.interval for name, row in zip(old.anatomies, differences, strict=True) if row}
-
-
-def _pictures(results: Sequence[Result]) -> list[Picture]:
-    """The pictures of all results, in an order that is the same for any network; empty where one has none."""
-    read = [read_pictures(result.path / PICTURES.format("test")) for result in results]
-    return sorted((picture for pictures in read for picture in pictures or ()), key=_place) if all(read) else []
 
 
 def _place(picture: Picture) -> tuple[str, str]:
