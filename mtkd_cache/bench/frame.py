@@ -29,7 +29,7 @@ import torch
 from mtkd_cache.bench.build import spread_out
 from mtkd_cache.bench.machine import Result, Size
 from mtkd_cache.deploy.export import export_onnx
-from mtkd_cache.deploy.onnx_file import FRAME, MASKS, RUNTIMES, check_packages
+from mtkd_cache.deploy.onnx_file import FRAME, MASKS, RUNTIMES, check_packages, onnxruntime_session, openvino_request
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.frames import to_network
 from mtkd_cache.evaluation.predictor import Predictor
@@ -166,13 +166,8 @@ def exported_shares(
 
 def profile_onnxruntime(path: Path, pictures: Sequence[np.ndarray]) -> tuple[Steps, float]:
     """The operations of one run, the mean over pictures, and the seconds of a whole run; the first picture does not count."""
-    import onnxruntime as ort
-
     with TemporaryDirectory() as folder:
-        options, only_these = ort.SessionOptions(), ort.RunOptions()
-        options.intra_op_num_threads, options.enable_profiling = torch.get_num_threads(), True
-        options.profile_file_prefix, only_these.only_execute_path_to_fetches = str(Path(folder, "profile")), True
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session, only_these = onnxruntime_session(path, torch.get_num_threads(), str(Path(folder, "profile")))
         total = _seconds(lambda picture: session.run([MASKS], {FRAME: picture}, only_these), pictures)
         events = json.loads(Path(session.end_profiling()).read_text())
     kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
@@ -182,14 +177,7 @@ def profile_onnxruntime(path: Path, pictures: Sequence[np.ndarray]) -> tuple[Ste
 
 def profile_openvino(path: Path, pictures: Sequence[np.ndarray]) -> tuple[Steps, float]:
     """See `profile_onnxruntime`."""
-    import openvino as ov
-
-    core = ov.Core()
-    model = core.read_model(path)
-    wanted = ov.Model([model.output(MASKS)], model.get_parameters())
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": True}
-    config |= {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    request = core.compile_model(wanted, "CPU", config).create_infer_request()
+    request = openvino_request(path, [MASKS], torch.get_num_threads(), profile=True)
     steps: list[tuple[str, float]] = []
 
     def run(picture: np.ndarray) -> None:

@@ -58,32 +58,49 @@ def onnxruntime(path: Path | str, outputs: Sequence[str] = OUTPUTS, threads: int
         outputs: those wanted; what only the others need is not computed.
         threads: None for as many as there are cores.
     """
+    session, only_these = onnxruntime_session(path, threads)
+    return lambda frame: dict(zip(outputs, session.run(list(outputs), {FRAME: frame}, only_these), strict=True))
+
+
+def onnxruntime_session(path: Path | str, threads: int | None = None, profile: str | None = None) -> tuple[Any, Any]:
+    """ONNX Runtime's session of a file, and the options of runs that compute only what is asked for.
+
+    threads: see `onnxruntime`. profile: how the names of the files begin that it writes its profile to; None writes none.
+    """
     check_packages("onnxruntime")
     import onnxruntime as ort
 
     options, only_these = ort.SessionOptions(), ort.RunOptions()
     options.intra_op_num_threads = threads or 0
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     only_these.only_execute_path_to_fetches = True
     session = _opened(lambda: ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), path)
-    return lambda frame: dict(zip(outputs, session.run(list(outputs), {FRAME: frame}, only_these), strict=True))
+    return session, only_these
 
 
 def openvino(path: Path | str, outputs: Sequence[str] = OUTPUTS, threads: int | None = None) -> Segment:
     """The file in OpenVINO, on the CPU in float32. See `onnxruntime`; here the next call overwrites the arrays of the last."""
-    check_packages("openvino")
-    import openvino as ov
-
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or 0}
-    core = ov.Core()
-    model = _opened(lambda: core.read_model(path), path)
-    wanted = ov.Model([model.output(name) for name in outputs], model.get_parameters())
-    request = core.compile_model(wanted, "CPU", config).create_infer_request()
+    request = openvino_request(path, outputs, threads)
 
     def segment(frame: np.ndarray) -> dict[str, np.ndarray]:
         results = request.infer([frame], share_inputs=True, share_outputs=True)
         return {name: results[number] for number, name in enumerate(outputs)}
 
     return segment
+
+
+def openvino_request(path: Path | str, outputs: Sequence[str], threads: int | None = None, profile: bool = False) -> Any:
+    """OpenVINO's request for outputs of a file, see `openvino`. profile: whether each run leaves its `profiling_info`."""
+    check_packages("openvino")
+    import openvino as ov
+
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": profile}
+    config["INFERENCE_NUM_THREADS"] = threads or 0
+    core = ov.Core()
+    model = _opened(lambda: core.read_model(path), path)
+    wanted = ov.Model([model.output(name) for name in outputs], model.get_parameters())
+    return core.compile_model(wanted, "CPU", config).create_infer_request()
 
 
 RUNTIMES = {"onnxruntime": onnxruntime, "openvino": openvino}
