@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -24,9 +25,9 @@ from mtkd_cache.cache.quantize import dequantize, quantize
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
 from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.sample_store import SampleStore
-from mtkd_cache.errors import MtkdError
 from mtkd_cache.losses import map_kl
 from mtkd_cache.runtime.timing import CPU, interleaved, medians, seconds
+from mtkd_cache.storage.pcodec import codec_with
 
 STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 TEMPERATURE = 4.0
@@ -137,14 +138,10 @@ def _two_dimensional() -> Iterator[Chain]:
 
 def pcodec(level: int, order: int | None) -> Codec:
     """pcodec with differences along x taken `order` times; None lets it choose. Raises MtkdError without the package."""
-    try:
-        from numcodecs.pcodec import PCodec
-    except ImportError as error:
-        raise MtkdError("pcodec needs the package pcodec. Run pip install 'mtkd-cache[pcodec]'.") from error
     if order is None:
-        return PCodec(level)
-    spec = {"delta_spec": "try_consecutive", "delta_encoding_order": order} if order else {"delta_spec": "none"}
-    return PCodec(level, mode_spec="classic", **spec)
+        return codec_with(level=level)
+    spec: dict[str, Any] = {"delta_spec": "try_consecutive", "delta_encoding_order": order} if order else {"delta_spec": "none"}
+    return codec_with(level=level, mode_spec="classic", **spec)
 
 
 def bench_codecs(store: SampleStore, teachers: Path, samples: int, accelerator: Accelerator) -> Result:

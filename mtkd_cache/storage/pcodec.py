@@ -16,14 +16,18 @@ NAME = "numcodecs.pcodec"
 SETTINGS: dict[str, Any] = {"level": 8, "mode_spec": "classic", "delta_spec": "try_consecutive", "delta_encoding_order": 1}
 
 
-@cache
-def _codec() -> Any:
-    """The codec of numcodecs. Raises MtkdError without the package."""
+def codec_with(**settings: Any) -> Any:
+    """numcodecs' codec with these settings. Raises MtkdError without the package."""
     try:
         from numcodecs.pcodec import PCodec
     except ImportError as error:
         raise MtkdError("this codec needs the package pcodec. Run pip install 'mtkd-cache[pcodec]'.") from error
-    return PCodec(**SETTINGS)
+    return PCodec(**settings)
+
+
+@cache
+def _codec() -> Any:
+    return codec_with(**SETTINGS)
 
 
 def check_pcodec() -> None:
