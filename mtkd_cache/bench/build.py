@@ -10,7 +10,6 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -19,12 +18,12 @@ from torch.func import functional_call, stack_module_state
 from mtkd_cache.bench.machine import Result, Size, conditions
 from mtkd_cache.bench.synthetic import SPLIT, as_teachers, make_store, write_dataset
 from mtkd_cache.cache.build import build_cache
+from mtkd_cache.cache.builder import images_in_view
+from mtkd_cache.cache.loader import BatchReader
 from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.cache.teacher_runner import TeacherRunner
-from mtkd_cache.data.augment import apply_views, to_float
 from mtkd_cache.data.dresden import ANATOMIES, find_samples, read_image, read_mask
 from mtkd_cache.data.ingest import ingest
-from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.runtime.timing import interleaved, medians, ratio, spreads
@@ -56,7 +55,8 @@ def bench_build(
         temperature = recipe.distillation.temperature
         rows = store.rows("train")
         chunks = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-        images = [_seen(store, spec, chunk, view, accelerator) for view in range(spec.n_views) for chunk in chunks]
+        batches = [BatchReader(store).read(chunk).to(accelerator.device) for chunk in chunks]
+        images = [images_in_view(spec, store, each, view) for view in range(spec.n_views) for each in batches]
 
         def build() -> None:
             url = str(folder / f"{next(numbers)}.zarr")
@@ -79,14 +79,6 @@ def bench_build(
         "views": spec.n_views,
         **conditions(accelerator, size, teacher=recipe.teacher.arch, samples=len(rows), batch=batch, rounds=rounds),
     }
-
-
-def _seen(store: SampleStore, spec: CacheSpec, rows: np.ndarray, view: int, accelerator: Accelerator) -> Tensor:
-    """The images of a batch in a recorded view, as the teachers see them."""
-    images, masks = (torch.from_numpy(values).to(accelerator.device) for values in store.read(rows))
-    if view == 0:
-        return to_float(images)
-    return apply_views(images, masks, spec.recorded_views(store.hashes[rows], view).to(accelerator.device))[0]
 
 
 def _run_all(runner: TeacherRunner, batches: Sequence[Tensor]) -> list[Tensor]:

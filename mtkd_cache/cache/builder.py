@@ -15,6 +15,7 @@ from torch import Tensor
 from mtkd_cache.cache.layout import SPREAD, CachePlan, ShardRecord, ShardTask, TeacherInfo
 from mtkd_cache.cache.loader import Batch, BatchReader, prefetch
 from mtkd_cache.cache.shards import merge, new_figures, quantize_maps, take_over, write_shard
+from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
 from mtkd_cache.data.augment import apply_views, to_float
 from mtkd_cache.data.sample_store import SampleStore
@@ -54,6 +55,14 @@ def check_source(where: str, recorded: TeacherInfo | None, now: TeacherInfo) -> 
             f"the file of {changed['arch']} is not the one that computed maps of {where}, but its fingerprint is the same. "
             "Restore the file, or change the fingerprint: its maps are then computed again."
         )
+
+
+def images_in_view(spec: CacheSpec, store: SampleStore, batch: Batch, view: int) -> Tensor:
+    """The images of a batch in a recorded view, as the teachers see them: float (B, 3, H, W), on the batch's device."""
+    if view == 0:
+        return to_float(batch.images)
+    views = spec.recorded_views(store.hashes[batch.rows], view).to(batch.images.device)
+    return apply_views(batch.images, batch.masks, views)[0]
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,7 @@ class Builder:
         """Which maps of a shard file have to be computed: bool (samples, anatomies of its array)."""
         missing = np.ones((len(task.hashes), len(task.array.anatomies)), bool)
         if record:
-            names = [self.spec.anatomies[index] for index in task.array.anatomies]
+            names = self.spec.names_of(task.array)
             for name in names:
                 check_source(str(self.folder), record.teachers.get(name), self.teachers.info[name])
             outdated = [record.teachers.get(name) != self.teachers.info[name] for name in names]
@@ -251,11 +260,7 @@ class Builder:
 
     def images(self, view: int, batch: Batch) -> Tensor:
         """The images of a batch in a recorded view, as the teachers see them: float (B, 3, H, W)."""
-        batch = batch.to(self.accelerator.device)
-        if view == 0:
-            return to_float(batch.images)
-        views = self.spec.recorded_views(self.store.hashes[batch.rows], view).to(self.accelerator.device)
-        return apply_views(batch.images, batch.masks, views)[0]
+        return images_in_view(self.spec, self.store, batch.to(self.accelerator.device), view)
 
     def _write(self, pending: PendingBlock, recorded: list[Future[None]]) -> None:
         """Write a block's shard files, once all of its maps are recorded."""

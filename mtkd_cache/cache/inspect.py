@@ -40,7 +40,7 @@ def inspect_cache(url: str) -> dict[str, Any]:
                 "name": array.name,
                 "stride": array.stride,
                 "grid": list(array.grid),
-                "anatomies": [plan.settings.anatomies[index] for index in array.anatomies],
+                "anatomies": list(plan.settings.names_of(array)),
             }
             for array in plan.settings.arrays
         ],

@@ -39,6 +39,5 @@ def labeled(cache: "LogitCache", store: SampleStore | None) -> "xarray.DataArray
             "long_name": "teachers' logits",
         }
         values = xarray.decode_cf(values.to_dataset())[array.name]
-        own = [cache.anatomies[index] for index in array.anatomies]
-        arrays[array.name] = values.assign_coords(coordinates | {f"anatomy{array.suffix}": own})
+        arrays[array.name] = values.assign_coords(coordinates | {f"anatomy{array.suffix}": list(cache.spec.names_of(array))})
     return xarray.Dataset(arrays) if len(arrays) > 1 else next(iter(arrays.values()))

@@ -74,9 +74,7 @@ def logits_spec(
 
 def array_spec(spec: CacheSpec, array: MapArray) -> ArraySpec:
     """One of a cache's arrays of maps. That of a cache of several strides names its anatomies."""
-    named = (
-        (("anatomies", [spec.anatomies[index] for index in array.anatomies]), ("stride", array.stride)) if array.suffix else ()
-    )
+    named = (("anatomies", list(spec.names_of(array))), ("stride", array.stride)) if array.suffix else ()
     plain = logits_spec(spec.n_views, len(array.anatomies), array.grid, spec.step, array.suffix, named)
     return replace(plain, pcodec=spec.pcodec)
 

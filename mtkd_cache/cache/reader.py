@@ -198,7 +198,7 @@ class LogitCache:
         try:
             self.readers[number].read(row, maps, view)
         except UNREADABLE as error:
-            names = "all anatomies" if len(self.readers) == 1 else ", ".join(self.anatomies[index] for index in anatomies)
+            names = "all anatomies" if len(self.readers) == 1 else ", ".join(self.spec.names_of(self.spec.arrays[number]))
             raise self._corrupt(sha256, view, f"{names} ({error})") from error
         for values, anatomy in zip(maps, anatomies, strict=True):
             if row_checksum(values) != self.crc32c[row, view, anatomy]:

@@ -87,7 +87,7 @@ def write_shard(
     teachers: by anatomy, of these at least.
     """
     data = array_spec(spec, task.array).encode_shard(values)
-    own = {name: teachers[name] for name in (spec.anatomies[index] for index in task.array.anatomies)}
+    own = {name: teachers[name] for name in spec.names_of(task.array)}
     keys = [*FIGURES, *([SPREAD] if any("members" in info for info in own.values()) else [])]
     folder.delete(task.record_key)
     folder.write(task.shard_key, data)

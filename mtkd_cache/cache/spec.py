@@ -124,6 +124,10 @@ class CacheSpec(JsonRecord):
         index = self.anatomies.index(anatomy)
         return next(array for array in self.arrays if index in array.anatomies)
 
+    def names_of(self, array: MapArray) -> tuple[str, ...]:
+        """The anatomies of one of the arrays, in order."""
+        return tuple(self.anatomies[index] for index in array.anatomies)
+
     @cached_property
     def arrays(self) -> tuple[MapArray, ...]:
         """The arrays of maps, one for each stride, finest first."""
