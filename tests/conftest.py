@@ -47,6 +47,14 @@ def _no_curves() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def small_shards(request) -> Iterator[None]:
+    """Shard files of as many samples as the test module's BLOCK says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtkd_cache.cache.layout.BLOCK", request.module.BLOCK)
+        yield
+
+
 @pytest.fixture(scope="session")
 def accelerator():
     return make_accelerator("cpu")

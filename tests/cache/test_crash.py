@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import build, finished_shards, same_cache
+from support import KILL_AT_FLUSH, build, finished_shards, same_cache
 
 from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.errors import MtkdError
@@ -17,6 +17,7 @@ from mtkd_cache.errors import MtkdError
 CARD_FLUSHES = 2  # of the file and of its folder
 KILLS = int(os.environ.get("MTKD_KILLS", "4"))
 BLOCK = 2
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 # Builds on request, in a child of its own, which kills itself at the given one of its flushes; imports are paid once.
 BUILDER = """
@@ -32,17 +33,7 @@ from mtkd_cache.data.sample_store import SampleStore
 
 torch.set_num_threads(1)
 layout.BLOCK = {block}
-flush, flushes = os.fsync, 0
-
-def fsync(file):
-    global flushes
-    flushes += 1
-    if flushes == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    flush(file)
-
-os.fsync = fsync
-for line in sys.stdin:
+{kill_at_flush}for line in sys.stdin:
     last, target = int(line.split()[0]), line.split()[1]
     child = os.fork()
     if not child:
@@ -56,13 +47,6 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_shards():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtkd_cache.cache.layout.BLOCK", BLOCK)
-        yield
-
-
 @pytest.fixture(scope="module")
 def whole(store, organ_teachers, recipe, accelerator, tmp_path_factory) -> Path:
     """The cache of a build that nothing disturbed."""
@@ -73,7 +57,7 @@ def whole(store, organ_teachers, recipe, accelerator, tmp_path_factory) -> Path:
 
 def test_killed_builds_are_finished_by_the_same_command(store, organ_teachers, whole, recipe, accelerator, tmp_path):
     """Each build is killed at one of its flushes to the disk, drawn at random from all of them."""
-    script = BUILDER.format(block=BLOCK, store=store.url, teachers=str(organ_teachers))
+    script = BUILDER.format(kill_at_flush=KILL_AT_FLUSH, block=BLOCK, store=store.url, teachers=str(organ_teachers))
     process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def build_until(last: int, target: Path) -> list[int]:

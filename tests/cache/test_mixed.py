@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from support import finished_shards, same_cache
+from support import KILL_AT_FLUSH, finished_shards, same_cache
 from tiny_teachers import STRIDES, tiny_teachers
 from torch.utils.data import DataLoader
 
@@ -29,7 +29,8 @@ from mtkd_cache.storage.folder import Folder
 from mtkd_cache.training.signal import CachedTeachers
 from mtkd_cache.training.student import train_student
 
-BLOCK = 4
+BLOCK = 4  # eleven samples make three blocks
+pytestmark = pytest.mark.usefixtures("small_shards")
 EXAMPLE = Path(__file__).parent.parent.parent / "docs" / "examples" / "own_loop.py"
 
 # Builds in children, which kill themselves at the flush asked for; imports are paid once.
@@ -44,17 +45,7 @@ from mtkd_cache.runtime.accelerator import make_accelerator
 
 torch.set_num_threads(1)
 layout.BLOCK = {block}
-flush, flushes = os.fsync, 0
-
-def fsync(file):
-    global flushes
-    flushes += 1
-    if flushes == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    flush(file)
-
-os.fsync = fsync
-for word, target in zip(sys.argv[1::2], sys.argv[2::2]):
+{kill_at_flush}for word, target in zip(sys.argv[1::2], sys.argv[2::2]):
     last = int(word)
     child = os.fork()
     if not child:
@@ -65,14 +56,6 @@ for word, target in zip(sys.argv[1::2], sys.argv[2::2]):
         os._exit(0)
     print(os.waitpid(child, 0)[1], flush=True)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_shards():
-    """Eleven samples make three blocks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtkd_cache.cache.layout.BLOCK", BLOCK)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +190,7 @@ def test_verify_finds_a_retrained_teacher(master, phantom_store):
 
 def test_killed_builds_are_finished(build, master, phantom_store, tmp_path):
     """At the plan, between two arrays of a block, at the last shard file, and at the metadata."""
-    script = BUILDER.format(here=str(Path(__file__).parent), block=BLOCK, store=phantom_store.url)
+    script = BUILDER.format(kill_at_flush=KILL_AT_FLUSH, here=str(Path(__file__).parent), block=BLOCK, store=phantom_store.url)
     moments = (2, 9, 18, 24)
     targets = [tmp_path / f"{moment}.zarr" for moment in moments]
     arguments = [word for moment, target in zip(moments, targets, strict=True) for word in (str(moment), str(target))]

@@ -23,16 +23,9 @@ from mtkd_cache.storage.lock import locked
 
 FLIPS = int(os.environ.get("MTKD_FLIPS", "60"))
 OTHERS = int(os.environ.get("MTKD_DAMAGES", "12"))
-BLOCK = 4
+BLOCK = 4  # twelve samples make three shard files a view
+pytestmark = pytest.mark.usefixtures("small_shards")
 FOREIGN = "records/00001-001.json"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_shards():
-    """Twelve samples make three shard files a view."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtkd_cache.cache.layout.BLOCK", BLOCK)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from mtkd_cache.data.augment import draw_views
 from mtkd_cache.errors import MtkdError
 
 BLOCK, SAMPLES, VIEWS = 4, 12, "cache.views=3"
+pytestmark = pytest.mark.usefixtures("small_shards")
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -47,13 +48,6 @@ builder.Builder._write = write_some
 spec = layout.CacheSpec.of(store, teachers.stride, recipe)
 build_cache(store, teachers, spec, sys.argv[3], make_accelerator("cpu"), temperature=4.0)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_shards():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtkd_cache.cache.layout.BLOCK", BLOCK)
-        yield
 
 
 @pytest.fixture(scope="module")
