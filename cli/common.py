@@ -66,6 +66,7 @@ teacher = click.option(
     help="A student's run, a folder of teachers, or package.module:factory, your own (repeatable): it answers for its anatomies, "
     "the mean of several where they share one; --teachers for the others.",
 )
+layout = click.option("--layout", type=click.Choice(LAYOUTS), help="What the anatomies share.  [default: shared, the encoder]")
 phase = click.option(
     "--phase", type=click.Choice(["choose", "test"]), default="choose", help="Compare on validation, confirm on test."
 )

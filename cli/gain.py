@@ -18,6 +18,7 @@ from . import common
 @common.phase
 @common.arms
 @click.option("--arch", "archs", multiple=True, help="Student's architecture (repeatable).  [default: both]")
+@common.layout
 @click.option(
     "--length", "lengths", multiple=True, type=click.Choice(["short", "long"]), help="Epochs: the recipe's, or 4 times."
 )
@@ -51,6 +52,7 @@ def command(out: Path, joined: tuple[Path, ...], phase: str, **options: Any) -> 
         recipe_of=lambda values: common.recipe_of(options, values),
         teachers=teachers,
         cache=options["cache"],
+        layout=options["layout"],
     )
     jobs = plan(
         str(teachers),
@@ -59,5 +61,6 @@ def command(out: Path, joined: tuple[Path, ...], phase: str, **options: Any) -> 
         options["lengths"] or list(LENGTHS),
         options["archs"] or ARCHITECTURES,
         options["seeds"] or SEEDS[phase],
+        options["layout"],
     )
     return common.run_study(study, jobs, common.accelerator_of(options))

@@ -19,7 +19,7 @@ from . import common
 @common.phase
 @common.arms
 @click.option("--arch", help=f"Override the recipe's architecture of the student: {common.ARCHITECTURES}.")
-@click.option("--layout", type=click.Choice(common.LAYOUTS), help="What the student's anatomies share.  [default: shared]")
+@common.layout
 @common.study_seeds
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of a student.  [default: the recipe's]")
 @common.joined
@@ -58,8 +58,7 @@ def command(out: Path, joined: tuple[Path, ...], phase: str, **options: Any) -> 
         layout=options["layout"],
         teacher_run=teacher_run,
     )
-    network = "-".join(filter(None, (recipe.student.arch.replace(":", "."), options["layout"])))
     arms = options["arms"] or (all_arms(teacher_run is not None) if phase == "choose" else arms_to_test(out))
-    students = network, SPLITS[phase], arms, options["seeds"] or SEEDS[phase]
+    students = (recipe.student.arch, options["layout"]), SPLITS[phase], arms, options["seeds"] or SEEDS[phase]
     jobs = plan(place, () if teacher_run else store.anatomies, recipe.teacher.arch, *students)
     return common.run_study(study, jobs, common.accelerator_of(options))

@@ -16,7 +16,7 @@ from . import common
 @click.option("--run", type=common.FOLDER, help="Folder of the run.  [default: runs/ARCH-(LAYOUT-)(no-)kd-seedN]")
 @common.from_recipe
 @click.option("--arch", help=f"Override the recipe's architecture of the student: {common.ARCHITECTURES}.")
-@click.option("--layout", type=click.Choice(common.LAYOUTS), help="What the anatomies share.  [default: shared, the encoder]")
+@common.layout
 @click.option("--no-kd", is_flag=True, help="Train the baseline: the same without distillation, on the masks alone.")
 @common.init_from
 @common.training

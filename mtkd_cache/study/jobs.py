@@ -36,6 +36,11 @@ class Job:
         return f"{self.kind} {self.folder}" + ("" if self.split == "test" else f" on {self.split}")
 
 
+def network_name(arch: str, layout: str | None = None) -> str:
+    """A student's network as studies name its folder: mininetv2, mininetv2-joint, package.module.factory."""
+    return "-".join(filter(None, (arch.replace(":", "."), layout)))
+
+
 def check_arms(arms: Iterable[str], known: Iterable[str]) -> None:
     """Raises MtkdError for an arm that a study does not have."""
     names = tuple(known)

@@ -32,6 +32,7 @@ from mtkd_cache.errors import LockedError, MtkdError
 from mtkd_cache.evaluation.dice import evaluate
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.checkpoints import WEIGHTS
+from mtkd_cache.models.own import is_own
 from mtkd_cache.models.records import EVALUATION, read_evaluation, read_run, read_teacher, read_training_records
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.storage.folder import Folder
@@ -107,9 +108,14 @@ class Study:
                 recipe, cache = self.student(job)
                 train_student(self.store, folder, recipe, accelerator, cache, self.resident, layout=self.layout_of(job))
             else:
-                evaluate(Predictor.load(folder, accelerator.device, self.store.anatomies), self.store, job.split, accelerator)
+                evaluate(self.predictor(job, accelerator), self.store, job.split, accelerator)
         finally:
             accelerator.free_memory()
+
+    def predictor(self, job: Job, accelerator: Accelerator) -> Predictor:
+        """What an evaluation judges. The code of a network of your own is imported because the study names it."""
+        named = job.arch if is_own(job.arch) else None
+        return Predictor.load(self.out / job.folder, accelerator.device, self.store.anatomies, named)
 
     def layout_of(self, job: Job) -> str | None:
         """A student's layout, see `mtkd_cache.models.network.create_network`."""

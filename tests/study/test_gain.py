@@ -3,6 +3,7 @@
 import json
 import shutil
 import statistics
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +16,8 @@ from mtkd_cache.study.gain.arms import ARMS, plan
 from mtkd_cache.study.gain.results import Result, best_arm, gain, t_975, t_interval
 from mtkd_cache.study.gain.run import arms_to_test
 from mtkd_cache.study.gain.table import markdown
+
+EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 
 
 def result(arm: str, seed: int, dice: float, split: str = "test", study: str = "a") -> Result:
@@ -40,6 +43,8 @@ def test_jobs_come_after_those_they_need_and_test_after_the_choice_of_thresholds
     students = [job.folder for job in jobs if job.kind == "student"]
     assert students[:2] == ["mininetv2/short/masks/seed10", "mininetv2/short/kl/seed10"]
     assert len(students) == 8
+    own = plan("teachers", "test", ["kl"], ["short"], ["package.module:factory"], [0], "joint")[-1]
+    assert (own.folder, own.arch) == ("package.module.factory-joint/short/kl/seed0", "package.module:factory")
     assert [job.distilled for job in jobs[2:6]] == [False, False, True, True]
     with pytest.raises(MtkdError, match=r"arm 'cosine': .* masks, .*, kl, "):
         plan("teachers", "test", ["cosine"], ["short"], ["mininetv2"], [0])
@@ -84,11 +89,12 @@ def test_the_table():
     assert lines[5] == "| kl | 0, 1 | 30.5 ± 0.7 | 61.0 ± 1.4 | +11.0 [\N{MINUS SIGN}1.7, +23.7] |  | 50.0 | 1.5 |"
 
 
-def test_a_tiny_study_from_the_command_line(organ_store, organ_teachers, organ_cache, copy_of, tmp_path):
+def test_a_tiny_study_of_a_network_of_your_own(organ_store, organ_teachers, organ_cache, copy_of, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
     teachers, out = copy_of(organ_teachers), tmp_path / "gain"
     options = ["--store", organ_store.url, "--cache", organ_cache.url, "--teachers", str(teachers), "--out", str(out)]
     options += ["--set", "student.weights=none", "--set", "student.batch=4", "--epochs", "1", "--device", "cpu", "--json"]
-    options += ["--arch", "mininetv2", "--length", "short", "--seeds", "0"]
+    options += ["--arch", "own_student:small", "--layout", "joint", "--length", "short", "--seeds", "0"]
 
     def run(*more: str) -> dict:
         done = CliRunner().invoke(main, ["gain", *options, *more])
@@ -97,7 +103,8 @@ def test_a_tiny_study_from_the_command_line(organ_store, organ_teachers, organ_c
 
     arms = ("--arm", "masks", "--arm", "sigmoid+kl")
     assert len(run(*arms)["made"]) == 1 + 2 * 2
-    record = json.loads((out / "mininetv2/short/sigmoid+kl/seed0/run.json").read_text())
+    record = json.loads((out / "own_student.small-joint/short/sigmoid+kl/seed0/run.json").read_text())
+    assert record["layout"] == "joint"
     assert record["recipe"]["distillation"] == {"temperature": 4.0, "weight": 0.3, "combine": "sum", "term": "sigmoid+kl"}
     assert {"cross_entropy", "kl", "sigmoid"} <= record["history"][0].keys()
 

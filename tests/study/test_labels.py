@@ -61,7 +61,7 @@ def test_every_arm_is_a_recipe_and_the_first_is_the_one_without_labels():
 
 def test_jobs_come_after_those_they_need():
     own = Place("/somewhere/teachers", "/somewhere/logits.zarr")
-    jobs = plan(own, ["liver", "colon"], "fpn", "mininetv2", "test", ["plain", "move", "stages", "masks"], [10, 11])
+    jobs = plan(own, ["liver", "colon"], "fpn", ("mininetv2", None), "test", ["plain", "move", "stages", "masks"], [10, 11])
     before: set[str] = set()
     for job in jobs:
         assert before.issuperset(job.needs) and job.name not in before
@@ -76,7 +76,7 @@ def test_jobs_come_after_those_they_need():
         "masks": (),
     }
     with pytest.raises(MtkdError, match=r"arm 'all': .* plain, teachers-exclusive, "):
-        plan(own, ["liver"], "fpn", "mininetv2", "test", ["all"], [0])
+        plan(own, ["liver"], "fpn", ("mininetv2", None), "test", ["all"], [0])
 
 
 def test_a_run_for_all_anatomies_can_be_the_teachers(organ_store, recipe, tmp_path):
@@ -84,7 +84,7 @@ def test_a_run_for_all_anatomies_can_be_the_teachers(organ_store, recipe, tmp_pa
     own = Place(str(tmp_path / "run"), str(tmp_path / "c.zarr"))
     assert all_arms(run=True) == [arm for arm in ARMS if arm not in ("teachers-exclusive", "teachers-both")]
     assert all_arms(run=False) == list(ARMS)
-    jobs = plan(own, (), "fpn", "mininetv2", "test", ["teachers-exclusive", "stages"], [0])
+    jobs = plan(own, (), "fpn", ("mininetv2", None), "test", ["teachers-exclusive", "stages"], [0])
     assert [job.name for job in jobs if "seed" not in job.folder] == [
         f"cache {own.cache}",
         f"evaluation {own.teachers}",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtkd_cache.study.jobs import Job, check_arms
+from mtkd_cache.study.jobs import Job, check_arms, network_name
 
 BASELINE, PAPER = "masks", "kl"
 ARMS: dict[str, dict[str, Any]] = {  # by name, what differs from the recipe; those called masks have no teacher
@@ -37,11 +37,18 @@ class StudentJob(Job):
 
 
 def plan(
-    teachers: str, split: str, arms: Sequence[str], lengths: Sequence[str], archs: Sequence[str], seeds: Sequence[int]
+    teachers: str,
+    split: str,
+    arms: Sequence[str],
+    lengths: Sequence[str],
+    archs: Sequence[str],
+    seeds: Sequence[int],
+    layout: str | None = None,
 ) -> list[Job]:
     """The trainings and their evaluations on a split, and the teachers' evaluation; short trainings first, then by seed.
 
-    teachers: the folder of the teachers. Raises MtkdError for an arm that there is not.
+    teachers: the folder of the teachers. layout: of the students, see `mtkd_cache.models.network.create_network`.
+    Raises MtkdError for an arm that there is not.
     """
     check_arms(arms, ARMS)
     jobs = [Job("evaluation", teachers, "", "teachers", 0, split="validation")]  # which also chooses their operating points
@@ -51,7 +58,7 @@ def plan(
         for seed in seeds:
             for arch in archs:
                 for arm in arms:
-                    place = f"{arch}/{length}/{arm}/seed{seed}", arch, arm, seed
+                    place = f"{network_name(arch, layout)}/{length}/{arm}/seed{seed}", arch, arm, seed
                     student = StudentJob("student", *place, length=length)
                     jobs += [student, StudentJob("evaluation", *place, needs=(student.name,), split=split, length=length)]
     return jobs

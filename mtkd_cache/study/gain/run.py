@@ -1,7 +1,7 @@
 """The study of what distillation gains, shared by processes and machines as `mtkd_cache.study.run` says.
 
 runs/NAME/
-  ARCH/LENGTH/ARM/seedN/       a student, with its evaluations
+  NETWORK/LENGTH/ARM/seedN/    a student, with its evaluations; NETWORK: its architecture and layout
   gain.json gain.md            all figures; the tables
   thresholds.png thresholds.svg
 """
@@ -25,11 +25,18 @@ from mtkd_cache.study.run import Study
 
 @dataclass(frozen=True, kw_only=True)
 class GainStudy(Study):
-    """recipe_of: the recipe with values by key, as {"student.epochs": 3}. teachers, cache: whose students are trained."""
+    """recipe_of: the recipe with values by key, as {"student.epochs": 3}. teachers, cache: whose students are trained.
+
+    layout: of the students, see `mtkd_cache.models.network.create_network`.
+    """
 
     recipe_of: Callable[[Mapping[str, Any]], Recipe]
     teachers: Path
     cache: str
+    layout: str | None = None
+
+    def layout_of(self, job: Job) -> str | None:
+        return self.layout
 
     def student(self, job: Job) -> tuple[Recipe, LogitCache | None]:
         assert isinstance(job, StudentJob)

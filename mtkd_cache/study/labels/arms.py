@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtkd_cache.study.jobs import Job, check_arms
+from mtkd_cache.study.jobs import Job, check_arms, network_name
 
 BASELINE = "plain"
 OFF = {"teacher.negatives": "own", "student.negatives": "exclusive", "distillation.correct": "none"}
@@ -74,12 +74,18 @@ def places(kinds: Sequence[str], own: Place) -> dict[str, Place]:
 
 
 def plan(
-    own: Place, anatomies: Sequence[str], arch: str, network: str, split: str, arms: Sequence[str], seeds: Sequence[int]
+    own: Place,
+    anatomies: Sequence[str],
+    arch: str,
+    student: tuple[str, str | None],
+    split: str,
+    arms: Sequence[str],
+    seeds: Sequence[int],
 ) -> list[Job]:
     """The jobs of some arms, each after those it needs: teachers and caches by kind, students by seed, all evaluated on a split.
 
     own: see `places`. anatomies: of the teachers; empty where they are a student's run, see `kind_of`. arch: of the teachers.
-    network: of the students, and the name of their folder. The `arm` of a teacher's or cache's job is the kind.
+    student: architecture and layout of the students. The `arm` of a teacher's or cache's job is the kind.
     Raises MtkdError for an arm that there is not.
     """
     check_arms(arms, ARMS)
@@ -96,7 +102,7 @@ def plan(
     caches = {job.arm: (job.name,) for job in jobs if job.kind == "cache"}
     for seed in seeds:
         for arm in arms:
-            folder = f"{network}/{arm}/seed{seed}"
-            student = Job("student", folder, network, arm, seed, needs=caches.get(taught_by[arm] or "", ()))
-            jobs += [student, Job("evaluation", folder, network, arm, seed, needs=(student.name,), split=split)]
+            place = f"{network_name(*student)}/{arm}/seed{seed}", student[0], arm, seed
+            training = Job("student", *place, needs=caches.get(taught_by[arm] or "", ()))
+            jobs += [training, Job("evaluation", *place, needs=(training.name,), split=split)]
     return jobs

@@ -20,7 +20,6 @@ from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.data.dresden import MULTILABEL, patient_of
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.multilabel import evaluate_multilabel
-from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.records import MultilabelEvaluation, RunRecord, read_as, read_training_records, write_json
 from mtkd_cache.recipe import Recipe, recipe_from
 from mtkd_cache.storage.folder import write_durably
@@ -71,7 +70,7 @@ class LabelsStudy(Study):
         super().run(job, accelerator)
         if job.kind != "evaluation":
             return
-        predictor = Predictor.load(self.out / job.folder, accelerator.device, self.store.anatomies)
+        predictor = self.predictor(job, accelerator)
         if self.dataset and self._images(job.split):
             evaluate_multilabel(predictor, self.dataset, self.store, job.split, accelerator)
         if accelerator.is_main_process:

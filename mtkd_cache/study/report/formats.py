@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 TIMES, MINUS, DASH = "\u00d7", "\u2212", "\u2013"
 
-DECODERS = {"deeplabv3": "DeepLabV3", "segformer": "SegFormer", "fpn": "FPN", "mininetv2": "MiniNetV2"}
+DECODERS = {
+    "deeplabv3": "DeepLabV3",
+    "segformer": "SegFormer",
+    "fpn": "FPN",
+    "mininetv2": "MiniNetV2",
+    "lraspp": "LR-ASPP",
+    "pidnet": "PIDNet",
+    "unet": "U-Net",
+}
 ENCODERS = (("resnet", "ResNet"), ("efficientnet-b", "EfficientNet-B"), ("mit_b", "MiT-B"))
 
 
