@@ -12,7 +12,7 @@ from scipy import stats
 from mtkd_cache.cli.main import main
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.recipe import load_recipe
-from mtkd_cache.study.gain.arms import ARMS, plan
+from mtkd_cache.study.gain.arms import ARMS, OBJECTIVE, plan
 from mtkd_cache.study.gain.results import Result, best_arm, gain, t_975, t_interval
 from mtkd_cache.study.gain.run import arms_to_test
 from mtkd_cache.study.gain.table import markdown
@@ -26,9 +26,9 @@ def result(arm: str, seed: int, dice: float, split: str = "test", study: str = "
     return Result(**group, arm=arm, seed=seed, epochs=3, minutes=1.5, **figures, thresholds=(-2.0, -1.0), environment={})
 
 
-def test_every_arm_is_a_recipe():
-    recipes = {arm: load_recipe("paper", values=values) for arm, values in ARMS.items()}
-    assert recipes["masks"] == recipes["kl"] == load_recipe("paper")
+def test_arms_mean_the_same_whatever_the_objective_of_the_recipe():
+    recipes = {arm: load_recipe("best", values={**OBJECTIVE, **values}) for arm, values in ARMS.items()}
+    assert recipes["masks"].distillation == recipes["kl"].distillation == load_recipe("paper").distillation
     assert recipes["sigmoid+kl"].distillation.terms == {"sigmoid": (1.0, 1.0), "kl": (4.0, 0.3)}
 
 

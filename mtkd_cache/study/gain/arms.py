@@ -7,7 +7,8 @@ from typing import Any
 from mtkd_cache.study.jobs import Job, check_arms, network_name
 
 BASELINE, PAPER = "masks", "kl"
-ARMS: dict[str, dict[str, Any]] = {  # by name, what differs from the recipe; those called masks have no teacher
+OBJECTIVE = {"distillation.term": "kl", "distillation.weight": 3.0, "distillation.combine": "sum"}  # of the paper
+ARMS: dict[str, dict[str, Any]] = {  # by name, what differs from that and the recipe; those called masks have no teacher
     BASELINE: {},
     "masks-prior": {"student.prior_bias": True},
     "masks-heads": {"student.cross_entropy": "heads"},

@@ -16,7 +16,7 @@ from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.records import read_evaluation, write_json
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.storage.folder import write_durably
-from mtkd_cache.study.gain.arms import ARMS, BASELINE, LENGTHS, PAPER, SPLITS, StudentJob
+from mtkd_cache.study.gain.arms import ARMS, BASELINE, LENGTHS, OBJECTIVE, PAPER, SPLITS, StudentJob
 from mtkd_cache.study.gain.results import TEACHERS, best_arm, gains, read_results, read_teachers
 from mtkd_cache.study.gain.table import groups, markdown, threshold_figure
 from mtkd_cache.study.jobs import Job
@@ -41,7 +41,7 @@ class GainStudy(Study):
     def student(self, job: Job) -> tuple[Recipe, LogitCache | None]:
         assert isinstance(job, StudentJob)
         epochs = LENGTHS[job.length] * self.recipe.student.epochs
-        values = {"seed": job.seed, "student.arch": job.arch, "student.epochs": epochs, **ARMS[job.arm]}
+        values = {"seed": job.seed, "student.arch": job.arch, "student.epochs": epochs, **OBJECTIVE, **ARMS[job.arm]}
         return self.recipe_of(values), LogitCache.open(self.cache) if job.distilled else None
 
     def report(self, pause: Callable[[], None]) -> dict[str, Any]:
