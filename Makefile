@@ -81,9 +81,10 @@ BENCH_build-stacked := build --teacher mininetv2 --size 320x256 --stacked --roun
 BENCH_stage1 := stage1 --arch segformer-mit_b0 --batch $(BATCH) --resident off --rounds 5
 BENCH_ingest := ingest --rounds 3
 BENCH_scale := scale
+BENCH_frame := frame --frame 1280x720 --layout shared --layout joint --form fastest --form onnxruntime --form openvino
 ARCHS := mininetv2 segformer-mit_b0 segformer-mit_b3 deeplabv3-efficientnet-b0 deeplabv3-efficientnet-b3 deeplabv3-resnet18 deeplabv3-resnet50
 $(foreach arch,$(ARCHS),$(eval BENCH_inference-$(arch) := inference --arch $(arch) --rounds 3))
-BENCHES := stage2 build cache build-small stage1 stage2-resident build-stacked stage2-compiled ingest scale $(ARCHS:%=inference-%)
+BENCHES := stage2 build cache build-small stage1 stage2-resident build-stacked stage2-compiled ingest scale frame $(ARCHS:%=inference-%)
 
 bench: $(BENCHES:%=$(MEASURED)/$(MACHINE)-%.json)  ## run all benchmarks on this machine, print the table of measurements
 	@$(BIN)/python -m mtkd_cache.bench.table $(MEASURED)
