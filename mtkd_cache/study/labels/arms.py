@@ -102,7 +102,7 @@ def plan(
     caches = {job.arm: (job.name,) for job in jobs if job.kind == "cache"}
     for seed in seeds:
         for arm in arms:
-            place = f"{network_name(*student)}/{arm}/seed{seed}", student[0], arm, seed
-            training = Job("student", *place, needs=caches.get(taught_by[arm] or "", ()))
-            jobs += [training, Job("evaluation", *place, needs=(training.name,), split=split)]
+            described = f"{network_name(*student)}/{arm}/seed{seed}", student[0], arm, seed
+            training = Job("student", *described, needs=caches.get(taught_by[arm] or "", ()))
+            jobs += [training, Job("evaluation", *described, needs=(training.name,), split=split)]
     return jobs
