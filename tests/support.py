@@ -1,5 +1,10 @@
 """Functions that several test files call; what they share as fixtures is in conftest.py."""
 
+import multiprocessing
+import os
+import signal
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +47,40 @@ def build(store: SampleStore, teachers: Path, url: str, recipe: Recipe, accelera
     spec = CacheSpec.of(store, loaded.stride, recipe, accelerator.mixed_precision)
     temperature = recipe.distillation.temperature
     return build_cache(store, loaded, spec, url, accelerator, temperature=temperature, splits=splits)
+
+
+def launch(count: int, folder: Path, code: str, *arguments: str, killed: int = 0) -> list[list[str]]:
+    """Run code in several processes that find each other as torchrun's do, and of which so many do not survive.
+
+    They are forked from one that has imported the package and done nothing else. Returns the lines that each one printed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mtkd_cache.cache.build", "mtkd_cache.training.student"])
+    printed = [folder / f"printed-{port}-{rank}" for rank in range(count)]
+    started = []
+    for rank, file in enumerate(printed):
+        environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        started.append(context.Process(target=_run, args=(code, arguments, environment, file)))
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(600)
+        process.kill()
+    assert sorted(process.exitcode for process in started) == [-signal.SIGKILL] * killed + [0] * (count - killed)
+    return [file.read_text().splitlines() for file in printed]
+
+
+def _run(code: str, arguments: tuple[str, ...], environment: dict[str, str], printed: Path) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.argv = ["-c", *arguments]
+    with printed.open("w") as sys.stdout:
+        exec(code, {"__name__": "__main__"})
 
 
 @contextmanager

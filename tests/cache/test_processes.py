@@ -1,14 +1,9 @@
 """A build shared by several processes gives what one process gives; where one of them fails, all end."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-from support import build, same_cache, served_bucket
+from support import build, launch, same_cache, served_bucket
 
 from mtkd_cache.cache.reader import LogitCache
 from mtkd_cache.cache.verify import verify_cache
@@ -51,46 +46,18 @@ for target in sys.argv[1:]:
 """
 
 
-def launch(processes: int, store: SampleStore, teachers: Path, tmp_path: Path, *targets: str, killed: int = 0) -> list[str]:
-    """Run a build in several processes, of which so many do not survive, as torchrun would start them.
-
-    Returns the lines that they printed, sorted.
-    """
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(block=BLOCK, store=store.url, teachers=str(teachers)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "CUDA_VISIBLE_DEVICES": "",
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(script), *targets],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(processes)
-    ]
-    try:
-        printed = [process.communicate(timeout=600)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert sorted(process.returncode for process in started) == [-signal.SIGKILL] * killed + [0] * (processes - killed)
-    return sorted(line for text in printed for line in text.splitlines() if line.startswith("rank"))
+def builds(count: int, store: SampleStore, teachers: Path, folder: Path, *targets: str, killed: int = 0) -> list[str]:
+    """What the processes of some builds printed, sorted. killed: how many of them do not survive."""
+    code = SCRIPT.format(block=BLOCK, store=store.url, teachers=str(teachers))
+    printed = launch(count, folder, code, *targets, killed=killed)
+    return sorted(line for lines in printed for line in lines if line.startswith("rank"))
 
 
 def test_three_processes_build_what_one_builds(store, organ_teachers, recipe, accelerator, tmp_path, monkeypatch):
     monkeypatch.setattr("mtkd_cache.cache.layout.BLOCK", BLOCK)
     alone, shared, broken = (str(tmp_path / f"{name}.zarr") for name in ("alone", "shared", "broken"))
     build(store, organ_teachers, alone, recipe(), accelerator)
-    lines = launch(3, store, organ_teachers, tmp_path, shared, broken)
+    lines = builds(3, store, organ_teachers, tmp_path, shared, broken)
     error = "the second process cannot go on"
     others = [f"rank {rank} error another process failed: {error}" for rank in (0, 2)]
     assert lines == sorted([f"rank 1 error {error}", *others, *(f"rank {rank} maps 24" for rank in range(3))])
@@ -107,7 +74,7 @@ def test_one_of_three_processes_is_killed(store, organ_teachers, recipe, acceler
     monkeypatch.setattr("mtkd_cache.cache.layout.BLOCK", BLOCK)
     alone, killed = str(tmp_path / "alone.zarr"), str(tmp_path / "killed.zarr")
     build(store, organ_teachers, alone, recipe(), accelerator)
-    lines = launch(3, store, organ_teachers, tmp_path, killed, killed=1)
+    lines = builds(3, store, organ_teachers, tmp_path, killed, killed=1)
     error = "another process has ended. Run the same command again to resume."
     assert lines == [f"rank {rank} error {error}" for rank in (0, 2)]
     assert [problem["kind"] for problem in verify_cache(killed)["problems"]] == ["unfinished"]
@@ -126,7 +93,7 @@ def test_two_processes_build_behind_a_url(store, untrained_teacher, recipe, acce
     untrained_teacher(teachers, "tongue", "segformer-mit_b0")
     build(store, teachers, alone, recipe(), accelerator)
     with served_bucket() as bucket:
-        lines = launch(2, store, teachers, tmp_path, f"{bucket}/shared.zarr")
+        lines = builds(2, store, teachers, tmp_path, f"{bucket}/shared.zarr")
         shared = LogitCache.open(f"{bucket}/shared.zarr")
         assert lines == ["rank 0 maps 24", "rank 1 maps 24"]
         assert [array.stride for array in shared.spec.arrays] == [2, 4] and same_cache(alone, shared.url)

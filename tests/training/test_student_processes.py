@@ -1,12 +1,10 @@
 """A student trained by two processes: the same loss as of one process with the same global batch, and one lock for both."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+from support import launch
 
 from mtkd_cache.models.checkpoints import WEIGHTS, file_sha256
 from mtkd_cache.storage.folder import Folder
@@ -61,32 +59,23 @@ accelerator.end_training()
 """
 
 
-def launch(processes: int, code: str, *arguments: str) -> list[list[dict]]:
-    """Run a script in some processes that find each other. Returns the JSON lines that each one printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(processes)
-    ]
-    printed = [process.communicate(timeout=600)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes
-    return [[json.loads(line) for line in text.splitlines() if line.startswith("{")] for text in printed]
+def told(count: int, folder: Path, code: str, *arguments: str) -> list[list[dict]]:
+    """The JSON lines that each process printed, see `launch`."""
+    return [[json.loads(line) for line in lines if line.startswith("{")] for lines in launch(count, folder, code, *arguments)]
 
 
 @pytest.fixture(scope="module")
-def losses(organ_store, organ_cache):
+def losses(organ_store, organ_cache, tmp_path_factory):
     """Two batches of five samples with each objective, of one process and of two, which share them unequally."""
-    arguments = (SCRIPT, organ_store.url, organ_cache.url, "student.batch=5", "student.weights=none")
-    return launch(1, *arguments)[0], launch(2, *arguments)
+    arguments = (
+        tmp_path_factory.mktemp("printed"),
+        SCRIPT,
+        organ_store.url,
+        organ_cache.url,
+        "student.batch=5",
+        "student.weights=none",
+    )
+    return told(1, *arguments)[0], told(2, *arguments)
 
 
 def test_the_loss_is_that_of_one_process(losses):
@@ -100,11 +89,11 @@ def test_the_loss_is_that_of_one_process(losses):
 
 
 def test_a_lock_that_is_refused_ends_every_process(organ_store, tmp_path):
-    arguments = (organ_store.url, str(tmp_path), "student.weights=none", "student.batch=4", "student.epochs=1")
-    with locked(Folder(tmp_path)):
-        (first,), (second,) = launch(2, LOCKED, *arguments)
+    arguments = (organ_store.url, str(tmp_path / "run"), "student.weights=none", "student.batch=4", "student.epochs=1")
+    with locked(Folder(tmp_path / "run")):
+        (first,), (second,) = told(2, tmp_path, LOCKED, *arguments)
     assert first == second
-    assert first["refused"].startswith(f"{tmp_path} is being written")
-    (first,), (second,) = launch(2, LOCKED, *arguments)
+    assert first["refused"].startswith(f"{tmp_path / 'run'} is being written")
+    (first,), (second,) = told(2, tmp_path, LOCKED, *arguments)
     assert first == second  # the loss too is that of both
-    assert (first["processes"], first["weights_sha256"]) == (2, file_sha256(tmp_path / WEIGHTS))
+    assert (first["processes"], first["weights_sha256"]) == (2, file_sha256(tmp_path / "run" / WEIGHTS))
