@@ -42,14 +42,14 @@ def table(tmp_path: Path, result: dict) -> list[str]:
     return list(lines(tmp_path))[2:]
 
 
-def test_stage2(tmp_path):
-    result = bench("stage2", "--teacher", "mininetv2", "--batch", "2")
-    for key in ("none_s", "cached_s", "online_s", "kd_overhead", "online_over_cached", "loader_share"):
+def test_stage2_with_smps_own_segformer_beside_ours(tmp_path):
+    result = bench("stage2", "--teacher", "segformer-mit_b0", "--batch", "2")
+    for key in ("none_s", "cached_s", "online_s", "kd_overhead", "online_over_cached", "online_smp_over_cached", "loader_share"):
         assert math.isfinite(result[key]) and result[key] >= 0, key
     assert result["loader_share"] <= 1
-    assert set(result["peak_mb"]) == {"none", "cached", "online"}
+    assert {"none", "cached", "online"} <= set(result["peak_mb"])
     (row,) = table(tmp_path, result)
-    assert "a step of stage 2, mininetv2 under mininetv2, 64x64, batch 2" in row
+    assert "a step of stage 2, mininetv2 under segformer-mit_b0, 64x64, batch 2" in row and "smp's own" in row
 
 
 def test_live_teachers_see_what_the_student_sees(organ_store, recipe, accelerator):
@@ -93,17 +93,14 @@ def test_inference(tmp_path):
     assert len(table(tmp_path, result)) == 2
 
 
-def test_smps_own_segformer_is_measured_beside_ours(tmp_path):
+def test_inference_with_smps_own_segformer_beside_ours(tmp_path):
     result = bench("inference", "--arch", "segformer-mit_b0", "--heads", "1", "--form", "folded")
     assert all(set(row["forms_ms"]) == {"plain", "folded", "smp"} and row["form"] != "smp" for row in result["rows"])
-    assert all("smp's own" in row for row in table(tmp_path, result))
-    result = bench("stage2", "--teacher", "segformer-mit_b0", "--batch", "2")
-    assert result["online_smp_over_cached"] > 0
     assert all("smp's own" in row for row in table(tmp_path, result))
 
 
 def test_build(tmp_path):
-    result = bench("build", "--teacher", "mininetv2", "--stacked", "--views", "2")
+    result = run("build", "--teacher", "mininetv2", "--stacked", "--views", "2", *SMALL, "--size", "32x32")
     assert result["samples"] == 11 and result["teachers"] == 11
     for key in ("build_s", "bare_s", "stacked_s", "throughput", "loop_over_stacked"):
         assert math.isfinite(result[key]) and result[key] > 0, key
