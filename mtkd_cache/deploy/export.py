@@ -73,7 +73,8 @@ def _serialized(predictor: Predictor, frame: tuple[int, int]) -> bytes:
         raise MtkdError(
             f"{predictor.folder}: {weights / 1e9:.1f} GB of weights are more than the 2 GB of an ONNX file. Export a student."
         )
-    module = FrameToMasks(networks, list(predictor.thresholds.values()), frame, predictor.size[::-1]).eval()
+    presence = [predictor.presence.get(anatomy, -torch.inf) for anatomy in predictor.anatomies]
+    module = FrameToMasks(networks, list(predictor.thresholds.values()), presence, frame, predictor.size[::-1]).eval()
     model = _exported(module, frame, f"{predictor.folder}: {predictor.arch}")
     for node in (
         model.graph,
@@ -122,6 +123,7 @@ def metadata_of(predictor: Predictor, frame: tuple[int, int]) -> dict[str, Any]:
         "size": list(predictor.size),
         "anatomies": list(predictor.anatomies),
         "thresholds": predictor.thresholds,
+        "presence": predictor.presence,
         "arch": predictor.arch,
         "layout": predictor.layout,
         "recipe": first.recipe,

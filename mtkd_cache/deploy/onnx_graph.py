@@ -43,7 +43,8 @@ class Resampling(nn.Module):
 
 
 class Branch(nn.Module):
-    """A network and what is around it: an image (1, 3, height, width) in [0, 1] -> logits (heads, H, W).
+    """A network and what is around it: an image (1, 3, height, width) in [0, 1] -> logits (heads, H, W), and the highest native
+    logit of each head (heads,).
 
     image: for its size. frame: (H, W).
     """
@@ -58,35 +59,47 @@ class Branch(nn.Module):
             _up(*lengths) for lengths in zip(native.shape[2:], padded.shape[2:], image.shape[2:], frame, strict=True)
         )
 
-    def forward(self, image: Tensor) -> Tensor:
-        columns = self.network.native(self.network.padded(image))[0].permute(2, 0, 1)
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        native = self.network.native(self.network.padded(image))[0]
+        columns = native.permute(2, 0, 1)
         rows = self.horizontal(columns.flatten(1)).unflatten(1, columns.shape[1:]).permute(1, 2, 0)
-        logits: Tensor = self.vertical(rows)
-        return logits
+        return self.vertical(rows), native.amax((1, 2))
 
 
 class FrameToMasks(nn.Module):
-    """A frame uint8 (H, W, 3) -> masks uint8 (N, H, W), 1 where a logit is above its threshold, and probabilities float32.
+    """A frame uint8 (H, W, 3) -> masks uint8 (N, H, W), 1 where a head claims a pixel, and probabilities float32.
 
     The same as `Predictor` computes, up to rounding, with the networks' batch norms folded.
 
     Args:
         networks: one with all N heads, or one a head.
-        thresholds: of the heads, in logits.
+        thresholds, presence: of the heads, in logits, see `mtkd_cache.evaluation.frames.Prediction`; presence -inf for none.
         frame, size: (height, width) of the frame, and of the images that the networks see.
     """
 
-    def __init__(self, networks: Sequence[Network], thresholds: Sequence[float], frame: tuple[int, int], size: tuple[int, int]):
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        thresholds: Sequence[float],
+        presence: Sequence[float],
+        frame: tuple[int, int],
+        size: tuple[int, int],
+    ):
         super().__init__()
         self.thresholds = nn.Buffer(torch.tensor(thresholds)[:, None, None])
+        self.presence = nn.Buffer(torch.tensor(presence)) if max(presence) > -torch.inf else None
         self.vertical, self.horizontal = (_down(*lengths) for lengths in zip(frame, size, strict=True))
         self.branches = nn.ModuleList(Branch(network, torch.zeros(1, 3, *size), frame) for network in networks)
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         columns = self.vertical(frame.float().flatten(1) / 255).unflatten(1, (-1, 3)).permute(1, 2, 0)
         image = self.horizontal(columns.flatten(1)).unflatten(1, (3, -1)).permute(1, 2, 0)[None]
-        logits = torch.cat([branch(image) for branch in self.branches])
-        return (logits > self.thresholds).to(torch.uint8), torch.sigmoid(logits)
+        parts = [branch(image) for branch in self.branches]
+        logits, thresholds = torch.cat([each for each, _ in parts]), self.thresholds
+        if self.presence is not None:
+            silent = ~(torch.cat([highest for _, highest in parts]) > self.presence)
+            thresholds = thresholds.masked_fill(silent[:, None, None], torch.inf)
+        return (logits > thresholds).to(torch.uint8), torch.sigmoid(logits)
 
 
 def _for_export(network: Network) -> Network:

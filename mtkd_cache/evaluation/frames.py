@@ -53,8 +53,9 @@ class Upsampling:
 class Prediction:
     """What the heads say of one frame of H x W pixels.
 
-    A head claims a pixel where its logit is above its threshold. Heads may overlap: `masks` and `probabilities` keep all of them;
-    in `labels` and in pictures the head with the largest margin over its threshold lies on top.
+    A head claims a pixel where its logit is above its threshold. Of a head that is silent in this frame, because its highest
+    logit is not above its presence threshold, the threshold is infinite. Heads may overlap: `masks` and `probabilities` keep all
+    of them; in `labels` and in pictures the head with the largest margin over its threshold lies on top.
 
     Attributes:
         anatomies: of the A maps, in order.
@@ -96,6 +97,14 @@ class Prediction:
     def labels(self) -> np.ndarray:
         """uint8 (H, W): 0 where no head claims the pixel, else 1 + the number of the anatomy on top."""
         return topmost(self.margins, self.margins > 0).cpu().numpy()
+
+
+def silenced(thresholds: Tensor, maps: Tensor, presence: Tensor) -> Tensor:
+    """Thresholds (..., A, 1, 1), infinite for the heads whose highest logit is not above their presence threshold.
+
+    thresholds, presence: (A, 1, 1). maps: native logits (..., A, h, w).
+    """
+    return torch.where(maps.amax((-2, -1), keepdim=True) > presence, thresholds, torch.inf)
 
 
 def topmost(margins: Tensor, where: Tensor) -> Tensor:

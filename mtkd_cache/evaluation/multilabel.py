@@ -3,9 +3,9 @@
     DATASET/multilabel/{patient}/imageNN.png beside maskNN_{anatomy}.png; a number may have leading zeros, as 03
 
 In the Dresden set these are the stomach images again, annotated for seven anatomies. Every head sees every image; a head claims a
-pixel where its logit is above a threshold: 0, and where all heads have one their operating points. Dice is that of
-`mtkd_cache.evaluation.dice`. Three figures measure mutual exclusivity, which the
-subsets with one annotation cannot:
+pixel where its logit is above a threshold: 0, and where all heads have one their operating points, these also with the presence
+thresholds of those that have some (`mtkd_cache.training.presence`). Dice is that of `mtkd_cache.evaluation.dice`. Three figures
+measure mutual exclusivity, which the subsets with one annotation cannot:
 
     claimed_twice          pixels that two heads or more claim / all pixels
     known_precision[a]     |P_a and T_a| / (|P_a and T_a| + |P_a and K_a|), counted over all images together
@@ -29,6 +29,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.dresden import MULTILABEL, patient_of, read_image, read_mask
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.data.samples import SPLITS, check_anatomies
@@ -39,6 +40,8 @@ from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.records import MultilabelEvaluation
 from mtkd_cache.training.metrics import image_dice, summarize
 
+WITH_PRESENCE = "_with_presence"  # suffix of figures
+Levels = dict[str, tuple[dict[str, float], dict[str, float]]]  # by suffix of figures, thresholds and presence thresholds
 _IMAGE = re.compile(r"image(\d+)\.png")
 
 
@@ -89,7 +92,8 @@ def evaluate_multilabel(
     is the name of its folder.
     Returns what `evaluate` does, of the anatomies that have masks, and claimed (pixels that a head claims / all pixels),
     claimed_twice, known_precision {anatomy: value, None where the head claims no pixel that is annotated} and claimed_elsewhere
-    {anatomy: value, None where no pixel is annotated as another}; each also at the operating points where all heads have one.
+    {anatomy: value, None where no pixel is annotated as another}; each also at the operating points where all heads have one, and
+    there with presence where some head has such a threshold.
     Raises MtkdError for an image without mask, for a mask of another size than its image, and, unless allow_overlap, where the
     networks have seen samples of the split; also for a folder of another dataset that is named as a split.
     """
@@ -102,9 +106,11 @@ def evaluate_multilabel(
         overlap = overlap_with(predictor, store, split, allow_overlap)
     scenes = find_scenes(Path(dataset), patients)
     own_scenes = list(scenes.items())[accelerator.process_index :: accelerator.num_processes]
-    levels, points = {"": dict.fromkeys(predictor.heads, 0.0)}, predictor.thresholds_on(store)
+    levels: Levels = {"": (dict.fromkeys(predictor.heads, 0.0), {})}
+    points = predictor.thresholds_on(store)
     if points.keys() == predictor.heads.keys():
-        levels[AT_POINT] = points
+        levels[AT_POINT] = points, {}
+        levels |= {WITH_PRESENCE: (points, predictor.presence)} if predictor.presence else {}
     counts = gather_object([_count(predictor, accelerator, store, levels, *scene) for scene in own_scenes])
     figures = {"dataset": f"{name}/{MULTILABEL}", **overlap, **({"thresholds": points} if AT_POINT in levels else {})}
     for level in levels:
@@ -165,12 +171,7 @@ def count_pixels(claims: dict[str, Tensor], truths: dict[str, Tensor]) -> dict[s
 
 
 def _count(
-    predictor: Predictor,
-    accelerator: Accelerator,
-    store: SampleStore,
-    levels: dict[str, dict[str, float]],
-    path: Path,
-    masks: dict[str, Path],
+    predictor: Predictor, accelerator: Accelerator, store: SampleStore, levels: Levels, path: Path, masks: dict[str, Path]
 ) -> dict[str, dict[str, Any]]:
     """What `count_pixels` gives at each level's thresholds of an image, which is resized with its masks as at ingest."""
     image, size = read_image(path, store.size)
@@ -182,8 +183,12 @@ def _count(
             raise MtkdError(f"{mask} is {mask_size[0]}x{mask_size[1]}, its image {size[0]}x{size[1]}. Restore that image's mask.")
         truths[anatomy] = torch.from_numpy(truth > 0)
     with accelerator.autocast():
-        logits = dict(zip(predictor.anatomies, predictor.logits(torch.from_numpy(image.copy())[None])[0].cpu(), strict=True))
-    return {
-        name: count_pixels({anatomy: values > thresholds[anatomy] for anatomy, values in logits.items()}, truths)
-        for name, thresholds in levels.items()
-    }
+        maps, upsampling = predictor.maps(to_float(torch.from_numpy(image.copy())[None].to(predictor.device)))
+        logits = dict(zip(predictor.anatomies, upsampling(maps)[0].cpu(), strict=True))
+    highest = dict(zip(predictor.anatomies, maps[0].amax((1, 2)).tolist(), strict=True))
+
+    def claims(anatomy: str, thresholds: dict[str, float], presence: dict[str, float]) -> Tensor:
+        silent = anatomy in presence and not highest[anatomy] > presence[anatomy]
+        return logits[anatomy] > (torch.inf if silent else thresholds[anatomy])
+
+    return {name: count_pixels({each: claims(each, *level) for each in logits}, truths) for name, level in levels.items()}

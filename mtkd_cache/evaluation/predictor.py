@@ -13,7 +13,7 @@ from mtkd_cache.cache.overlap import seen_by
 from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.evaluation.frames import Prediction, Upsampling, to_network
+from mtkd_cache.evaluation.frames import Prediction, Upsampling, silenced, to_network
 from mtkd_cache.models.checkpoints import WEIGHTS, check_present, file_sha256, load_heads, load_network
 from mtkd_cache.models.fast import fastest
 from mtkd_cache.models.network import Network
@@ -102,6 +102,16 @@ class Predictor:
         """{anatomy: logit above which its head claims a pixel}: its operating point, 0 (probability 0.5) where it has none."""
         chosen = {anatomy: point.threshold for each in self.operating_points for anatomy, point in each.points.items()}
         return {anatomy: chosen.get(anatomy, 0.0) for anatomy in self.heads}
+
+    @property
+    def presence(self) -> dict[str, float]:
+        """{anatomy: what its head's highest native logit in a frame must exceed for the head to claim anything there}.
+
+        Only of the heads for which labels allowed to choose it, see `mtkd_cache.training.presence`.
+        """
+        points = {anatomy: point for each in self.operating_points for anatomy, point in each.points.items()}
+        chosen = {anatomy: points[anatomy].presence for anatomy in self.heads if anatomy in points}
+        return {anatomy: value for anatomy, value in chosen.items() if value is not None}
 
     def thresholds_on(self, store: SampleStore) -> dict[str, float]:
         """The thresholds that were chosen on the validation split of this store, for the heads that have one."""
@@ -202,14 +212,17 @@ class Predictor:
             an iterator over the frames' predictions.
         """
         names = tuple(anatomies or self.heads)
-        thresholds = torch.tensor([self.thresholds[name] for name in names], device=self.device)[:, None, None]
+        thresholds, presence = (
+            torch.tensor([values.get(name, -torch.inf) for name in names], device=self.device)[:, None, None]
+            for values in (self.thresholds, self.presence)
+        )
         mean: Tensor | None = None
         for frame in frames:
             with torch.inference_mode():
                 images = to_network(frame, self.size, self.device)
                 maps, upsampling = self.maps(images, names, (frame.shape[0], frame.shape[1]))
                 mean = maps[0].float() if mean is None or not smooth else mean.lerp(maps[0].float(), 1 / (1 + smooth))
-            yield Prediction(names, mean, thresholds, upsampling)
+            yield Prediction(names, mean, silenced(thresholds, mean, presence), upsampling)
 
     def description(self) -> dict[str, Any]:
         """What an evaluation records of the networks."""

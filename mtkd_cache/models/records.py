@@ -89,7 +89,10 @@ class OperatingPoint(JsonRecord):
     """Where a head claims a pixel: where its logit is above the threshold, see `mtkd_cache.training.operating_points`.
 
     interval: of the threshold, 95 %, None for fewer than two patients. dice_at_half, dice: validation Dice in [0, 1] at logit 0
-    and at the threshold, None where no image counts.
+    and at the threshold, None where no image counts. presence: what the highest logit in a picture must exceed for the head to
+    claim anything there, see `mtkd_cache.training.presence`; None where no label tells. false_alarms: the share of the
+    images_without, which lack the anatomy by their label, in which the head claims a pixel, by the threshold alone and with
+    presence.
     """
 
     threshold: float
@@ -98,6 +101,9 @@ class OperatingPoint(JsonRecord):
     dice: float | None = None
     images: int
     patients: int
+    presence: float | None = None
+    false_alarms: tuple[float, float] | None = None
+    images_without: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +178,8 @@ class Evaluation(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class MultilabelEvaluation(Evaluation):
-    """See `mtkd_cache.evaluation.multilabel`. FIGURE_at_operating_point: None as the Dice there.
+    """See `mtkd_cache.evaluation.multilabel`. FIGURE_at_operating_point: None as the Dice there. FIGURE_with_presence:
+    also with presence thresholds, None where no head has one.
 
     split: the name of the folder where it is another dataset's. claimed_elsewhere: earlier versions did not write it.
     """
@@ -186,6 +193,12 @@ class MultilabelEvaluation(Evaluation):
     claimed_twice_at_operating_point: float | None = None
     known_precision_at_operating_point: dict[str, float | None] | None = None
     claimed_elsewhere_at_operating_point: dict[str, float | None] | None = None
+    dice_with_presence: dict[str, float | None] | None = None
+    mean_dice_with_presence: float | None = None
+    claimed_with_presence: float | None = None
+    claimed_twice_with_presence: float | None = None
+    known_precision_with_presence: dict[str, float | None] | None = None
+    claimed_elsewhere_with_presence: dict[str, float | None] | None = None
 
 
 def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

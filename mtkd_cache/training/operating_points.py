@@ -18,6 +18,7 @@ from mtkd_cache.cache.loader import Source
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.models.records import OperatingPoint, OperatingPoints, write_json
 from mtkd_cache.training.metrics import GRID, STEP, Heads, split_curves, summarize
+from mtkd_cache.training.presence import with_presence
 
 SCORES = {"dice": "val_dice", "operating_point": "val_dice_at_operating_point"}  # by `Stage.select`, what an epoch is judged by
 HALF = int(np.flatnonzero(GRID == 0)[0])  # probability 0.5
@@ -80,6 +81,8 @@ def write_operating_points(
     points = {
         anatomy: operating_point(dice, store.patients[store.rows("validation", anatomy)]) for anatomy, dice in curves.items()
     }
+    if store.labels_fingerprint:
+        points = with_presence(points, curves, heads, store, accelerator)
     chosen = OperatingPoints(store_fingerprint=store.fingerprint, weights_sha256=weights_sha256, points=points)
     if accelerator.is_main_process:
         write_json(folder / OperatingPoints.FILE, chosen.to_json())

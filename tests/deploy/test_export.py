@@ -1,9 +1,9 @@
 """mtkd-cache export: the file says what the Predictor says, in two runtimes and without torch, and a failure leaves nothing."""
 
-import dataclasses
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -59,6 +59,7 @@ def run(tmp_path_factory):
             folder / RUN, {**read_json(folder / RUN), "arch": ARCH, "layout": "joint", "recipe": {"student": {"epochs": 3}}}
         )
         points = {anatomy: OperatingPoint(threshold=value, images=1, patients=1) for anatomy, value in THRESHOLDS.items()}
+        points[ANATOMIES[1]] = replace(points[ANATOMIES[1]], presence=-20.0)
         content = OperatingPoints(store_fingerprint="abc", weights_sha256=file_sha256(folder / WEIGHTS), points=points)
         write_json(folder / OperatingPoints.FILE, content.to_json())
         yield folder
@@ -110,7 +111,7 @@ def test_it_says_what_the_predictor_says(exported, run, pictures):
     assert (parity["frames"], parity["pixels"]) == (2, 2 * 2 * 75 * 91)
     assert 0 < parity["claimed"] < parity["pixels"] and parity["probability_difference"] < 1e-5
     assert parity["by_runtime"].keys() == {"onnxruntime", "openvino"}
-    other = dataclasses.replace(Predictor.load(run, arch=ARCH), operating_points=())  # other thresholds: other masks
+    other = replace(Predictor.load(run, arch=ARCH), operating_points=())  # other thresholds: other masks
     found = check(other, path, (75, 91), [pictures], 1, ["onnxruntime"])
     assert not found["ok"] and found["frames"] == 1 and 0 < found["unexplained"] <= found["differing"]
 
@@ -139,14 +140,17 @@ def test_every_layout_and_size(layout, frame, tmp_path):
     folder = untrained_student(tmp_path, size=(50, 36))
     heads, shape = (1, None) if layout == "separate" else (2, layout)
     networks = [spread_out(settled("mininetv2", heads, shape or "shared")) for _ in range(3 - heads)]
-    predictor = dataclasses.replace(
+    predictor = replace(
         Predictor.load(folder), layout=layout, heads={"kidney": (networks[0], 0), "tongue": (networks[-1], 2 - len(networks))}
     )
     picture = np.random.default_rng(2).integers(0, 256, (*frame, 3), dtype=np.uint8)
     expected = predictor(picture)
     with torch.no_grad():
-        masks, probabilities = FrameToMasks(networks, [0.0, 0.0], frame, (36, 50)).eval()(torch.from_numpy(picture))
+        module = FrameToMasks(networks, [0.0, 0.0], [-torch.inf] * 2, frame, (36, 50)).eval()
+        masks, probabilities = module(torch.from_numpy(picture))
+        silent = FrameToMasks(networks, [0.0, 0.0], [100.0, -torch.inf], frame, (36, 50)).eval()(torch.from_numpy(picture))[0]
     assert 0 < expected.masks.mean() < 1
+    assert not silent[0].any() and torch.equal(silent[1], masks[1])
     assert np.allclose(probabilities, expected.probabilities, atol=1e-5)
     clear = expected.margins.abs().numpy() > 1e-3
     assert np.array_equal(masks.numpy()[clear], expected.masks[clear])

@@ -124,11 +124,9 @@ def test_the_teachers(phantom_folder, phantom_store, untrained_teacher, accelera
     for seed, anatomy in enumerate(phantom_store.anatomies):
         untrained_teacher(tmp_path, anatomy, seed=seed)
     predictor = Predictor.load(tmp_path)
-    points = OperatingPoints(
-        store_fingerprint=phantom_store.fingerprint,
-        weights_sha256="",
-        points={anatomy: OperatingPoint(threshold=-2.0, images=1, patients=1) for anatomy in phantom_store.anatomies},
-    )
+    given = {anatomy: OperatingPoint(threshold=-2.0, images=1, patients=1) for anatomy in phantom_store.anatomies}
+    given["liver"] = replace(given["liver"], presence=100.0)
+    points = OperatingPoints(store_fingerprint=phantom_store.fingerprint, weights_sha256="", points=given)
     result = evaluate_multilabel(
         replace(predictor, operating_points=[points]), phantom_folder, phantom_store, "test", accelerator
     )
@@ -140,6 +138,9 @@ def test_the_teachers(phantom_folder, phantom_store, untrained_teacher, accelera
     assert len(find_scenes(phantom_folder, {"2"})) == 1
     assert result.dice["liver"] == pytest.approx(dice_of(predictor, image, "liver", 0, truth), abs=1e-6)
     assert result.dice_at_operating_point["liver"] == pytest.approx(dice_of(predictor, image, "liver", -2, truth), abs=1e-6)
+    silent = {anatomy: value for anatomy, value in result.dice_at_operating_point.items() if value is not None} | {"liver": 0.0}
+    assert result.dice_with_presence == silent
+    assert result.claimed_twice_with_presence <= result.claimed_twice_at_operating_point
     assert (result.kind, result.layout, result.arch) == ("teachers", "separate", "mininetv2")
     assert (tmp_path / "multilabel-test.json").exists()
     assert not (tmp_path / "README.md").exists()  # nothing is recorded of their training

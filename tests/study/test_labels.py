@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from click.testing import CliRunner
 from PIL import Image
 
@@ -19,13 +20,14 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.data.weak_labels import FILE
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.predictor import Predictor
-from mtkd_cache.models.records import RunRecord
+from mtkd_cache.models.records import OperatingPoint, OperatingPoints, RunRecord
 from mtkd_cache.recipe import load_recipe, recipe_from
 from mtkd_cache.study.labels.arms import ARMS, OFF, Place, all_arms, plan
 from mtkd_cache.study.labels.false_alarms import FalseAlarms, read_false_alarms, write_false_alarms
 from mtkd_cache.study.labels.results import Result, best_arm, estimated_dice, gain_over, worst_anatomy
 from mtkd_cache.study.labels.run import LabelsStudy, arms_to_test
 from mtkd_cache.study.labels.table import markdown
+from mtkd_cache.training.presence import highest_logits
 
 SIZE = (32, 32)
 
@@ -41,9 +43,12 @@ def result(arm: str, seed: int, split: str = "test", network: str = "mininetv2",
         epochs=3,
         minutes=1.5,
         own=dict.fromkeys(dice, 0.8),
-        multilabel=dice if several else {},
+        multilabel={name: value - 0.1 for name, value in dice.items()} if several else {},
+        multilabel_with_presence=dice if several else {},
         estimated={name: 0.4 if several else value for name, value in dice.items()},
         alarms=dict.fromkeys(dice, 0.25),
+        alarms_with_presence=dict.fromkeys(dice, 0.05),
+        missed_with_presence=dict.fromkeys(dice, 0.02),
         claimed_twice=0.1 if several else None,
         known_precision=0.9 if several else None,
     )
@@ -120,7 +125,8 @@ def test_a_run_for_all_anatomies_can_be_the_teachers(organ_store, recipe, tmp_pa
 
 
 def test_the_estimate_is_the_dice_of_pictures_that_show_and_lack_an_anatomy():
-    counts = {"absent": {"a": 30, "b": 0}, "present": {"a": 10, "b": 4}, "claimed": {}, "elsewhere": {}}
+    counts = {"absent": {"a": 30, "b": 0}, "present": {"a": 10, "b": 4}}
+    counts |= {key: {} for key in ("claimed", "elsewhere", "missed", "alarms_with_presence", "missed_with_presence")}
     alarms = FalseAlarms(
         split="test", store_fingerprint="s", labels_fingerprint="l", weights_sha256="w", alarms={"a": 0.2, "b": None}, **counts
     )
@@ -134,6 +140,7 @@ def test_gains_are_paired_and_the_worst_anatomy_is_named():
     found = gain_over(move, plain, "multilabel")
     assert (found.over, found.seeds) == ("plain", (0, 1)) and found.mean == pytest.approx(2)
     assert gain_over(move, plain, "own").mean == 0
+    assert gain_over(plain, plain, "multilabel_with_presence", "multilabel").mean == pytest.approx(10)
     name, points = worst_anatomy(move, plain)
     assert (name, points) == ("b", pytest.approx(-2))
     assert worst_anatomy(move, []) is None and gain_over(move, [], "own") is None
@@ -157,10 +164,10 @@ def test_the_table():
     assert lines[0] == "**a, test: teachers (3 epochs)**"
     plain, move = lines[10:12]
     assert (
-        plain
-        == "| plain | 0, 1 | 80.0 ± 0.0 |  | 50.0 ± 0.0 |  | 40.0 ± 0.0 |  |  | 25.0 ± 0.0 | 10.0 ± 0.0 | 90.0 ± 0.0 | 1.5 |"
+        plain == "| plain | 0, 1 | 80.0 ± 0.0 |  | 40.0 ± 0.0 |  | 50.0 ± 0.0 |  | +10.0 [+10.0, +10.0] | 40.0 ± 0.0 |  |  "
+        "| 25.0 ± 0.0 | 5.0 ± 0.0 | 2.0 ± 0.0 | 10.0 ± 0.0 | 90.0 ± 0.0 | 1.5 |"
     )
-    assert "| 55.0 ± 0.0 | +5.0 [+5.0, +5.0] | 40.0 ± 0.0 | 0.0 [0.0, 0.0] | b 0.0 |" in move
+    assert "| 55.0 ± 0.0 | +5.0 [+5.0, +5.0] | +15.0 [+15.0, +15.0] | 40.0 ± 0.0 | 0.0 [0.0, 0.0] | b 0.0 |" in move
 
 
 @pytest.fixture(scope="module")
@@ -183,23 +190,34 @@ def labelled(organ_folder, organ_split, tmp_path_factory) -> Path:
 def test_false_alarms_are_the_naive_loop(labelled, organ_teachers, copy_of):
     store = SampleStore.open(str(labelled / "s.zarr"))
     predictor = Predictor.load(copy_of(organ_teachers), anatomies=store.anatomies)
+    rows = store.rows("validation")
+    level = float(np.median(highest_logits(predictor.heads, store, rows, Accelerator(cpu=True))[:, 0])) + 1e-3
+    point = {"kidney": OperatingPoint(threshold=0.0, presence=level, images=1, patients=1)}
+    points = OperatingPoints(store_fingerprint=store.fingerprint, weights_sha256="", points=point)
+    predictor = replace(predictor, operating_points=[points])
     found = write_false_alarms(predictor, store, "validation")
     assert read_false_alarms(predictor.folder, "validation") == found
-    alarms, claimed, elsewhere = ({name: [] for name in store.anatomies} for _ in range(3))
+    alarms, heard, missed, claimed, elsewhere = ({name: [] for name in store.anatomies} for _ in range(5))
     for row in store.rows("validation"):
         image, mask = (values[0] for values in store.read([row]))
         logits = predictor(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)[0].numpy()
         for head, name in enumerate(store.anatomies):
+            silent = name == "kidney" and logits[head].max() <= level
             if store.present[row, head] == 0:
                 alarms[name].append((logits[head] > 0).any())
+                heard[name].append((logits[head] > 0).any() and not silent)
                 claimed[name].append((logits[head] > 0).mean())
+            if store.present[row, head] == 1 or (head == store.anatomy[row] and (mask > 0).any()):
+                missed[name].append(silent or not (logits[head] > 0).any())
             if head != store.anatomy[row]:
                 elsewhere[name] += (logits[head] > 0)[mask > 0].tolist()
     assert found.absent == {"kidney": 2, "tongue": 2} and found.present == {"kidney": 3, "tongue": 3}
     assert found.alarms == pytest.approx({name: np.mean(values) for name, values in alarms.items()})
     assert found.claimed == pytest.approx({name: np.mean(values) for name, values in claimed.items()})
     assert found.elsewhere == pytest.approx({name: np.mean(values) for name, values in elsewhere.items()})
-    assert min(found.claimed.values()) > 0
+    assert found.alarms_with_presence == pytest.approx({name: np.mean(values) for name, values in heard.items()})
+    assert found.missed_with_presence == pytest.approx({name: np.mean(values) for name, values in missed.items()})
+    assert min(found.claimed.values()) > 0 and found.alarms_with_presence["kidney"] < found.alarms["kidney"]
 
 
 @pytest.fixture

@@ -5,6 +5,9 @@ At the heads' operating points, over all pictures of a split, for each anatomy a
     alarms[a]      pictures that lack a by their label and in which its head claims a pixel / pictures that lack a
     claimed[a]     pixels that its head claims in those pictures / their pixels
     elsewhere[a]   pixels of other anatomies' masks that its head claims / pixels of other anatomies' masks
+    missed[a]      pictures that show a by label or mask and in which its head claims no pixel / pictures that show a
+
+alarms and missed are also told with presence thresholds (`mtkd_cache.training.presence`).
 """
 
 from dataclasses import dataclass
@@ -37,6 +40,9 @@ class FalseAlarms(JsonRecord):
     alarms: dict[str, float | None]
     claimed: dict[str, float | None]
     elsewhere: dict[str, float | None]
+    missed: dict[str, float | None]
+    alarms_with_presence: dict[str, float | None]
+    missed_with_presence: dict[str, float | None]
 
     def is_of(self, store: SampleStore, trainings: list[Training]) -> bool:
         """Whether they are of this store with these labels, and of these weights."""
@@ -54,20 +60,23 @@ def read_false_alarms(folder: Path, split: str) -> FalseAlarms | None:
 def write_false_alarms(predictor: Predictor, store: SampleStore, split: str) -> FalseAlarms:
     """Measure false alarms of the store's anatomies at the predictor's thresholds, and write them beside the weights."""
     rows = store.rows(split)
-    points = predictor.thresholds
-    thresholds = torch.tensor([points[anatomy] for anatomy in store.anatomies], device=predictor.device)[:, None, None]
+    thresholds = torch.tensor([predictor.thresholds[anatomy] for anatomy in store.anatomies])[:, None, None]
+    presence = np.array([predictor.presence.get(anatomy, -np.inf) for anatomy in store.anatomies])
     in_picture, in_mask = np.zeros((2, len(rows), len(store.anatomies)))  # claimed pixels
-    foreground = np.zeros(len(rows))
+    highest, foreground = np.zeros((len(rows), len(store.anatomies))), np.zeros(len(rows))
     for start in range(0, len(rows), BATCH):
         part = slice(start, start + BATCH)
         images, masks = (torch.from_numpy(values) for values in store.read(rows[part]))
-        claims = (predictor(to_float(images)) > thresholds).cpu()
+        maps, upsampling = predictor.maps(to_float(images).to(predictor.device), store.anatomies)
+        claims = upsampling(maps).cpu() > thresholds
+        highest[part] = maps.amax((2, 3)).float().cpu().numpy()
         in_picture[part] = claims.sum((2, 3)).numpy()
         in_mask[part] = (claims & (masks > 0)[:, None]).sum((2, 3)).numpy()
         foreground[part] = (masks > 0).sum((1, 2)).numpy()
     own = store.anatomy[rows][:, None] == np.arange(len(store.anatomies))
     absent = store.present[rows] == 0
     present = (store.present[rows] == 1) | (own & (foreground > 0)[:, None])
+    claimed, heard = in_picture > 0, (in_picture > 0) & (highest > presence)
 
     def by_anatomy(parts: np.ndarray, wholes: np.ndarray) -> dict[str, float | None]:
         pairs = zip(store.anatomies, parts.sum(0), wholes.sum(0), strict=True)
@@ -80,9 +89,12 @@ def write_false_alarms(predictor: Predictor, store: SampleStore, split: str) -> 
         weights_sha256=predictor.weights_sha256,
         absent=dict(zip(store.anatomies, absent.sum(0).tolist(), strict=True)),
         present=dict(zip(store.anatomies, present.sum(0).tolist(), strict=True)),
-        alarms=by_anatomy(absent & (in_picture > 0), absent),
+        alarms=by_anatomy(absent & claimed, absent),
         claimed=by_anatomy(absent * in_picture, absent * float(np.prod(store.size))),
         elsewhere=by_anatomy(~own * in_mask, ~own * foreground[:, None]),
+        missed=by_anatomy(present & ~claimed, present),
+        alarms_with_presence=by_anatomy(absent & heard, absent),
+        missed_with_presence=by_anatomy(present & ~heard, present),
     )
     write_json(predictor.folder / FalseAlarms.FILE.format(split), found.to_json())
     return found

@@ -12,6 +12,13 @@ from mtkd_cache.study.labels.arms import BASELINE
 from mtkd_cache.study.labels.false_alarms import FalseAlarms, read_false_alarms
 
 LABELS = "labels.json"  # what a study writes, in its folder
+FIGURES = (  # what gains are told of, and the baseline's figure where that is another one
+    ("own", None),
+    ("multilabel", None),
+    ("multilabel_with_presence", None),
+    ("multilabel_with_presence", "multilabel"),
+    ("estimated", None),
+)
 ByAnatomy = dict[str, float]
 Group = tuple[str, str, str]
 
@@ -22,8 +29,9 @@ class Result:
 
     study: the folder of its study. network: of a student, "teachers" of teachers, whose arm is their kind and seed 0.
     own: Dice on the own subsets. multilabel: Dice on the multilabel images, empty where the split has none. estimated: see
-    `estimated_dice`. alarms: see `mtkd_cache.study.labels.false_alarms`. claimed_twice, known_precision: see
-    `mtkd_cache.evaluation.multilabel`, None without its images; the latter is a mean. minutes: of the training.
+    `estimated_dice`. alarms, missed: see `mtkd_cache.study.labels.false_alarms`. FIGURE_with_presence: with presence thresholds.
+    claimed_twice, known_precision: see `mtkd_cache.evaluation.multilabel`, None without its images; the latter is a mean.
+    minutes: of the training.
     """
 
     study: str
@@ -35,8 +43,11 @@ class Result:
     minutes: float
     own: ByAnatomy
     multilabel: ByAnatomy
+    multilabel_with_presence: ByAnatomy
     estimated: ByAnatomy
     alarms: ByAnatomy
+    alarms_with_presence: ByAnatomy
+    missed_with_presence: ByAnatomy
     claimed_twice: float | None
     known_precision: float | None
 
@@ -48,7 +59,7 @@ class Result:
     @property
     def judged(self) -> ByAnatomy:
         """What the arm is chosen by: the Dice on the multilabel images, and where the split has none its estimate."""
-        return self.multilabel or self.estimated
+        return self.multilabel_with_presence or self.multilabel or self.estimated
 
 
 def estimated_dice(own: Mapping[str, float | None], alarms: FalseAlarms) -> ByAnatomy:
@@ -114,7 +125,10 @@ def read_result(folder: Path, split: str, place: tuple[str, str, str, int]) -> R
         own=known(dice),
         multilabel=known(at_points(several)) if several else {},
         estimated=estimated_dice(dice, alarms),
+        multilabel_with_presence=known(several.dice_with_presence or {}) if several else {},
         alarms=known(alarms.alarms),
+        alarms_with_presence=known(alarms.alarms_with_presence),
+        missed_with_presence=known(alarms.missed_with_presence),
         claimed_twice=several.claimed_twice_at_operating_point if several else None,
         known_precision=mean_of(known(several.known_precision_at_operating_point or {})) if several else None,
     )
@@ -142,9 +156,13 @@ def groups(results: Iterable[Result]) -> dict[Group, dict[str, list[Result]]]:
     return found
 
 
-def gain_over(arm: Sequence[Result], baseline: Sequence[Result], figure: str) -> Gain | None:
-    """What an arm gains over another in "own", "multilabel" or "estimated" Dice, the mean over the anatomies, paired by seed."""
-    means = ({result.seed: mean_of(getattr(result, figure)) for result in results} for results in (arm, baseline))
+def gain_over(arm: Sequence[Result], baseline: Sequence[Result], figure: str, against: str | None = None) -> Gain | None:
+    """What an arm gains over another in a figure of `Result`, the mean over the anatomies, paired by seed.
+
+    against: another figure of the other arm, by default the same.
+    """
+    pairs = (arm, figure), (baseline, against or figure)
+    means = ({result.seed: mean_of(getattr(result, name)) for result in results} for results, name in pairs)
     ours, theirs = ({seed: mean for seed, mean in each.items() if mean is not None} for each in means)
     return paired_gain(ours, theirs, baseline[0].arm) if baseline else None
 

@@ -26,7 +26,7 @@ from mtkd_cache.storage.folder import write_durably
 from mtkd_cache.study.jobs import Job
 from mtkd_cache.study.labels.arms import ARMS, BASELINE, OFF, Place, kind_of, places
 from mtkd_cache.study.labels.false_alarms import read_false_alarms, write_false_alarms
-from mtkd_cache.study.labels.results import LABELS, Result, best_arm, gain_over, groups, read_results
+from mtkd_cache.study.labels.results import FIGURES, LABELS, Result, best_arm, gain_over, groups, read_results
 from mtkd_cache.study.labels.table import markdown
 from mtkd_cache.study.run import Study
 
@@ -137,8 +137,8 @@ def _gains(results: Sequence[Result]) -> list[dict[str, Any]]:
     for group, arms in groups(results).items():
         baseline = arms.get("own" if group[-1] == "teachers" else BASELINE, [])
         for arm, each in arms.items():
-            for figure in ("own", "multilabel", "estimated"):
-                gain = gain_over(each, baseline, figure) if each is not baseline else None
+            for figure, against in FIGURES:
+                gain = gain_over(each, baseline, figure, against) if each is not baseline or against else None
                 if gain:
-                    found.append({"group": group, "arm": arm, "figure": figure, **asdict(gain)})
+                    found.append({"group": group, "arm": arm, "figure": figure, "against": against or figure, **asdict(gain)})
     return found
