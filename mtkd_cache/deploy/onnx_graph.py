@@ -95,7 +95,8 @@ class FrameToMasks(nn.Module):
         columns = self.vertical(frame.float().flatten(1) / 255).unflatten(1, (-1, 3)).permute(1, 2, 0)
         image = self.horizontal(columns.flatten(1)).unflatten(1, (3, -1)).permute(1, 2, 0)[None]
         parts = [branch(image) for branch in self.branches]
-        logits, thresholds = torch.cat([each for each, _ in parts]), self.thresholds
+        logits = torch.cat([each for each, _ in parts])
+        thresholds: Tensor = self.thresholds
         if self.presence is not None:
             silent = ~(torch.cat([highest for _, highest in parts]) > self.presence)
             thresholds = thresholds.masked_fill(silent[:, None, None], torch.inf)

@@ -189,6 +189,7 @@ def _count(
 
     def claims(anatomy: str, thresholds: dict[str, float], presence: dict[str, float]) -> Tensor:
         silent = anatomy in presence and not highest[anatomy] > presence[anatomy]
-        return logits[anatomy] > (torch.inf if silent else thresholds[anatomy])
+        claimed: Tensor = logits[anatomy] > (torch.inf if silent else thresholds[anatomy])
+        return claimed
 
     return {name: count_pixels({each: claims(each, *level) for each in logits}, truths) for name, level in levels.items()}

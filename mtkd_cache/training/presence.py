@@ -62,7 +62,7 @@ def with_presence(
         dice = curves[anatomy][:, int(np.searchsorted(GRID, point.threshold))]
         presence = choose_presence(dice, own, without, point.threshold)
         if presence is not None:
-            alarms = tuple(float((without > level).mean()) for level in (point.threshold, presence))
+            alarms = float((without > point.threshold).mean()), float((without > presence).mean())
             point = replace(point, presence=presence, false_alarms=alarms, images_without=len(without))
         chosen[anatomy] = point
     return chosen
