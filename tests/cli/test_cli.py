@@ -78,7 +78,7 @@ def test_every_command_says_what_the_contract_names(way):
 def test_a_run_keeps_its_recipe_environment_and_seed(way):
     root, said = way
     record = json.loads((root / "distilled" / "run.json").read_text())
-    assert record["recipe"]["distillation"] == {"temperature": 4.0, "weight": 3.0, "combine": "sum"}
+    assert record["recipe"]["distillation"] == {"temperature": 4.0, "weight": 0.3, "combine": "sum", "term": "sigmoid+kl"}
     assert record["seed"] == 0
     assert {"torch", "device", "python"} <= set(record["environment"])
     assert record["store_fingerprint"] == said["ingest"]["fingerprint"]
