@@ -76,9 +76,13 @@ def command(run: Path | None, teachers: Path | None, store: str, split: str, **o
 
 def _dice_table(evaluation: "Evaluation") -> str:
     """Dice at probability 0.5, Dice at the operating points and average precision by anatomy, with intervals, in percent."""
+    from mtkd_cache.models.records import MultilabelEvaluation
+
     columns = {"dice": ("at 0.5, as in the paper", evaluation.dice, evaluation.mean_dice)}
     if (dice := evaluation.dice_at_operating_point) is not None:
         columns["dice_at_operating_point"] = ("at operating point", dice, evaluation.mean_dice_at_operating_point or 0.0)
+    if isinstance(evaluation, MultilabelEvaluation) and (dice := evaluation.dice_with_presence) is not None:
+        columns["dice_with_presence"] = ("with presence", dice, evaluation.mean_dice_with_presence or 0.0)
     if (precision := evaluation.average_precision) is not None:
         columns["average_precision"] = ("average precision", precision, evaluation.mean_average_precision or 0.0)
     rows = [["", *(title for title, _, _ in columns.values())]]
