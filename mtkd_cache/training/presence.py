@@ -25,9 +25,11 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.models.records import OperatingPoint
 from mtkd_cache.training.metrics import BATCH, GRID, STEP, Heads
 
+FEWEST = 10  # pictures that lack an anatomy, for a threshold to be chosen
+
 
 def choose_presence(dice: np.ndarray, highest: np.ndarray, without: np.ndarray, threshold: float) -> float | None:
-    """The presence threshold of one head, in logits; None where either kind of pictures is missing.
+    """The presence threshold of one head, in logits; None where no own picture counts, or fewer than FEWEST lack it.
 
     Args:
         dice: float (n,), of the anatomy's own pictures at the threshold; NaN where one does not count.
@@ -37,7 +39,7 @@ def choose_presence(dice: np.ndarray, highest: np.ndarray, without: np.ndarray, 
     """
     counts = ~np.isnan(dice)
     dice, highest = dice[counts], highest[counts]
-    if not len(dice) or not len(without):
+    if not len(dice) or len(without) < FEWEST:
         return None
     steps = np.arange(threshold, max(threshold, float(highest.max())) + STEP, STEP)
     expected = (dice * (highest > steps[:, None])).mean(1) / (1 + (without > steps[:, None]).mean(1))

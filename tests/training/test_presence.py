@@ -14,6 +14,7 @@ from mtkd_cache.evaluation.frames import Prediction, silenced
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.network import create_network
 from mtkd_cache.models.records import OperatingPoint, OperatingPoints
+from mtkd_cache.training import presence
 from mtkd_cache.training.operating_points import write_operating_points
 from mtkd_cache.training.presence import choose_presence, highest_logits
 
@@ -42,10 +43,10 @@ def test_the_choice_is_the_naive_loop(seed):
 def test_it_is_the_dice_of_as_many_pictures_with_as_without_the_anatomy():
     """Above 3 two of four own pictures fall silent, and all of the others: 0.4 for 0.8 / 2."""
     dice, highest = np.full(4, 0.8), np.array([2.6, 2.7, 6.0, 6.0])
-    assert choose_presence(dice, highest, np.array([2.9, 2.9]), 0.0) == 0.0
-    assert choose_presence(dice, highest, np.array([2.4, 2.4]), 0.0) == 2.5
-    assert choose_presence(dice, highest, np.array([]), 0.0) is None
-    assert choose_presence(np.array([np.nan]), np.array([1.0]), np.array([2.4]), 0.0) is None
+    assert choose_presence(dice, highest, np.full(10, 2.9), 0.0) == 0.0
+    assert choose_presence(dice, highest, np.full(10, 2.4), 0.0) == 2.5
+    assert choose_presence(dice, highest, np.full(9, 2.4), 0.0) is None
+    assert choose_presence(np.array([np.nan]), np.array([1.0]), np.full(10, 2.4), 0.0) is None
 
 
 def test_highest_logits_are_those_of_each_picture(organ_store, accelerator):
@@ -60,7 +61,8 @@ def test_highest_logits_are_those_of_each_picture(organ_store, accelerator):
         assert values == pytest.approx(expected, abs=1e-4)
 
 
-def test_it_is_written_where_labels_tell(phantom_store, organ_store, accelerator, tmp_path):
+def test_it_is_written_where_labels_tell(phantom_store, organ_store, accelerator, tmp_path, monkeypatch):
+    monkeypatch.setattr(presence, "FEWEST", 1)
     anatomies = phantom_store.anatomies
     network = spread_out(create_network("mininetv2", len(anatomies), "joint"))
     heads = {anatomy: (network, head) for head, anatomy in enumerate(anatomies)}
@@ -84,12 +86,12 @@ def test_it_is_written_where_labels_tell(phantom_store, organ_store, accelerator
 
 def test_a_silent_head_claims_nothing():
     maps = torch.tensor([[[1.0, 2.0], [-1.0, 0.5]], [[3.0, -1.0], [0.5, 0.5]]])
-    thresholds, presence = torch.zeros(2, 1, 1), torch.tensor([2.0, 2.5])[:, None, None]
-    prediction = Prediction("ab", maps, silenced(thresholds, maps, presence))
+    thresholds, levels = torch.zeros(2, 1, 1), torch.tensor([2.0, 2.5])[:, None, None]
+    prediction = Prediction("ab", maps, silenced(thresholds, maps, levels))
     assert not prediction.masks[0].any() and np.array_equal(prediction.masks[1], maps[1].numpy() > 0)
     assert np.array_equal(prediction.labels, np.where(maps[1].numpy() > 0, 2, 0))
     assert np.allclose(prediction.probabilities, torch.sigmoid(maps))
-    assert torch.equal(silenced(thresholds, maps[None], presence)[0], silenced(thresholds, maps, presence))
+    assert torch.equal(silenced(thresholds, maps[None], levels)[0], silenced(thresholds, maps, levels))
 
 
 def test_a_predictor_heeds_it_in_every_frame(tmp_path):
