@@ -179,9 +179,9 @@ def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, A
     """Load a recipe and check it.
 
     Args:
-        name: a recipe shipped with the package ("paper", "best", "small", "demo", "smoke"), or the path of a .toml file. A file
-            that says `extends = "paper"`, a shipped recipe or the path of a file relative to its own, holds only what differs
-            from that.
+        name: a recipe shipped with the package ("paper", "best", "labels", "small", "demo", "smoke"), or the path of a .toml
+            file. A file that says `extends = "paper"`, a shipped recipe or the path of a file relative to its own, holds only
+            what differs from that.
         overrides: texts KEY=VALUE such as "student.epochs=30", the value in TOML or a bare string.
         values: by key, applied after `overrides`, such as {"seed": 3, "student.arch": "mininetv2"}; None keeps the recipe's.
 
