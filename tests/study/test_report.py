@@ -312,7 +312,7 @@ def test_signs_and_names():
     assert display_name("deeplabv3-efficientnet-b0") == ("DeepLabV3", "EfficientNet-B0")
     assert display_name("segformer-mit_b3") == ("SegFormer", "MiT-B3")
     assert display_name("mininetv2") == ("MiniNetV2", "MiniNetV2")
-    assert display_name("unet-timm-x") == ("unet", "timm-x")
+    assert display_name("unet-timm-x") == ("U-Net", "timm-x")
 
 
 def test_references_are_the_papers_two_tables():
