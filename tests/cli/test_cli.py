@@ -1,7 +1,7 @@
 """The command line by real commands: the whole way on a tiny phantom, the --json contract, and how failures end."""
 
-import errno
 import contextlib
+import errno
 import json
 import os
 import re
