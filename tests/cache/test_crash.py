@@ -15,7 +15,7 @@ from mtkd_cache.cache.verify import verify_cache
 from mtkd_cache.errors import MtkdError
 
 CARD_FLUSHES = 2  # of the file and of its folder
-KILLS = int(os.environ.get("MTKD_KILLS", "4"))
+KILLS = int(os.environ.get("MTKD_KILLS", "6"))
 BLOCK = 2
 pytestmark = pytest.mark.usefixtures("small_shards")
 
