@@ -73,8 +73,8 @@ def _serialized(predictor: Predictor, frame: tuple[int, int]) -> bytes:
         raise MtkdError(
             f"{predictor.folder}: {weights / 1e9:.1f} GB of weights are more than the 2 GB of an ONNX file. Export a student."
         )
-    presence = [predictor.presence.get(anatomy, -torch.inf) for anatomy in predictor.anatomies]
-    module = FrameToMasks(networks, list(predictor.thresholds.values()), presence, frame, predictor.size[::-1]).eval()
+    thresholds, presence = (limits.flatten().tolist() for limits in predictor.limits())
+    module = FrameToMasks(networks, thresholds, presence, frame, predictor.size[::-1]).eval()
     model = _exported(module, frame, f"{predictor.folder}: {predictor.arch}")
     for node in (
         model.graph,

@@ -35,13 +35,14 @@ from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.data.samples import SPLITS, check_anatomies
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.evaluation.dice import overlap_with, record
+from mtkd_cache.evaluation.frames import silenced
 from mtkd_cache.evaluation.pictures import AT_POINT
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.records import MultilabelEvaluation
 from mtkd_cache.training.metrics import image_dice, summarize
 
 WITH_PRESENCE = "_with_presence"  # suffix of figures
-Levels = dict[str, tuple[dict[str, float], dict[str, float]]]  # by suffix of figures, thresholds and presence thresholds
+Levels = dict[str, tuple[Tensor, Tensor]]  # by suffix of figures, thresholds and presence thresholds as `Predictor.limits`
 _IMAGE = re.compile(r"image(\d+)\.png")
 
 
@@ -106,11 +107,12 @@ def evaluate_multilabel(
         overlap = overlap_with(predictor, store, split, allow_overlap)
     scenes = find_scenes(Path(dataset), patients)
     own_scenes = list(scenes.items())[accelerator.process_index :: accelerator.num_processes]
-    levels: Levels = {"": (dict.fromkeys(predictor.heads, 0.0), {})}
-    points = predictor.thresholds_on(store)
+    (thresholds, presence), points = predictor.limits(), predictor.thresholds_on(store)
+    without = torch.full_like(presence, -torch.inf)
+    levels: Levels = {"": (torch.zeros_like(thresholds), without)}
     if points.keys() == predictor.heads.keys():
-        levels[AT_POINT] = points, {}
-        levels |= {WITH_PRESENCE: (points, predictor.presence)} if predictor.presence else {}
+        levels[AT_POINT] = thresholds, without
+        levels |= {WITH_PRESENCE: (thresholds, presence)} if predictor.presence else {}
     counts = gather_object([_count(predictor, accelerator, store, levels, *scene) for scene in own_scenes])
     figures = {"dataset": f"{name}/{MULTILABEL}", **overlap, **({"thresholds": points} if AT_POINT in levels else {})}
     for level in levels:
@@ -184,12 +186,6 @@ def _count(
         truths[anatomy] = torch.from_numpy(truth > 0)
     with accelerator.autocast():
         maps, upsampling = predictor.maps(to_float(torch.from_numpy(image.copy())[None].to(predictor.device)))
-        logits = dict(zip(predictor.anatomies, upsampling(maps)[0].cpu(), strict=True))
-    highest = dict(zip(predictor.anatomies, maps[0].amax((1, 2)).tolist(), strict=True))
-
-    def claims(anatomy: str, thresholds: dict[str, float], presence: dict[str, float]) -> Tensor:
-        silent = anatomy in presence and not highest[anatomy] > presence[anatomy]
-        claimed: Tensor = logits[anatomy] > (torch.inf if silent else thresholds[anatomy])
-        return claimed
-
-    return {name: count_pixels({each: claims(each, *level) for each in logits}, truths) for name, level in levels.items()}
+        logits = upsampling(maps)[0]
+    claims = {name: (logits > silenced(thresholds, maps[0], presence)).cpu() for name, (thresholds, presence) in levels.items()}
+    return {name: count_pixels(dict(zip(predictor.anatomies, each, strict=True)), truths) for name, each in claims.items()}

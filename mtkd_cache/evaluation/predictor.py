@@ -17,7 +17,7 @@ from mtkd_cache.evaluation.frames import Prediction, Upsampling, silenced, to_ne
 from mtkd_cache.models.checkpoints import WEIGHTS, check_present, file_sha256, load_heads, load_network
 from mtkd_cache.models.fast import fastest
 from mtkd_cache.models.network import Network
-from mtkd_cache.models.records import RUN, OperatingPoints, Training, read_operating_points, read_training_records
+from mtkd_cache.models.records import RUN, OperatingPoint, OperatingPoints, Training, read_operating_points, read_training_records
 from mtkd_cache.models.seen import Seen
 
 
@@ -98,10 +98,14 @@ class Predictor:
         return next(iter(self.heads.values()))[0].arch
 
     @property
+    def _points(self) -> dict[str, OperatingPoint]:
+        return {anatomy: point for each in self.operating_points for anatomy, point in each.points.items()}
+
+    @property
     def thresholds(self) -> dict[str, float]:
         """{anatomy: logit above which its head claims a pixel}: its operating point, 0 (probability 0.5) where it has none."""
-        chosen = {anatomy: point.threshold for each in self.operating_points for anatomy, point in each.points.items()}
-        return {anatomy: chosen.get(anatomy, 0.0) for anatomy in self.heads}
+        points = self._points
+        return {anatomy: points[anatomy].threshold if anatomy in points else 0.0 for anatomy in self.heads}
 
     @property
     def presence(self) -> dict[str, float]:
@@ -109,9 +113,16 @@ class Predictor:
 
         Only of the heads for which labels allowed to choose it, see `mtkd_cache.training.presence`.
         """
-        points = {anatomy: point for each in self.operating_points for anatomy, point in each.points.items()}
+        points = self._points
         chosen = {anatomy: points[anatomy].presence for anatomy in self.heads if anatomy in points}
         return {anatomy: value for anatomy, value in chosen.items() if value is not None}
+
+    def limits(self, anatomies: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+        """Thresholds and presence thresholds of these heads in order, float (A, 1, 1) on the device; presence -inf for none."""
+        thresholds, presence = self.thresholds, self.presence
+        pairs = [(thresholds[name], presence.get(name, -torch.inf)) for name in anatomies or self.heads]
+        first, second = torch.tensor(pairs, device=self.device)[..., None, None].unbind(1)
+        return first, second
 
     def thresholds_on(self, store: SampleStore) -> dict[str, float]:
         """The thresholds that were chosen on the validation split of this store, for the heads that have one."""
@@ -212,10 +223,7 @@ class Predictor:
             an iterator over the frames' predictions.
         """
         names = tuple(anatomies or self.heads)
-        thresholds, presence = (
-            torch.tensor([values.get(name, -torch.inf) for name in names], device=self.device)[:, None, None]
-            for values in (self.thresholds, self.presence)
-        )
+        thresholds, presence = self.limits(names)
         mean: Tensor | None = None
         for frame in frames:
             with torch.inference_mode():

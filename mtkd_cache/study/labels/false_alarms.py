@@ -19,6 +19,7 @@ import torch
 
 from mtkd_cache.data.augment import to_float
 from mtkd_cache.data.sample_store import SampleStore
+from mtkd_cache.evaluation.frames import silenced
 from mtkd_cache.evaluation.predictor import Predictor
 from mtkd_cache.models.records import Training, read_as, write_json
 from mtkd_cache.storage.record import JsonRecord
@@ -60,23 +61,23 @@ def read_false_alarms(folder: Path, split: str) -> FalseAlarms | None:
 def write_false_alarms(predictor: Predictor, store: SampleStore, split: str) -> FalseAlarms:
     """Measure false alarms of the store's anatomies at the predictor's thresholds, and write them beside the weights."""
     rows = store.rows(split)
-    thresholds = torch.tensor([predictor.thresholds[anatomy] for anatomy in store.anatomies])[:, None, None]
-    presence = np.array([predictor.presence.get(anatomy, -np.inf) for anatomy in store.anatomies])
+    thresholds, presence = predictor.limits(store.anatomies)
     in_picture, in_mask = np.zeros((2, len(rows), len(store.anatomies)))  # claimed pixels
-    highest, foreground = np.zeros((len(rows), len(store.anatomies))), np.zeros(len(rows))
+    heard, foreground = np.zeros((len(rows), len(store.anatomies)), bool), np.zeros(len(rows))
     for start in range(0, len(rows), BATCH):
         part = slice(start, start + BATCH)
         images, masks = (torch.from_numpy(values) for values in store.read(rows[part]))
         maps, upsampling = predictor.maps(to_float(images).to(predictor.device), store.anatomies)
-        claims = upsampling(maps).cpu() > thresholds
-        highest[part] = maps.amax((2, 3)).float().cpu().numpy()
+        logits = upsampling(maps)
+        claims = (logits > thresholds).cpu()
+        heard[part] = (logits > silenced(thresholds, maps, presence)).any(-1).any(-1).cpu().numpy()
         in_picture[part] = claims.sum((2, 3)).numpy()
         in_mask[part] = (claims & (masks > 0)[:, None]).sum((2, 3)).numpy()
         foreground[part] = (masks > 0).sum((1, 2)).numpy()
     own = store.anatomy[rows][:, None] == np.arange(len(store.anatomies))
     absent = store.present[rows] == 0
     present = (store.present[rows] == 1) | (own & (foreground > 0)[:, None])
-    claimed, heard = in_picture > 0, (in_picture > 0) & (highest > presence)
+    claimed = in_picture > 0
 
     def by_anatomy(parts: np.ndarray, wholes: np.ndarray) -> dict[str, float | None]:
         pairs = zip(store.anatomies, parts.sum(0), wholes.sum(0), strict=True)
