@@ -24,12 +24,12 @@ from . import common
 @common.reports
 def command(store: str, cache: str, run: Path | None, arch: str | None, no_kd: bool, **options: Any) -> dict[str, Any]:
     """Train the student on images, masks and cached logits, without running a teacher. Resumes after an interruption."""
+    from mtkd_cache.study.jobs import network_name
     from mtkd_cache.training.student import train_student
 
     recipe = common.recipe_of(options, {"student.arch": arch, "student.weights": options["init_from"]})
-    layout = "" if options["layout"] in (None, "shared") else f"{options['layout']}-"
-    name = f"{recipe.student.arch.replace(':', '.')}-{layout}{'no-kd' if no_kd else 'kd'}-seed{recipe.seed}"
-    run = run or Path("runs", name)
+    network = network_name(recipe.student.arch, None if options["layout"] == "shared" else options["layout"])
+    run = run or Path("runs", f"{network}-{'no-kd' if no_kd else 'kd'}-seed{recipe.seed}")
     opened = None if no_kd else mc.LogitCache.open(cache)
     samples, accelerator = mc.SampleStore.open(store), common.accelerator_of(options)
     settings = {key: options[key] for key in ("resident", "compiled", "layout", "allow_overlap")}

@@ -37,7 +37,7 @@ class Job:
 
 
 def network_name(arch: str, layout: str | None = None) -> str:
-    """A student's network as studies name its folder: mininetv2, mininetv2-joint, package.module.factory."""
+    """A student's network as folders are named for it: mininetv2, mininetv2-joint, package.module.factory."""
     return "-".join(filter(None, (arch.replace(":", "."), layout)))
 
 
