@@ -204,6 +204,7 @@ def scale(**options: Any) -> dict[str, Any]:
     click.option("--out", type=common.FOLDER, default="runs/parity", help="The folder of the trainings and their result."),
     click.option("--arm", "arms", multiple=True, metavar="NAME", help="Only this arm (repeatable).  [default: all]"),
     click.option("--arch", help="The student's architecture.  [default: the recipe's]"),
+    common.layout,
     click.option(
         "--length",
         "lengths",
@@ -237,7 +238,9 @@ def parity(accelerator: "Accelerator", out: Path, joined: tuple[Path, ...], **op
         recipe_of=lambda values: common.recipe_of(options, {"student.arch": options["arch"], **values}),
         load=lambda: mc.Teachers.gather(named, store, teachers),
         views=max(LENGTHS[length] for length in lengths) * recipe.student.epochs,
+        layout=options["layout"],
     )
-    jobs = plan(options["arms"] or list(ARMS), lengths, recipe.student.arch, options["seeds"], options["split"])
+    place = recipe.student.arch, options["seeds"], options["split"], options["layout"]
+    jobs = plan(options["arms"] or list(ARMS), lengths, *place)
     result = common.run_study(study, jobs, accelerator)
     return {**result, **result.pop("report")}

@@ -2,7 +2,7 @@
 
     OUT/
       views.zarr                       the teachers' maps of the plain samples and of recorded views
-      ARCH/LENGTH/ARM/seedN/           a student, with its evaluation
+      NETWORK/LENGTH/ARM/seedN/        a student, with its evaluation; NETWORK: its architecture and layout
       view-gap.json parity.json parity.md parity.png parity.svg
 
 Every arm trains the same network from the same weights on the same batches, in epoch e in the same view e of the samples (but
@@ -34,7 +34,7 @@ from mtkd_cache.models.records import EVALUATION, RUN, RunRecord, write_json
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.study.gain.arms import LENGTHS, StudentJob
-from mtkd_cache.study.jobs import Job, check_arms
+from mtkd_cache.study.jobs import Job, check_arms, network_name
 from mtkd_cache.study.run import Study
 from mtkd_cache.training.loop import Task
 from mtkd_cache.training.run_folder import train_or_resume
@@ -54,7 +54,9 @@ ARMS = {
 }
 
 
-def plan(arms: Sequence[str], lengths: Sequence[str], arch: str, seeds: Sequence[int], split: str) -> list[Job]:
+def plan(
+    arms: Sequence[str], lengths: Sequence[str], arch: str, seeds: Sequence[int], split: str, layout: str | None = None
+) -> list[Job]:
     """The cache, then the trainings with their evaluations: short ones first, then seed by seed.
 
     Raises MtkdError for an arm that there is not.
@@ -65,7 +67,7 @@ def plan(arms: Sequence[str], lengths: Sequence[str], arch: str, seeds: Sequence
     for length in sorted(lengths, key=lambda name: LENGTHS[name]):
         for seed in seeds:
             for arm in arms:
-                place = f"{arch}/{length}/{arm}/seed{seed}", arch, arm, seed
+                place = f"{network_name(arch, layout)}/{length}/{arm}/seed{seed}", arch, arm, seed
                 student = StudentJob("student", *place, needs=(cache.name,), length=length)
                 jobs += [student, replace(student, kind="evaluation", needs=(student.name,), split=split)]
     return jobs
@@ -126,11 +128,15 @@ def first_views(cache: LogitCache, count: int) -> LogitCache:
 
 @dataclass(frozen=True, kw_only=True)
 class ParityStudy(Study):
-    """recipe_of: the recipe with values by key, as {"student.epochs": 3}. load: the teachers. views: that are recorded."""
+    """recipe_of: the recipe with values by key, as {"student.epochs": 3}. load: the teachers. views: that are recorded.
+
+    layout: of the students, see `mtkd_cache.models.network.create_network`.
+    """
 
     recipe_of: Callable[[Mapping[str, Any]], Recipe]
     load: Callable[[], Teachers]
     views: int
+    layout: str | None = None
 
     @cached_property
     def teachers(self) -> Teachers:
@@ -178,7 +184,7 @@ class ParityStudy(Study):
         folder, cache = self.out / job.folder, LogitCache.open(str(self.out / CACHE))
         if accelerator.is_main_process and not self.done(job):
             (folder / EVALUATION.format(job.split)).unlink(missing_ok=True)
-        config = student_config(self.store, recipe, job.arm != MASKS)
+        config = student_config(self.store, recipe, job.arm != MASKS, self.layout)
         config |= {"arm": job.arm, "cache_fingerprint": cache.fingerprint}
         make_task = partial(self._task, recipe, job.arm, cache, accelerator)
         details = {"teachers": cache.manifest.teachers} if job.arm != MASKS else {}
@@ -189,7 +195,7 @@ class ParityStudy(Study):
 
     def _task(self, recipe: Recipe, arm: str, cache: LogitCache, accelerator: Accelerator) -> Task:
         signal = self._signal(recipe, arm, cache, accelerator)
-        task = student_task(self.store, recipe, accelerator, signal, self.resident)
+        task = student_task(self.store, recipe, accelerator, signal, self.resident, layout=self.layout)
         return task if arm == MASKS else replace(task, inherited=task.inherited | self.teachers.seen)
 
     def _signal(self, recipe: Recipe, arm: str, cache: LogitCache, accelerator: Accelerator) -> TeacherSignal:

@@ -93,6 +93,8 @@ def test_jobs_follow_what_they_need():
     assert jobs[1].folder == "mininetv2/short/masks/seed0" and jobs[-1].folder == "mininetv2/long/online-clean/seed1"
     with pytest.raises(MtkdError, match=r"arm 'offline': .* masks, cached, views-1, "):
         plan(["offline"], ["short"], "mininetv2", [0], "test")
+    joint = plan(["cached"], ["short"], "mininetv2", [0], "test", "joint")
+    assert joint[1].folder == "mininetv2-joint/short/cached/seed0"
 
 
 def result(arm: str, seed: int, dice: float) -> Result:
@@ -136,21 +138,12 @@ def test_the_table():
 def test_a_tiny_study_from_the_command_line_is_resumed(organ_store, organ_teachers, copy_of, tmp_path):
     teachers, out = copy_of(organ_teachers), tmp_path / "parity"
     options = ["--store", organ_store.url, "--teachers", str(teachers), "--out", str(out), "--seeds", "1"]
-    options += [
-        "--set",
-        "student.epochs=2",
-        "--set",
-        "student.weights=none",
-        "--arm",
-        "views-epochs",
-        "--arm",
-        "online",
-        "--json",
-    ]
+    options += ["--set", "student.epochs=2", "--set", "student.weights=none"]
+    options += ["--layout", "joint", "--arm", "views-epochs", "--arm", "online", "--json"]
     printed = CliRunner().invoke(main, ["bench", "parity", *options])
     assert printed.exit_code == 0, printed.stderr
     report = json.loads(printed.stdout.splitlines()[-1])
-    group = "parity/test/mininetv2/short"
+    group = "parity/test/mininetv2-joint/short"
     assert report["arms"].keys() == {"views-epochs", "online"} and report["made"] != []
     assert report["arms"]["online"][group]["dice"].keys() == {"1"}
     assert {(each["arm"], each["over"]) for each in report["differences"]} == {
@@ -159,13 +152,13 @@ def test_a_tiny_study_from_the_command_line_is_resumed(organ_store, organ_teache
     }
     assert report["view_gap_kl_nats"]["parity"]["tongue"].keys() == {"quantization", "geometry", "color", "recipe"}
     assert {path.name for path in out.glob("parity.*")} == {"parity.json", "parity.md", "parity.png", "parity.svg"}
-    records = [read_run(out / "mininetv2" / "short" / arm / "seed1") for arm in ("views-epochs", "online")]
+    records = [read_run(out / "mininetv2-joint" / "short" / arm / "seed1") for arm in ("views-epochs", "online")]
     assert [record.extra["arm"] for record in records] == ["views-epochs", "online"]
     losses = [record.history[0]["kl"] for record in records]  # the first epoch sees equal pictures and weights
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] != losses[1]
-    (out / "mininetv2" / "short" / "online" / "seed1" / "evaluation-test.json").unlink()
+    (out / "mininetv2-joint" / "short" / "online" / "seed1" / "evaluation-test.json").unlink()
     again = CliRunner().invoke(main, ["bench", "parity", *options])
-    assert json.loads(again.stdout.splitlines()[-1])["made"] == ["evaluation mininetv2/short/online/seed1"]
+    assert json.loads(again.stdout.splitlines()[-1])["made"] == ["evaluation mininetv2-joint/short/online/seed1"]
 
 
 def test_training_a_student_imports_no_live_teachers():
