@@ -141,6 +141,19 @@ def test_the_documentation_is_that_of_the_code():
     assert page.read_text() == subprocess.check_output(command, text=True), "run make api"
 
 
+def blocks(page: Path) -> list[list[str]]:
+    """The paragraphs, lists and tables of a page of Markdown, without its code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [block.splitlines() for block in re.split(r"\n\s*\n", text)]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_tables_of_the_documentation_are_whole(page):
+    for table in (block for block in blocks(page) if any(set(line) <= set("|-: ") and "|" in line for line in block)):
+        columns = {len(re.findall(r"(?<!\\)\|", re.sub("`[^`]*`", "", line))) if line.startswith("|") else 0 for line in table}
+        assert len(columns) == 1 and 0 not in columns, table
+
+
 @pytest.mark.parametrize("selection", [("val",), ("train", "liver")])
 def test_a_split_or_anatomy_that_is_not_there_is_named(organ_store, selection):
     with pytest.raises(mc.MtkdError, match=f"has no '{selection[-1]}'"):
