@@ -23,7 +23,7 @@ from mtkd_cache.data.sample_store import SampleStore
 
 layout.BLOCK = {block}
 accelerator = make_accelerator(None)
-store, recipe = SampleStore.open({store!r}), load_recipe("paper")
+store, recipe = SampleStore.open({store!r}), load_recipe("paper", {overrides!r})
 teachers = Teachers.load(Path({teachers!r}), store)
 spec = layout.CacheSpec.of(store, teachers.stride, recipe)
 
@@ -46,9 +46,11 @@ for target in sys.argv[1:]:
 """
 
 
-def builds(count: int, store: SampleStore, teachers: Path, folder: Path, *targets: str, killed: int = 0) -> list[str]:
+def builds(
+    count: int, store: SampleStore, teachers: Path, folder: Path, *targets: str, killed: int = 0, overrides: tuple[str, ...] = ()
+) -> list[str]:
     """What the processes of some builds printed, sorted. killed: how many of them do not survive."""
-    code = SCRIPT.format(block=BLOCK, store=store.url, teachers=str(teachers))
+    code = SCRIPT.format(block=BLOCK, store=store.url, teachers=str(teachers), overrides=overrides)
     printed = launch(count, folder, code, *targets, killed=killed)
     return sorted(line for lines in printed for line in lines if line.startswith("rank"))
 
@@ -71,18 +73,21 @@ def test_three_processes_build_what_one_builds(store, organ_teachers, recipe, ac
 
 
 def test_one_of_three_processes_is_killed(store, organ_teachers, recipe, accelerator, tmp_path, monkeypatch):
+    """With recorded views: a block of samples in a view is one process's work."""
     monkeypatch.setattr("mtkd_cache.cache.layout.BLOCK", BLOCK)
+    views = "cache.views=3"
     alone, killed = str(tmp_path / "alone.zarr"), str(tmp_path / "killed.zarr")
-    build(store, organ_teachers, alone, recipe(), accelerator)
-    lines = builds(3, store, organ_teachers, tmp_path, killed, killed=1)
+    build(store, organ_teachers, alone, recipe(views), accelerator)
+    lines = builds(3, store, organ_teachers, tmp_path, killed, killed=1, overrides=(views,))
     error = "another process has ended. Run the same command again to resume."
     assert lines == [f"rank {rank} error {error}" for rank in (0, 2)]
     assert [problem["kind"] for problem in verify_cache(killed)["problems"]] == ["unfinished"]
-    again = build(store, organ_teachers, killed, recipe(), accelerator)
+    again = build(store, organ_teachers, killed, recipe(views), accelerator)
+    assert 8 * 3 <= again["maps_computed"] < 24 * 3
+    assert same_cache(alone, killed)
     single, several = LogitCache.open(alone), LogitCache.open(killed)
     hashes = sorted(single.row_of)
-    assert again["fingerprint"] == single.fingerprint and again["maps_computed"] == 8
-    assert np.array_equal(single.read(hashes), several.read(hashes))
+    assert all(np.array_equal(single.read(hashes, view), several.read(hashes, view)) for view in range(3))
 
 
 def test_two_processes_build_behind_a_url(store, untrained_teacher, recipe, accelerator, tmp_path, monkeypatch):
