@@ -172,15 +172,16 @@ def ingest(**options: Any) -> dict[str, Any]:
 
 
 @measures(
-    *(common.store, common.teachers),
+    *(common.store, common.teachers, common.teacher),
     click.option("--samples", type=click.IntRange(1), default=16, help="Number of training samples, drawn at random."),
     common.compute,
 )
-def codecs(store: str, **options: Any) -> dict[str, Any]:
-    """Size and time of trained teachers' logits under standard Zarr codecs, at steps of 1/16 to 1/2."""
+def codecs(store: str, teachers: Path, named: tuple[Any, ...], **options: Any) -> dict[str, Any]:
+    """Size and time of trained teachers' logits under standard Zarr codecs, at steps of 1/16 to 1."""
     from mtkd_cache.bench.codecs import bench_codecs, table
 
-    result = bench_codecs(mc.SampleStore.open(store), **options)
+    samples = mc.SampleStore.open(store)
+    result = bench_codecs(samples, mc.Teachers.gather(named, samples, teachers), **options)
     common.say("\n".join(table(result["rows"])))
     return result
 

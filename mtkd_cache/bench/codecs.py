@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -144,28 +143,30 @@ def pcodec(level: int, order: int | None) -> Codec:
     return codec_with(level=level, mode_spec="classic", **spec)
 
 
-def bench_codecs(store: SampleStore, teachers: Path, samples: int, accelerator: Accelerator) -> Result:
+def bench_codecs(store: SampleStore, teachers: Teachers, samples: int, accelerator: Accelerator) -> Result:
     """Apply every step and every chain to the logits of training samples, drawn at random with a fixed seed.
+
+    teachers: of one stride; of several for an anatomy, the last one's logits are taken.
 
     Returns:
         rows: for each step and chain bits_per_logit, decode_ms and encode_ms (medians a sample), and the step's max_abs_error and
         mean_kl_nats at `temperature`. A chain of int8 has no row at a step at which a logit does not fit.
     """
-    loaded = Teachers.load(teachers, store)
     train = store.rows("train")
     chosen = np.sort(np.random.default_rng(0).choice(train, min(samples, len(train)), replace=False))
-    logits = _logits(store, loaded, chosen, accelerator)
+    logits = _logits(store, teachers, chosen, accelerator)
     threads, blosc.use_threads = blosc.use_threads, False
     try:
         rows = [row for step in STEPS for row in _measure_step(logits, step)]
     finally:
         blosc.use_threads = threads
+    arch = next(iter(teachers.info.values()))["arch"]
     return {
         "rows": rows,
         "anatomies": logits.shape[1],
         "grid": list(logits.shape[2:]),
         "largest_logit": float(logits.abs().max()),
-        **conditions(accelerator, store.size, teacher=loaded.networks[0].arch, samples=len(chosen), temperature=TEMPERATURE),
+        **conditions(accelerator, store.size, teacher=arch, samples=len(chosen), temperature=TEMPERATURE),
     }
 
 
@@ -174,7 +175,10 @@ def _logits(store: SampleStore, teachers: Teachers, rows: np.ndarray, accelerato
     runner, logits = TeacherRunner(teachers.networks, accelerator), []
     for row in rows:
         image = to_float(torch.from_numpy(store.read(np.array([row]))[0]).to(accelerator.device))
-        logits.append(torch.stack([runner.native(anatomy, image) for anatomy in range(len(teachers.networks))], 1).cpu())
+        maps: dict[str, Tensor] = {}
+        for number, channels in enumerate(teachers.heads):
+            maps |= dict(zip(channels, runner.logits(number, image, list(channels.values())).unbind(1), strict=True))
+        logits.append(torch.stack([maps[anatomy] for anatomy in store.anatomies], 1).cpu())
     return torch.cat(logits)
 
 

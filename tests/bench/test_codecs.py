@@ -4,15 +4,19 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import zarr
 import zarr.codecs.numcodecs as registered
 from click.testing import CliRunner
+from support import settled
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from mtkd_cache.bench.codecs import STEPS, Chain, chains
+from mtkd_cache.bench.codecs import STEPS, Chain, _logits, chains
 from mtkd_cache.cache.layout import logits_spec
+from mtkd_cache.cache.teacher_runner import Teachers
 from mtkd_cache.cli.bench import command
+from mtkd_cache.data.augment import to_float
 
 SHAPE = (3, 24, 40)
 
@@ -93,6 +97,15 @@ def test_the_first_chain_is_that_of_the_cache(maps):
     first: Chain = next(chains())
     shard = spec.encode_shard(maps[None, None])
     assert first.encode(maps) in shard
+
+
+def test_the_logits_of_one_network_for_all_are_in_the_order_of_the_anatomies(organ_store, accelerator):
+    network, rows = settled("mininetv2", 2, "joint").eval(), np.array([0, 3])
+    info = {anatomy: {"arch": "mininetv2"} for anatomy in organ_store.anatomies}
+    teachers = Teachers([network], info, channels=[{"tongue": 0, "kidney": 1}])
+    with torch.inference_mode():
+        expected = network.native(to_float(torch.from_numpy(organ_store.read(rows)[0])))
+    torch.testing.assert_close(_logits(organ_store, teachers, rows, accelerator), expected.flip(1), atol=1e-4, rtol=1e-4)
 
 
 def test_the_table(organ_store, organ_teachers):
