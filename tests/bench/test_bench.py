@@ -42,6 +42,12 @@ def table(tmp_path: Path, result: dict) -> list[str]:
     return list(lines(tmp_path))[2:]
 
 
+def test_the_measurements_in_the_documentation_are_a_table():
+    shown = list(lines(MEASUREMENTS))
+    for start in ("| logits of", "| a step of stage 2", "| a frame of"):
+        assert [line for line in shown if line.startswith(start)], start
+
+
 def test_stage2_with_smps_own_segformer_beside_ours(tmp_path):
     result = bench("stage2", "--teacher", "segformer-mit_b0", "--batch", "2")
     for key in ("none_s", "cached_s", "online_s", "kd_overhead", "online_over_cached", "online_smp_over_cached", "loader_share"):
