@@ -113,12 +113,17 @@ def split_dice(heads, store: SampleStore, split: str) -> dict[str, float]:
 
 
 def same_cache(left: Path, right: Path) -> bool:
+    """Whether two caches have one fingerprint, and equal maps of every sample in every view."""
     one, other = LogitCache.open(str(left)), LogitCache.open(str(right))
     hashes = sorted(one.row_of)
     return (
         one.fingerprint == other.fingerprint
         and hashes == sorted(other.row_of)
-        and all(map(np.array_equal, one.read_arrays(hashes), other.read_arrays(hashes)))
+        and all(
+            np.array_equal(left, right)
+            for view in range(one.views)
+            for left, right in zip(one.read_arrays(hashes, view), other.read_arrays(hashes, view), strict=True)
+        )
     )
 
 

@@ -83,11 +83,8 @@ def test_one_of_three_processes_is_killed(store, organ_teachers, recipe, acceler
     assert lines == [f"rank {rank} error {error}" for rank in (0, 2)]
     assert [problem["kind"] for problem in verify_cache(killed)["problems"]] == ["unfinished"]
     again = build(store, organ_teachers, killed, recipe(views), accelerator)
-    assert 8 * 3 <= again["maps_computed"] < 24 * 3
+    assert again["maps_computed"] == 8 * 3
     assert same_cache(alone, killed)
-    single, several = LogitCache.open(alone), LogitCache.open(killed)
-    hashes = sorted(single.row_of)
-    assert all(np.array_equal(single.read(hashes, view), several.read(hashes, view)) for view in range(3))
 
 
 def test_two_processes_build_behind_a_url(store, untrained_teacher, recipe, accelerator, tmp_path, monkeypatch):

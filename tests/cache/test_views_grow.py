@@ -73,18 +73,11 @@ def test_only_new_views_are_computed_and_the_result_is_that_of_a_new_cache(
     for views, computed in ((2, SAMPLES * 2), (3, SAMPLES * 2), (3, 0)):
         assert build(store, organ_teachers, str(cache), recipe(f"cache.views={views}"), accelerator)["maps_computed"] == computed
         assert verify_cache(str(cache), store=store, teachers=organ_teachers, live=2)["ok"]
-    assert same_views(cache, whole)
+    assert same_cache(cache, whole)
     with pytest.raises(MtkdError, match=r"views\.count 3 \(now 2\)"):
         build(store, organ_teachers, str(cache), recipe("cache.views=2"), accelerator)
     with pytest.raises(MtkdError, match=r"views\.augmentation\.shift 0\.1 \(now 0\.05\)"):
         build(store, organ_teachers, str(cache), recipe("cache.views=4", "augmentation.shift=0.05"), accelerator)
-
-
-def same_views(left: Path, right: Path) -> bool:
-    one, other = LogitCache.open(str(left)), LogitCache.open(str(right))
-    hashes = sorted(one.row_of)
-    views = all(np.array_equal(one.read(hashes, view), other.read(hashes, view)) for view in range(other.views))
-    return views and one.views == other.views and same_cache(left, right)
 
 
 @pytest.mark.parametrize("written", [2])
@@ -101,7 +94,7 @@ def test_a_killed_growth_is_finished_by_the_same_command(
     assert [problem["kind"] for problem in report["problems"]] == ["unfinished"]
     built = build(store, organ_teachers, str(cache), recipe(VIEWS), accelerator)
     assert built["maps_computed"] == 2 * (2 * SAMPLES - written * BLOCK)
-    assert same_views(cache, whole)
+    assert same_cache(cache, whole)
 
 
 def test_a_teacher_trained_again_costs_its_maps_of_all_views(
@@ -127,7 +120,7 @@ def test_damage_in_a_grown_cache_is_repaired(plain, whole, store, organ_teachers
     shutil.copy(cache / "records/00000-001.json", cache / "records/00000-002.json")  # another view's record
     found = verify_cache(str(cache), store=store, teachers=organ_teachers, repair=True)
     assert found["ok"] and found["maps_computed"] == 3 * 2 * BLOCK
-    assert same_views(cache, whole)
+    assert same_cache(cache, whole)
 
 
 def test_views_of_independent_draws_grow_as_they_were_drawn(store, organ_teachers, recipe, accelerator, tmp_path):
