@@ -17,7 +17,7 @@ from mtkd_cache.cache.loader import Batch, BatchReader, prefetch
 from mtkd_cache.cache.shards import merge, new_figures, quantize_maps, take_over, write_shard
 from mtkd_cache.cache.spec import CacheSpec
 from mtkd_cache.cache.teacher_runner import TeacherRunner, Teachers
-from mtkd_cache.data.augment import apply_views, to_float
+from mtkd_cache.data.augment import show_images, to_float
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.runtime.accelerator import run_on_all_ranks
@@ -62,7 +62,7 @@ def images_in_view(spec: CacheSpec, store: SampleStore, batch: Batch, view: int)
     if view == 0:
         return to_float(batch.images)
     views = spec.recorded_views(store.hashes[batch.rows], view).to(batch.images.device)
-    return apply_views(batch.images, batch.masks, views)[0]
+    return show_images(batch.images, views)
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,8 @@ class Builder:
             return
         rows = np.flatnonzero(missing[:, anatomies].any(1))
         channels = [self.channels[number][anatomy] for anatomy in anatomies]
-        logits = self.runner.logits(number, images[torch.from_numpy(rows).to(images.device)], channels)
+        needed = images if len(rows) == len(images) else images[torch.from_numpy(rows).to(images.device)]
+        logits = self.runner.logits(number, needed, channels)
         for place, anatomy in enumerate(anatomies):
             own = np.flatnonzero(missing[rows, anatomy])
             maps = logits[:, place]

@@ -17,7 +17,7 @@ from torch import Tensor
 from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, fingerprint
 from mtkd_cache.cache.quantize import dequantize, quantize
 from mtkd_cache.cache.teacher_runner import Teachers
-from mtkd_cache.data.augment import Views, apply_views, draw_views, identity_views, inside, to_float, warp
+from mtkd_cache.data.augment import Views, draw_views, identity_views, inside, show_images, to_float, warp
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.losses import map_kl
 from mtkd_cache.recipe import Augmentation, augmentation_from
@@ -85,13 +85,13 @@ def measure_view_gap(
     Returns:
         {anatomy: {part: nats}}.
     """
-    images, masks = (torch.from_numpy(values).to(device) for values in store.read(rows))
+    images = torch.from_numpy(store.read(rows)[0]).to(device)
     gaps: dict[str, dict[str, float]] = {anatomy: {} for anatomy in store.anatomies}
-    plain, size = live(to_float(images)), (masks.shape[1], masks.shape[2])
+    plain, size = live(to_float(images)), (images.shape[1], images.shape[2])
     for part, ranges in parts_of(augmentation).items():
         numbers = range(1, 2 if part == "quantization" else 1 + draws)
         drawn = [draw_views(ranges, None, store.hashes[rows], number, store.size).to(device) for number in numbers]
-        answers = [live(apply_views(images, masks, views)[0]) for views in drawn]
+        answers = [live(show_images(images, views)) for views in drawn]
         for anatomy, by_part in enumerate(gaps.values()):
             values = [
                 view_gap(answer[anatomy], plain[anatomy], views, size, step, temperature)

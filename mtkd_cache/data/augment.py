@@ -130,13 +130,24 @@ def warp(maps: Tensor, affine: Tensor, size: tuple[int, int], mode: str = "bilin
     Returns:
         float (B, C, H, W).
     """
-    grid = F.affine_grid(affine.to(maps.dtype), [len(maps), 1, *size], align_corners=True)
+    return _sample(maps, _grid(affine.to(maps.dtype), size), mode, padding)
+
+
+def _grid(affine: Tensor, size: tuple[int, int]) -> Tensor:
+    """The positions in the sample, (B, H, W, 2), that the pixels of views show."""
+    return F.affine_grid(affine, [len(affine), 1, *size], align_corners=True)
+
+
+def _sample(maps: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
     return F.grid_sample(maps, grid, mode=mode, padding_mode=padding, align_corners=True)
 
 
 def inside(affine: Tensor, size: tuple[int, int]) -> Tensor:
     """Which pixels of the views show the sample and not what lies beyond its edge: bool (B, H, W)."""
-    grid = F.affine_grid(affine, [len(affine), 1, *size], align_corners=True)
+    return _inside(_grid(affine, size))
+
+
+def _inside(grid: Tensor) -> Tensor:
     return (grid.abs() <= EDGE).all(-1)
 
 
@@ -159,7 +170,17 @@ def apply_views(images: Tensor, masks: Tensor, views: Views) -> tuple[Tensor, Te
         what lies beyond its edge.
     """
     _, height, width = masks.shape
-    size = (height, width)
-    warped = color_jitter(warp(to_float(images), views.affine, size, padding="reflection"), views)
-    warped_masks = warp(masks[:, None].float(), views.affine, size, mode="nearest")[:, 0] > 0.5
-    return warped.contiguous(memory_format=torch.channels_last), warped_masks, inside(views.affine, size)
+    grid = _grid(views.affine, (height, width))
+    shown = _sample(masks[:, None].float(), grid, "nearest", "border")[:, 0] > 0.5
+    return _show(images, views, grid), shown, _inside(grid)
+
+
+def show_images(images: Tensor, views: Views) -> Tensor:
+    """The images that `apply_views` returns, without masks: float (B, 3, H, W)."""
+    _, height, width, _ = images.shape
+    return _show(images, views, _grid(views.affine, (height, width)))
+
+
+def _show(images: Tensor, views: Views, grid: Tensor) -> Tensor:
+    warped = _sample(to_float(images), grid, "bilinear", "reflection")
+    return color_jitter(warped, views).contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkd_cache.data.augment import Views, affine_row, apply_views, color_jitter, draw_views, identity_views, inside, warp
+from mtkd_cache.data.augment import (
+    Views,
+    affine_row,
+    apply_views,
+    color_jitter,
+    draw_views,
+    identity_views,
+    inside,
+    show_images,
+    to_float,
+    warp,
+)
 from mtkd_cache.models.network import upsample
 from mtkd_cache.recipe import Augmentation
 
@@ -189,6 +200,19 @@ def test_view_0_is_the_plain_sample():
     torch.testing.assert_close(picture, images.permute(0, 3, 1, 2) / 255, atol=1e-4, rtol=0)
     assert torch.equal(mask, masks > 0)
     assert valid.all()
+
+
+def test_a_view_shows_image_mask_and_edge_each_as_its_own_function_does():
+    random = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (5, HEIGHT, WIDTH, 3), generator=random, dtype=torch.uint8)
+    masks = torch.randint(0, 2, (5, HEIGHT, WIDTH), generator=random, dtype=torch.uint8)
+    views = draw_views(ALWAYS, 7, HASHES[:5], 1, SIZE)
+    size = (HEIGHT, WIDTH)
+    picture, mask, valid = apply_views(images, masks, views)
+    assert torch.equal(picture, color_jitter(warp(to_float(images), views.affine, size, padding="reflection"), views))
+    assert torch.equal(mask, warp(masks[:, None].float(), views.affine, size, mode="nearest")[:, 0] > 0.5)
+    assert torch.equal(valid, inside(views.affine, size))
+    assert torch.equal(show_images(images, views), picture)
 
 
 def numbers(views: Views) -> Tensor:
