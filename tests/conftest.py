@@ -42,7 +42,7 @@ TINY = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _frozen_imports() -> None:
-    """Garbage collection, which every training asks for at its end, passes over what was imported: half the time of small studies."""
+    """Garbage collection, which every training asks for at its end, passes over what was imported: it took half of some tests."""
     gc.freeze()
 
 

@@ -31,14 +31,35 @@ def prior_log_odds(store: SampleStore, rows: np.ndarray) -> list[float]:
 
     A head sees the foreground and background of its own samples and, as negatives, the foreground of all others.
     """
+    foreground, background = _pixels(store, rows)
+    odds = np.maximum(foreground, 1) / np.maximum(_negatives(foreground, background), 1)
+    return [math.log(each) for each in odds]
+
+
+def exclusion_shift(store: SampleStore, rows: np.ndarray) -> list[float]:
+    """How far negatives by exclusion lower the logits of each anatomy's head: its prior log-odds minus those in its own samples.
+
+    At most 0. A calibrated head's logits move with the log-odds of its training pixels, while Dice is judged on its own subset.
+    """
+    foreground, background = _pixels(store, rows)
+    shares = np.maximum(background, 1) / np.maximum(_negatives(foreground, background), 1)
+    return [math.log(each) for each in shares]
+
+
+def _pixels(store: SampleStore, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of foreground and of background in each anatomy's own samples, (A,) each."""
     foreground, background = np.zeros((2, len(store.anatomies)))
     for start in range(0, len(rows), READ):
         part = rows[start : start + READ]
         masks = store.read(part)[1] > 0
         np.add.at(foreground, store.anatomy[part], masks.sum((1, 2)))
         np.add.at(background, store.anatomy[part], (~masks).sum((1, 2)))
-    negatives = background + foreground.sum() - foreground
-    return [math.log(max(positive, 1) / max(negative, 1)) for positive, negative in zip(foreground, negatives, strict=True)]
+    return foreground, background
+
+
+def _negatives(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
+    negatives: np.ndarray = background + foreground.sum() - foreground
+    return negatives
 
 
 def start_at_prior(network: Network, log_odds: list[float]) -> None:

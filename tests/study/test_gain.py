@@ -1,21 +1,26 @@
 """The study of what distillation gains: its jobs, its statistics, and a tiny one from the command line."""
 
 import json
+import math
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from scipy import stats
 
 from mtkd_cache.cli.main import main
 from mtkd_cache.errors import MtkdError
+from mtkd_cache.models.records import OperatingPoint
 from mtkd_cache.recipe import load_recipe
 from mtkd_cache.study.gain.arms import ARMS, OBJECTIVE, plan
-from mtkd_cache.study.gain.results import Result, best_arm, gain, t_975, t_interval
+from mtkd_cache.study.gain.results import Result, best_arm, gain, mean_thresholds, t_975, t_interval
 from mtkd_cache.study.gain.run import arms_to_test
 from mtkd_cache.study.gain.table import markdown
+from mtkd_cache.training.balance import exclusion_shift
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 
@@ -85,8 +90,28 @@ def test_the_table():
     results = [*(result("masks", seed, 0.5) for seed in (0, 1)), *(result("kl", seed, 0.6 + 0.02 * seed) for seed in (0, 1))]
     lines = markdown(results, {"a": {"test": (0.7, 0.8)}}).splitlines()
     assert lines[0] == "**a, test: MiniNetV2, short (3 epochs); teachers 70.0 and 80.0**"
-    assert lines[4] == "| masks | 0, 1 | 25.0 ± 0.0 | 50.0 ± 0.0 |  |  | 50.0 | 1.5 |"
-    assert lines[5] == "| kl | 0, 1 | 30.5 ± 0.7 | 61.0 ± 1.4 | +11.0 [\N{MINUS SIGN}1.7, +23.7] |  | 50.0 | 1.5 |"
+    assert lines[4] == "| masks | 0, 1 | 25.0 ± 0.0 | 50.0 ± 0.0 |  |  | 50.0 |  |  | 1.5 |"
+    assert lines[5] == "| kl | 0, 1 | 30.5 ± 0.7 | 61.0 ± 1.4 | +11.0 [\N{MINUS SIGN}1.7, +23.7] |  | 50.0 |  |  | 1.5 |"
+    placed = [replace(each, threshold=-2.0 - each.seed, calibrated_threshold=-1.04) for each in results]
+    assert "| 50.0 | \N{MINUS SIGN}2.5 | \N{MINUS SIGN}1.0 | 1.5 |" in markdown(placed, {"a": {}})
+
+
+def test_a_calibrated_head_has_its_highest_dice_at_half_of_that_dice():
+    """Over pixels whose label is drawn with the head's own probability, seen as by a head trained on thrice the negatives."""
+    random = np.random.default_rng(0)
+    probability = random.beta(0.3, 1.5, 200_000)
+    mask = random.random(len(probability)) < probability
+    logits = np.log(probability / (1 - probability)) + math.log(1 / 3)
+    order = np.argsort(-logits)
+    dice = 2 * np.cumsum(mask[order]) / (np.arange(1, len(mask) + 1) + mask.sum())
+    best = int(dice.argmax())
+    point = OperatingPoint(threshold=float(logits[order][best]), dice=float(dice[best]), images=1, patients=1)
+    silent = OperatingPoint(threshold=0.0, dice=0.0, images=1, patients=1)
+    found, expected = mean_thresholds({"colon": point, "liver": silent}, {"colon": math.log(1 / 3), "liver": -5.0})
+    assert expected == pytest.approx(found, abs=0.05)
+    assert expected < -1.3
+    assert mean_thresholds({"colon": point}, {}) == (found, None)
+    assert mean_thresholds({"liver": silent}, {}) == (None, None)
 
 
 def test_a_tiny_study_of_a_network_of_your_own(organ_store, organ_teachers, organ_cache, copy_of, tmp_path, monkeypatch):
@@ -114,6 +139,9 @@ def test_a_tiny_study_of_a_network_of_your_own(organ_store, organ_teachers, orga
     assert arms_to_test(out) == ["masks", "kl", "sigmoid+kl"]
     assert set(tested["report"]["teachers"]["gain"]) == {"validation", "test"}
     assert (out / "thresholds.png").exists()
+    assert json.loads((out / "exclusion-shift.json").read_text()) == pytest.approx(
+        dict(zip(organ_store.anatomies, exclusion_shift(organ_store, organ_store.rows("train")), strict=True))
+    )
     shutil.copytree(out, tmp_path / "other")
     joined = run("--join", str(out), "--join", str(tmp_path / "other"))
     assert {found["study"] for found in joined["results"]} == {"gain", "other"}

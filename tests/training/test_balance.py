@@ -8,7 +8,7 @@ import torch
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.network import create_network
-from mtkd_cache.training.balance import balanced_rows, prior_log_odds, start_at_prior
+from mtkd_cache.training.balance import balanced_rows, exclusion_shift, prior_log_odds, start_at_prior
 from mtkd_cache.training.signal import NoTeachers
 from mtkd_cache.training.student import student_task
 
@@ -38,6 +38,16 @@ def test_the_prior_is_the_share_of_foreground_that_a_head_is_trained_on(organ_st
                 negative[head] += mask.sum()
     expected = [math.log((p / (p + n)) / (1 - p / (p + n))) for p, n in zip(positive, negative, strict=True)]
     assert prior_log_odds(organ_store, rows) == pytest.approx(expected)
+
+
+def test_negatives_by_exclusion_lower_the_log_odds_that_an_anatomys_own_samples_have(organ_store):
+    rows = organ_store.rows("train")[2:]
+    masks = [organ_store.read([row])[1][0] > 0 for row in rows]
+    own = [np.mean([mask for mask, row in zip(masks, rows, strict=True) if organ_store.anatomy[row] == head]) for head in (0, 1)]
+    odds = prior_log_odds(organ_store, rows)
+    expected = [trained - math.log(share / (1 - share)) for trained, share in zip(odds, own, strict=True)]
+    assert exclusion_shift(organ_store, rows) == pytest.approx(expected)
+    assert max(expected) < 0
 
 
 @pytest.mark.parametrize(("arch", "layout"), [("mininetv2", "shared"), ("mininetv2", "joint"), ("segformer-mit_b0", "shared")])

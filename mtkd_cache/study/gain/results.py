@@ -1,5 +1,6 @@
 """Figures of the study's students, and what they say of an arm against another: pure functions of what the folders hold."""
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.models.records import EVALUATION, Evaluation, read_as, read_evaluation, read_run
+from mtkd_cache.models.records import (
+    EVALUATION,
+    Evaluation,
+    OperatingPoint,
+    read_as,
+    read_evaluation,
+    read_json,
+    read_operating_points,
+    read_run,
+)
 from mtkd_cache.study.gain.arms import BASELINE, PAPER, SPLITS
 
 TEACHERS = "teachers-{}.json"  # their evaluation on a split, in the study's folder
+SHIFTS = "exclusion-shift.json"  # by anatomy, see `mtkd_cache.training.balance.exclusion_shift`; in the study's folder
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 Group = tuple[str, str, str, str]
 
@@ -20,7 +31,9 @@ class Result:
     """One student on a split. study: the folder of its study. Dice and average precision in 0..1; minutes: of its training.
 
     dice: at probability 0.5; dice_at_operating_point: at each head's threshold; average_precision: of the pixels.
-    thresholds: after each epoch, the mean over the heads of the logit that was best on validation. environment: of its training.
+    thresholds: after each epoch, the mean over the heads of the logit that was best on validation. threshold: of the epoch that
+    was kept; calibrated_threshold: what it would be of calibrated heads; both over the heads that find something, None where
+    they are not known. environment: of its training.
     """
 
     study: str
@@ -35,6 +48,8 @@ class Result:
     dice_at_operating_point: float
     average_precision: float
     thresholds: tuple[float, ...]
+    threshold: float | None = None
+    calibrated_threshold: float | None = None
     environment: dict[str, Any]
 
     @property
@@ -46,6 +61,7 @@ class Result:
 def read_results(study: Path) -> list[Result]:
     """The evaluated students of a study's folder. Raises MtkdError where a record is damaged or has no operating points."""
     found = []
+    shifts = read_json(study / SHIFTS) or {}
     for split in SPLITS.values():
         for path in sorted(study.glob(f"*/*/*/seed*/{EVALUATION.format(split)}")):
             run, evaluation = read_run(path.parent), read_evaluation(path.parent, split)
@@ -54,6 +70,8 @@ def read_results(study: Path) -> list[Result]:
             at_operating_point, precision = evaluation.mean_dice_at_operating_point, evaluation.mean_average_precision
             if at_operating_point is None or precision is None:
                 raise MtkdError(f"{path} holds no figures at operating points. Delete it and run the command again.")
+            points = read_operating_points(path.parent, run.weights_sha256)
+            threshold, calibrated = mean_thresholds(points.points if points else {}, shifts)
             arch, length, arm, _ = path.parent.relative_to(study).parts
             found.append(
                 Result(
@@ -69,6 +87,8 @@ def read_results(study: Path) -> list[Result]:
                     dice_at_operating_point=at_operating_point,
                     average_precision=precision,
                     thresholds=tuple(map(_mean_threshold, run.history)),
+                    threshold=threshold,
+                    calibrated_threshold=calibrated,
                     environment=run.environment,
                 )
             )
@@ -79,6 +99,23 @@ def read_teachers(study: Path) -> dict[str, tuple[float, float | None]]:
     """The teachers' Dice by split, at probability 0.5 and at their operating points."""
     found = {split: read_as(Evaluation, study / TEACHERS.format(split)) for split in SPLITS.values()}
     return {split: (each.mean_dice, each.mean_dice_at_operating_point) for split, each in found.items() if each}
+
+
+def mean_thresholds(points: Mapping[str, OperatingPoint], shifts: Mapping[str, float]) -> tuple[float | None, float | None]:
+    """The mean of heads' thresholds, and of what they would be of calibrated heads; over those whose Dice is not 0.
+
+    Dice is highest where a calibrated head claims the pixels whose probability is above half of that Dice (Lipton et al. 2014,
+    Optimal Thresholding of Classifiers to Maximize F1 Measure). In the head's logits that point lies `exclusion_shift` lower,
+    shifts: by anatomy, see there; without them the second is None.
+    """
+    finding = {anatomy: point for anatomy, point in points.items() if point.dice}
+    if not finding:
+        return None, None
+    threshold = statistics.mean(point.threshold for point in finding.values())
+    if not finding.keys() <= shifts.keys():
+        return threshold, None
+    halves = ((anatomy, (point.dice or 0) / 2) for anatomy, point in finding.items())
+    return threshold, statistics.mean(math.log(half / (1 - half)) + shifts[anatomy] for anatomy, half in halves)
 
 
 def _mean_threshold(row: dict[str, Any]) -> float:

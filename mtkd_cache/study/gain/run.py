@@ -2,6 +2,7 @@
 
 runs/NAME/
   NETWORK/LENGTH/ARM/seedN/    a student, with its evaluations; NETWORK: its architecture and layout
+  exclusion-shift.json         how far negatives by exclusion lower each head's logits
   gain.json gain.md            all figures; the tables
   thresholds.png thresholds.svg
 """
@@ -17,10 +18,11 @@ from mtkd_cache.models.records import read_evaluation, write_json
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.storage.folder import write_durably
 from mtkd_cache.study.gain.arms import ARMS, BASELINE, LENGTHS, OBJECTIVE, PAPER, SPLITS, StudentJob
-from mtkd_cache.study.gain.results import TEACHERS, best_arm, gains, read_results, read_teachers
+from mtkd_cache.study.gain.results import SHIFTS, TEACHERS, best_arm, gains, read_results, read_teachers
 from mtkd_cache.study.gain.table import groups, markdown, threshold_figure
 from mtkd_cache.study.jobs import Job
 from mtkd_cache.study.run import Study
+from mtkd_cache.training.balance import exclusion_shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class GainStudy(Study):
         for split in SPLITS.values():
             if evaluation := read_evaluation(self.teachers, split):
                 write_json(self.out / TEACHERS.format(split), evaluation.to_json())
+        shifts = exclusion_shift(self.store, self.store.rows("train"))
+        write_json(self.out / SHIFTS, dict(zip(self.store.anatomies, shifts, strict=True)))
         return write_gain([self.out], self.out)
 
 

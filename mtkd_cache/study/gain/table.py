@@ -12,11 +12,13 @@ from mtkd_cache.study.gain.results import Gain, Group, Result, gains
 from mtkd_cache.study.report.formats import full_name, percent, signed
 from mtkd_cache.study.report.style import OTHERS, QUIET, save, styled
 
-COLUMNS = ("arm", "seeds", "at 0.5", "at operating points", "over masks", "over KL", "pixel AP", "minutes")
+COLUMNS = ("arm", "seeds", "at 0.5", "at operating points", "over masks", "over KL", "pixel AP")
+COLUMNS += ("threshold", "calibrated", "minutes")
 NOTE = (
     "Dice in percent, mean ± standard deviation over the seeds. Operating points: the threshold of each head, chosen on "
     "validation. Over masks, over KL: difference at operating points, paired by seed, with its 95 % t-interval. All arms of a "
-    "table take equally many steps; minutes: of a training."
+    "table take equally many steps; minutes: of a training. Threshold: mean logit of the operating points; calibrated: where they "
+    "would lie if the heads' probabilities were those of the pixels they are trained on."
 )
 
 
@@ -53,8 +55,14 @@ def _row(arm: str, arms: Mapping[str, Sequence[Result]]) -> tuple[str, ...]:
         *map(spread, figures),
         *(gain_text(over.get(other)) for other in (BASELINE, PAPER)),
         f"{precision:.1f}",
+        *(_mean_logit([getattr(result, name) for result in results]) for name in ("threshold", "calibrated_threshold")),
         f"{minutes:.1f}",
     )
+
+
+def _mean_logit(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return signed(statistics.mean(known)) if known else ""
 
 
 def spread(values: Sequence[float]) -> str:
@@ -79,7 +87,8 @@ def threshold_figure(results: Sequence[Result], stem: Path) -> list[Path]:
         for color, (arm, each) in zip((QUIET, *OTHERS, *OTHERS), arms.items(), strict=False):
             shortest = min(len(result.thresholds) for result in each)
             course = np.mean([result.thresholds[:shortest] for result in each], axis=0)
-            axes.plot(range(1, shortest + 1), course, color=color, linewidth=1.2, label=arm)
+            style = "--" if arm.startswith(BASELINE) else "-"
+            axes.plot(range(1, shortest + 1), course, color=color, linestyle=style, linewidth=1.2, label=arm)
         axes.set_title(f"{study}: {full_name(arch)}, {length}", fontsize=8)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
