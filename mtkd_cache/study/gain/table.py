@@ -17,8 +17,8 @@ COLUMNS += ("threshold", "calibrated", "minutes")
 NOTE = (
     "Dice in percent, mean ± standard deviation over the seeds. Operating points: the threshold of each head, chosen on "
     "validation. Over masks, over KL: difference at operating points, paired by seed, with its 95 % t-interval. All arms of a "
-    "table take equally many steps; minutes: of a training. Threshold: mean logit of the operating points; calibrated: where they "
-    "would lie if the heads' probabilities were those of the pixels they are trained on."
+    "table take equally many steps; minutes: of a training. Threshold: mean logit of the operating points; calibrated: where they"
+    " would lie if the heads' probabilities were those of the pixels they are trained on."
 )
 
 
