@@ -70,7 +70,7 @@ def read_results(study: Path) -> list[Result]:
             at_operating_point, precision = evaluation.mean_dice_at_operating_point, evaluation.mean_average_precision
             if at_operating_point is None or precision is None:
                 raise MtkdError(f"{path} holds no figures at operating points. Delete it and run the command again.")
-            points = read_operating_points(path.parent, run.weights_sha256)
+            points = read_operating_points(path.parent, run.weights_sha256) if run.weights_sha256 else None
             threshold, calibrated = mean_thresholds(points.points if points else {}, shifts)
             arch, length, arm, _ = path.parent.relative_to(study).parts
             found.append(

@@ -12,8 +12,10 @@ from mtkd_cache.study.gain.results import Gain, Group, Result, gains
 from mtkd_cache.study.report.formats import full_name, percent, signed
 from mtkd_cache.study.report.style import OTHERS, QUIET, save, styled
 
-COLUMNS = ("arm", "seeds", "at 0.5", "at operating points", "over masks", "over KL", "pixel AP")
-COLUMNS += ("threshold", "calibrated", "minutes")
+COLUMNS = (
+    *("arm", "seeds", "at 0.5", "at operating points", "over masks", "over KL"),
+    *("pixel AP", "threshold", "calibrated", "minutes"),
+)
 NOTE = (
     "Dice in percent, mean ± standard deviation over the seeds. Operating points: the threshold of each head, chosen on "
     "validation. Over masks, over KL: difference at operating points, paired by seed, with its 95 % t-interval. All arms of a "
