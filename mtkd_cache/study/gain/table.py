@@ -6,16 +6,20 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mtkd_cache.study.gain.arms import ARMS, BASELINE, PAPER
 from mtkd_cache.study.gain.results import Gain, Group, Result, gains
 from mtkd_cache.study.report.formats import full_name, percent, signed
-from mtkd_cache.study.report.style import OTHERS, QUIET, save, styled
+from mtkd_cache.study.report.style import FAMILIES, OTHERS, PALE, QUIET, RED, save, styled
 
 COLUMNS = (
     *("arm", "seeds", "at 0.5", "at operating points", "over masks", "over KL"),
     *("pixel AP", "threshold", "calibrated", "minutes"),
 )
+PANELS = 4  # of the figure, side by side
+WITHOUT_KD, WITH_KD = ((QUIET, "--"), (QUIET, ":"), (QUIET, "-."), (PALE, "--")), (*OTHERS, RED, *FAMILIES.values())
+LINES = dict(zip(ARMS, (*WITHOUT_KD, *((color, "-") for color in WITH_KD)), strict=False))  # by arm, color and style
 NOTE = (
     "Dice in percent, mean ± standard deviation over the seeds. Operating points: the threshold of each head, chosen on "
     "validation. Over masks, over KL: difference at operating points, paired by seed, with its 95 % t-interval. All arms of a "
@@ -84,16 +88,19 @@ def gain_text(found: Gain | None) -> str:
 def threshold_figure(results: Sequence[Result], stem: Path) -> list[Path]:
     """The threshold that was best on validation after each epoch, mean over heads and seeds: stem.png and stem.svg."""
     panels = groups(results)
-    figure = Figure(figsize=(3.2 * len(panels), 2.8), layout="constrained")
-    for axes, ((study, _, arch, length), arms) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for color, (arm, each) in zip((QUIET, *OTHERS, *OTHERS), arms.items(), strict=False):
+    rows, columns = -(-len(panels) // PANELS), min(len(panels), PANELS)
+    figure, drawn = Figure(figsize=(3.2 * columns, 2.8 * rows + 0.3), layout="constrained"), {}
+    for place, ((study, _, arch, length), arms) in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, columns, place)
+        for arm, each in arms.items():
             shortest = min(len(result.thresholds) for result in each)
             course = np.mean([result.thresholds[:shortest] for result in each], axis=0)
-            style = "--" if arm.startswith(BASELINE) else "-"
-            axes.plot(range(1, shortest + 1), course, color=color, linestyle=style, linewidth=1.2, label=arm)
+            color, style = LINES[arm]
+            (drawn[arm],) = axes.plot(range(1, shortest + 1), course, style, color=color, linewidth=1.2)
         axes.set_title(f"{study}: {full_name(arch)}, {length}", fontsize=8)
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("best threshold, logit")
-        axes.legend(fontsize=6)
+    known = [arm for arm in ARMS if arm in drawn]
+    figure.legend([drawn[arm] for arm in known], known, fontsize=6, ncols=2 * columns, loc="outside lower center")
     return save(figure, stem)

@@ -13,7 +13,12 @@ DECODERS = {
     "pidnet": "PIDNet",
     "unet": "U-Net",
 }
-ENCODERS = (("resnet", "ResNet"), ("efficientnet-b", "EfficientNet-B"), ("mit_b", "MiT-B"))
+ENCODERS = (
+    ("resnet", "ResNet"),
+    ("efficientnet-b", "EfficientNet-B"),
+    ("mit_b", "MiT-B"),
+    ("mobilenet_v3_large", "MobileNetV3-Large"),
+)
 
 
 def display_name(arch: str) -> tuple[str, str]:
