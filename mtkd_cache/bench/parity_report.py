@@ -1,4 +1,4 @@
-"""The result of `mtkd_cache.bench.parity`: figures by seed, paired differences, a table, and Dice against recorded views."""
+"""The result of `mtkd_cache.bench.parity`: figures by seed, paired differences, a table, and a figure of them."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,15 @@ from matplotlib.figure import Figure
 from mtkd_cache.cache.view_gap import means
 from mtkd_cache.models.records import read_json, write_json
 from mtkd_cache.storage.folder import write_durably
-from mtkd_cache.study.gain.results import Gain, Group, Result, gain, read_results, t_975, t_interval
+from mtkd_cache.study.gain.results import Gain, Group, Result, gain, read_results, t_975
 from mtkd_cache.study.gain.table import gain_text, groups, spread
 from mtkd_cache.study.report.formats import full_name
-from mtkd_cache.study.report.style import FAMILIES, OTHERS, QUIET, RED, save, styled
+from mtkd_cache.study.report.style import FAMILIES, OTHERS, RED, save, styled
 
 VIEW_GAP = "view-gap.json"
 FIGURES = {"dice": "at 0.5", "dice_at_operating_point": "at operating points"}
-OVER = ("cached", "views-epochs", "online")  # the arms that the others are compared with
+REFERENCE = "views-epochs"  # of the figure: online but for the quantization, at no teacher's cost
+OVER = ("cached", REFERENCE, "online")  # the arms that the others are compared with
 HALF = 0.5  # points: how narrow an interval of a difference should be, to either side
 NOTE = (
     "Dice in percent, mean ± standard deviation over the seeds, at probability 0.5 and at each head's threshold chosen on "
@@ -50,7 +51,7 @@ def write_parity(studies: Sequence[Path], out: Path) -> dict[str, Any]:
                     {"group": "/".join(group), "arm": arm, "figure": figure, **asdict(found), "over": over}
                 )
     text = markdown(groups, gaps)
-    files = [out / "parity.json", out / "parity.md", *(figure_of(groups, out / "parity") if groups else ())]
+    files = [out / "parity.json", out / "parity.md", *figure_of(groups, out / "parity")]
     write_json(files[0], content)
     write_durably(files[1], text.encode())
     return {**content, "markdown": text, "files": [str(path) for path in files]}
@@ -111,38 +112,42 @@ def _needed(arm: str, arms: Arms, figure: str) -> str:
 
 @styled
 def figure_of(groups: Mapping[Group, Arms], stem: Path) -> list[Path]:
-    """Dice against the number of recorded views, and the other arms as levels: stem.png and stem.svg."""
-    figure = Figure(figsize=(3.4 * len(groups), 2.6 * len(FIGURES)), layout="constrained")
-    panels = figure.subplots(len(FIGURES), len(groups), squeeze=False)
-    for row, (name, title) in enumerate(FIGURES.items()):
-        for column, ((study, _, _, length), arms) in enumerate(groups.items()):
-            axes = panels[row][column]
-            _draw(axes, arms, name)
+    """What arms have over recorded views, one an epoch, against the number of recorded views: stem.png and stem.svg.
+
+    Nothing where no group has that arm.
+    """
+    groups = {group: arms for group, arms in groups.items() if REFERENCE in arms}
+    if not groups:
+        return []
+    figure = Figure(figsize=(3.4 * len(FIGURES), 2.6 * len(groups)), layout="constrained")
+    panels = figure.subplots(len(groups), len(FIGURES), squeeze=False)
+    for row, ((study, _, _, length), arms) in zip(panels, groups.items(), strict=True):
+        for axes, (name, title) in zip(row, FIGURES.items(), strict=True):
+            draw_differences(axes, arms, name)
             axes.set_title(f"{study}, {length}, {title}", fontsize=8)
             axes.set_xlabel("recorded views of a sample")
-            axes.set_ylabel("Dice (%)")
+            axes.set_ylabel("difference in Dice, points")
     panels[0][0].legend(fontsize=6)
     return save(figure, stem)
 
 
-def _draw(axes: Axes, arms: Arms, figure: str) -> None:
-    """Points with 95 % intervals for the recorded views, a line with its interval as a band for each other arm."""
-    colors = dict(zip(("masks", "cached", "online", "online-clean"), (QUIET, FAMILIES["MiniNetV2"], RED, OTHERS[0]), strict=True))
-    points = []
+def draw_differences(axes: Axes, arms: Arms, figure: str) -> None:
+    """Paired differences with 95 % intervals: points for recorded views, a line with a band for cached maps and live teachers."""
+    colors = dict(zip(("cached", "online", "online-clean"), (FAMILIES["MiniNetV2"], RED, OTHERS[0]), strict=True))
+    points = [(arms[REFERENCE][0].epochs, 0.0, 0.0)]
     for arm, results in arms.items():
-        values = [100 * getattr(each, figure) for each in results]
-        mean, interval = statistics.mean(values), t_interval(values)
+        found = gain(results, arms[REFERENCE], figure)
+        if found is None or arm == REFERENCE:
+            continue
+        low, high = found.interval or (found.mean, found.mean)
         if arm in colors:
-            axes.axhline(mean, color=colors[arm], linewidth=1, label=arm)
-            if interval:
-                axes.axhspan(*interval, color=colors[arm], alpha=0.12, linewidth=0)
-        else:
-            number = int(arm.removeprefix("views-").replace("epochs", str(results[0].epochs)))
-            points.append((number, mean, 0.0 if interval is None else interval[1] - mean))
-    if points:
-        numbers, means_of, halves = zip(*sorted(points), strict=True)
-        axes.errorbar(
-            numbers, means_of, yerr=halves, fmt="o-", label="recorded views", color="black", linewidth=1, capsize=2, markersize=3
-        )
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(numbers, [str(number) for number in numbers])
+            axes.axhline(found.mean, color=colors[arm], linewidth=1, label=arm)
+            axes.axhspan(low, high, color=colors[arm], alpha=0.12, linewidth=0)
+        elif arm.startswith("views-"):
+            points.append((int(arm.removeprefix("views-")), found.mean, high - found.mean))
+    numbers, means_of, halves = zip(*sorted(points), strict=True)
+    axes.errorbar(
+        numbers, means_of, yerr=halves, fmt="o-", label="recorded views", color="black", linewidth=1, capsize=2, markersize=3
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(numbers, [str(number) for number in numbers])

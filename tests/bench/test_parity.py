@@ -8,11 +8,12 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from scipy import stats
 from support import build
 
 from mtkd_cache.bench.parity import ARMS, ParityStudy, first_views, paired_views, plan
-from mtkd_cache.bench.parity_report import differences, grouped, markdown, seeds_needed
+from mtkd_cache.bench.parity_report import differences, draw_differences, figure_of, grouped, markdown, seeds_needed
 from mtkd_cache.cache.loader import BatchReader
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
@@ -122,6 +123,20 @@ def test_the_number_of_seeds_that_an_interval_needs():
         half = stats.t.ppf(0.975, count - 1) * statistics.stdev(values) / count**0.5
         assert (half <= 0.5) == enough
     assert seeds_needed([1.0]) is None and seeds_needed([1.0, 1.0]) == 2
+
+
+def test_the_figure_shows_what_arms_have_over_a_recorded_view_an_epoch(tmp_path):
+    values = {"masks": [0.1, 0.2], "cached": [0.53, 0.55], "views-1": [0.52, 0.51], "views-epochs": [0.50, 0.54, 0.9]}
+    groups = grouped([result(arm, seed, dice) for arm, each in values.items() for seed, dice in enumerate(each)])
+    [arms] = groups.values()
+    axes = Figure().subplots()
+    draw_differences(axes, arms, "dice_at_operating_point")
+    cached, recorded = axes.lines[:2]
+    assert list(cached.get_ydata()) == pytest.approx([2.0, 2.0])  # of the seeds that both have
+    assert (list(recorded.get_xdata()), list(recorded.get_ydata())) == ([1, 3], pytest.approx([-0.5, 0.0]))
+    assert [path.name for path in figure_of(groups, tmp_path / "figure")] == ["figure.png", "figure.svg"]
+    alone = grouped([result("cached", 0, 0.5)])
+    assert figure_of(alone, tmp_path / "none") == []
 
 
 def test_the_table():
