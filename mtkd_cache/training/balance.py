@@ -31,9 +31,8 @@ def prior_log_odds(store: SampleStore, rows: np.ndarray) -> list[float]:
 
     A head sees the foreground and background of its own samples and, as negatives, the foreground of all others.
     """
-    foreground, background = _pixels(store, rows)
-    odds = np.maximum(foreground, 1) / np.maximum(_negatives(foreground, background), 1)
-    return [math.log(each) for each in odds]
+    foreground, _, negatives = _pixels(store, rows)
+    return [math.log(odds) for odds in foreground / negatives]
 
 
 def exclusion_shift(store: SampleStore, rows: np.ndarray) -> list[float]:
@@ -41,25 +40,19 @@ def exclusion_shift(store: SampleStore, rows: np.ndarray) -> list[float]:
 
     At most 0. A calibrated head's logits move with the log-odds of its training pixels, while Dice is judged on its own subset.
     """
-    foreground, background = _pixels(store, rows)
-    shares = np.maximum(background, 1) / np.maximum(_negatives(foreground, background), 1)
-    return [math.log(each) for each in shares]
+    _, background, negatives = _pixels(store, rows)
+    return [math.log(share) for share in background / negatives]
 
 
-def _pixels(store: SampleStore, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of foreground and of background in each anatomy's own samples, (A,) each."""
+def _pixels(store: SampleStore, rows: np.ndarray) -> np.ndarray:
+    """Pixels of foreground, of background in its own samples, and of all negatives of each anatomy's head: (3, A), at least 1."""
     foreground, background = np.zeros((2, len(store.anatomies)))
     for start in range(0, len(rows), READ):
         part = rows[start : start + READ]
         masks = store.read(part)[1] > 0
         np.add.at(foreground, store.anatomy[part], masks.sum((1, 2)))
         np.add.at(background, store.anatomy[part], (~masks).sum((1, 2)))
-    return foreground, background
-
-
-def _negatives(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
-    negatives: np.ndarray = background + foreground.sum() - foreground
-    return negatives
+    return np.maximum([foreground, background, background + foreground.sum() - foreground], 1)
 
 
 def start_at_prior(network: Network, log_odds: list[float]) -> None:

@@ -70,7 +70,7 @@ def read_results(study: Path) -> list[Result]:
             at_operating_point, precision = evaluation.mean_dice_at_operating_point, evaluation.mean_average_precision
             if at_operating_point is None or precision is None:
                 raise MtkdError(f"{path} holds no figures at operating points. Delete it and run the command again.")
-            points = read_operating_points(path.parent, run.weights_sha256) if run.weights_sha256 else None
+            points = read_operating_points(path.parent, run.weights_sha256 or "")
             threshold, calibrated = mean_thresholds(points.points if points else {}, shifts)
             arch, length, arm, _ = path.parent.relative_to(study).parts
             found.append(
@@ -108,14 +108,13 @@ def mean_thresholds(points: Mapping[str, OperatingPoint], shifts: Mapping[str, f
     Optimal Thresholding of Classifiers to Maximize F1 Measure). In the head's logits that point lies `exclusion_shift` lower,
     shifts: by anatomy, see there; without them the second is None.
     """
-    finding = {anatomy: point for anatomy, point in points.items() if point.dice}
+    finding = {anatomy: (point.threshold, point.dice / 2) for anatomy, point in points.items() if point.dice}
     if not finding:
         return None, None
-    threshold = statistics.mean(point.threshold for point in finding.values())
+    threshold = statistics.mean(each for each, _ in finding.values())
     if not finding.keys() <= shifts.keys():
         return threshold, None
-    halves = ((anatomy, (point.dice or 0) / 2) for anatomy, point in finding.items())
-    return threshold, statistics.mean(math.log(half / (1 - half)) + shifts[anatomy] for anatomy, half in halves)
+    return threshold, statistics.mean(math.log(half / (1 - half)) + shifts[anatomy] for anatomy, (_, half) in finding.items())
 
 
 def _mean_threshold(row: dict[str, Any]) -> float:

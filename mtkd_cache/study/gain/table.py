@@ -14,8 +14,16 @@ from mtkd_cache.study.report.formats import full_name, percent, signed
 from mtkd_cache.study.report.style import FAMILIES, OTHERS, PALE, QUIET, RED, save, styled
 
 COLUMNS = (
-    *("arm", "seeds", "at 0.5", "at operating points", "over masks", "over KL"),
-    *("pixel AP", "threshold", "calibrated", "minutes"),
+    "arm",
+    "seeds",
+    "at 0.5",
+    "at operating points",
+    "over masks",
+    "over KL",
+    "pixel AP",
+    "threshold",
+    "calibrated",
+    "minutes",
 )
 PANELS = 4  # of the figure, side by side
 WITHOUT_KD, WITH_KD = ((QUIET, "--"), (QUIET, ":"), (QUIET, "-."), (PALE, "--")), (*OTHERS, RED, *FAMILIES.values())
