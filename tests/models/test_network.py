@@ -3,6 +3,7 @@
 import copy
 import re
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +74,19 @@ def test_any_decoder_answers_for_each_anatomy_at_any_size(arch):
     assert logits.shape == (1, 2, 45, 66)
     torch.testing.assert_close(network(images, [1]), logits[:, 1:], atol=1e-5, rtol=1e-5)
     assert not torch.equal(logits[:, 0], logits[:, 1])
+
+
+def test_the_table_of_decoders_in_the_docs_is_ours():
+    """Stride, multiple of the sides, and the parameters of eleven anatomies, shared and joint."""
+    docs = (Path(__file__).parents[2] / "docs/students.md").read_text()
+    told = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|", docs, re.MULTILINE)
+    expected = []
+    for name, kind in DECODERS.items():
+        arch = f"{name}-{'tu-vit_small_patch16_224' if name == 'dpt' else 'resnet18'}"
+        with torch.device("meta"):
+            millions = [create_network(arch, 11, layout).params_m for layout in ("shared", "joint")]
+        expected.append((name, str(kind.stride), str(kind.multiple), *(f"{round(value, 2)}" for value in millions)))
+    assert told == expected
 
 
 @pytest.mark.parametrize(
