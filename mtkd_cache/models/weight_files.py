@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +63,11 @@ def _load(path: Path) -> Any:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # a training's options, beside its weights
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, LookupError, struct.error) as error:  # the last two: no pickle at all
         raise MtkdError(
             f"{path} is refused: it is damaged, or carries code, which is never run. Use a file that holds only tensors."
         ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise MtkdError(f"{path} cannot be read as weights: {first_line(error)}. Download it again.") from error
 
 

@@ -194,14 +194,15 @@ def test_bad_files_are_refused_in_a_line_and_nothing_is_written():
     torch.save({"layer9.weight": torch.zeros(1), "a": torch.zeros(1)}, "unknown.pth")
     torch.save({**whole, "stages.0.0.extra.weight": torch.zeros(1)}, "more.pth")
     torch.save({key: value for key, value in whole.items() if "stages.2.8." not in key}, "less.pth")
-    Path("text.pth").write_text("no weights")
+    for name, text in (("text", "no weights"), ("key", "hello"), ("index", "t"), ("cut", "X")):
+        Path(f"{name}.pth").write_text(text)
     for name, message in (
         ("trap.pth", "carries code, which is never run"),
         ("list.pth", "is not a state dict of tensors"),
         ("unknown.pth", r"unknown keys \(layer9.weight, a, ...\)"),
         ("more.pth", r"keys or shapes that its architecture lacks: .*stages.0.blocks.0.extra.weight"),
         ("less.pth", r"stages.2.blocks.8.norm1.weight is missing"),
-        ("text.pth", "is refused: it is damaged"),
+        *((f"{name}.pth", "is refused: it is damaged") for name in ("text", "key", "index", "cut")),
         ("absent.pth", "is no file"),
     ):
         result = run(name, "out.safetensors")
