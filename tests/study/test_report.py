@@ -24,7 +24,7 @@ from mtkd_cache.models.checkpoints import WEIGHTS, save_network
 from mtkd_cache.models.network import create_network
 from mtkd_cache.study.published import published
 from mtkd_cache.study.report.collect import collect, mean, spread
-from mtkd_cache.study.report.formats import DASH, display_name, signed
+from mtkd_cache.study.report.formats import DASH, display_name, full_name, signed
 from mtkd_cache.study.report.gains import gain_table, gains
 from mtkd_cache.study.report.header import Data, remarks
 from mtkd_cache.study.report.markup import Cell, Column, Table
@@ -312,6 +312,8 @@ def test_signs_and_names():
     assert display_name("deeplabv3-efficientnet-b0") == ("DeepLabV3", "EfficientNet-B0")
     assert display_name("segformer-mit_b3") == ("SegFormer", "MiT-B3")
     assert display_name("mininetv2") == ("MiniNetV2", "MiniNetV2")
+    assert (full_name("pidnet-s"), full_name("unetplusplus-mit_b0")) == ("PIDNet-S", "U-Net++ MiT-B0")
+    assert full_name("own_student:small") == "own_student:small"
     assert display_name("unet-timm-x") == ("U-Net", "timm-x")
 
 

@@ -4,14 +4,21 @@ from collections.abc import Sequence
 
 TIMES, MINUS, DASH = "\u00d7", "\u2212", "\u2013"
 
+WHOLE = {"mininetv2": "MiniNetV2", "pidnet-s": "PIDNet-S"}  # networks that are their own encoders
 DECODERS = {
     "deeplabv3": "DeepLabV3",
-    "segformer": "SegFormer",
+    "deeplabv3plus": "DeepLabV3+",
+    "dpt": "DPT",
     "fpn": "FPN",
-    "mininetv2": "MiniNetV2",
+    "linknet": "LinkNet",
     "lraspp": "LR-ASPP",
-    "pidnet": "PIDNet",
+    "manet": "MA-Net",
+    "pan": "PAN",
+    "pspnet": "PSPNet",
+    "segformer": "SegFormer",
     "unet": "U-Net",
+    "unetplusplus": "U-Net++",
+    "upernet": "UPerNet",
 }
 ENCODERS = (
     ("resnet", "ResNet"),
@@ -23,6 +30,8 @@ ENCODERS = (
 
 def display_name(arch: str) -> tuple[str, str]:
     """(architecture, encoder) as one reads them: deeplabv3-resnet18 -> DeepLabV3, ResNet18; others as they are."""
+    if arch in WHOLE:
+        return WHOLE[arch], WHOLE[arch]
     decoder, _, encoder = arch.partition("-")
     name = DECODERS.get(decoder, decoder)
     for prefix, shown in ENCODERS:
@@ -32,7 +41,7 @@ def display_name(arch: str) -> tuple[str, str]:
 
 
 def full_name(arch: str) -> str:
-    """Architecture and encoder in one: DeepLabV3 ResNet18; MiniNetV2 for the network that is its own encoder."""
+    """Architecture and encoder in one: DeepLabV3 ResNet18; MiniNetV2, which is its own encoder, in one word."""
     name, encoder = display_name(arch)
     return name if name == encoder else f"{name} {encoder}"
 
