@@ -56,7 +56,7 @@ def signature(node: ast.FunctionDef, owner: str) -> str:
     name = {"__init__": owner, "__call__": owner.lower()}.get(node.name, ".".join(filter(None, (owner, node.name))))
     parameters = re.sub(r"^(self|cls)(, )?", "", ast.unparse(node.args))
     returns = f" -> {ast.unparse(node.returns)}".replace("'", "") if node.returns else ""
-    return f"```python\n{name if 'property' in decorators else f'{name}({parameters})'}{returns}\n```"
+    return f"```python\n{name if {'property', 'cached_property'} & {*decorators} else f'{name}({parameters})'}{returns}\n```"
 
 
 def markdown(docstring: str) -> str:

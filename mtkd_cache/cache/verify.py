@@ -244,12 +244,19 @@ def _manifest_of_group(folder: Folder) -> CacheManifest | None:
         return None
 
 
-def _spot_check(cache: LogitCache, sources: _Sources, count: int, seed: int, report: IntegrityReport) -> dict[str, Any]:
-    """Re-run the teachers on random samples and views, and report cached maps that differ by more than rounding."""
-    spec, store = cache.spec, sources.store
+def _spot_check(cache: LogitCache, sources: _Sources, count: int, seed: int, report: IntegrityReport) -> dict[str, Any] | None:
+    """Re-run the teachers on random samples and views, and report cached maps that differ by more than rounding.
+
+    None for teachers of other strides than the maps, which is reported.
+    """
+    spec, store, teachers = cache.spec, sources.store, sources.load()
+    if other := [anatomy for anatomy in cache.anatomies if teachers.strides.get(anatomy) != spec.stride_of(anatomy)]:
+        text = "The teachers have another stride than the maps. Name those that the cache was built from."
+        report.add("live", ", ".join(other), text)
+        return None
     accelerator = make_accelerator(sources.device, spec.precision)
     plan = CachePlan(settings=spec, temperature=cache.manifest.temperature, samples=())
-    builder = Builder(Folder(cache.url), store, sources.load(), plan, accelerator)
+    builder = Builder(Folder(cache.url), store, teachers, plan, accelerator)
     rounding = max(ROUNDING[spec.precision], TF32 if accelerator.device.type == "cuda" else 0)
     random = np.random.default_rng(seed)
     known = sorted(set(cache.row_of) & set(builder.row_of))

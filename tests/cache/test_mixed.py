@@ -188,6 +188,14 @@ def test_verify_finds_a_retrained_teacher(master, phantom_store):
     assert all("liver" in problem["where"] for problem in found)
 
 
+def test_verify_does_not_compare_with_teachers_of_another_stride(master, phantom_store):
+    other = tiny_teachers(phantom_store, strides=(4, 2, 2))  # the third of each three had 8
+    result = mc.verify_cache(str(master), store=phantom_store, teachers=other, live=2)
+    [problem] = result["problems"]
+    assert problem["kind"] == "live" and problem["where"] == ", ".join(phantom_store.anatomies[2::3])
+    assert "another stride" in problem["what_to_do"] and result["live"] is None
+
+
 def test_killed_builds_are_finished(build, master, phantom_store, tmp_path):
     """At the plan, between two arrays of a block, at the last shard file, and at the metadata."""
     script = BUILDER.format(kill_at_flush=KILL_AT_FLUSH, here=str(Path(__file__).parent), block=BLOCK, store=phantom_store.url)
