@@ -1,6 +1,7 @@
 """What earlier versions wrote is read, verified, resumed and reported today as on the day it was written.
 
 format-1/   a cache with two views, in the first format
+format-2/   logits of another program, of two strides, with two views of a Sobol sequence
 v0.1/       written by version 0.1.0: a sample store, teachers, a cache, a finished run, one interrupted after its first of two
             epochs, and in values.json what that version computed from them. Weights have few different values, so that they
             pack well; all but the interrupted run's were "trained" at a learning rate of 1e-30.
@@ -77,6 +78,22 @@ def test_xarray_reads_it():
     assert data.attrs["fingerprint"] == VALUES["fingerprint"]
     recorded = VALUES["logits"][data.sha256.values[0].tobytes().hex()]
     assert np.array_equal(logits[:, 0], recorded["first_row"][0])
+
+
+def test_format_2_is_read_and_whole(tmp_path):
+    """As integers, and with the views that it was written in."""
+    written = json.loads((HERE / "format-2" / "values.json").read_text())
+    copy = shutil.copytree(HERE / "format-2" / "logits.zarr", tmp_path / "logits.zarr")
+    cache = LogitCache.open(str(copy))
+    assert {anatomy: cache.spec.stride_of(anatomy) for anatomy in cache.anatomies} == written["strides"]
+    assert cache.row_of.keys() == written["maps"].keys()
+    for sha256, views in written["maps"].items():
+        for view, maps in enumerate(views):
+            for [[own]], expected in zip(cache.read_arrays([sha256], view), maps, strict=True):
+                assert own.sum(dtype=int) == expected["sum"] and own[0].tolist() == expected["first_row"]
+    np.testing.assert_allclose(cache.draw_views(list(cache.row_of), 1).affine.numpy(), written["affine_of_view_1"], atol=1e-7)
+    assert run("verify", "--cache", copy)["ok"]
+    assert run("inspect", "--cache", copy)["fingerprint"] == cache.fingerprint == written["fingerprint"]
 
 
 STAGES = (
