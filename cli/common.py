@@ -63,10 +63,12 @@ teacher = click.option(
     "named",
     multiple=True,
     metavar="TEACHER",
-    help="A student's run, a folder of teachers, or package.module:factory, your own (repeatable): it answers for its anatomies, "
-    "the mean of several where they share one; --teachers for the others.",
+    help="A student's run, a folder of teachers, or package.module:factory, your own (repeatable): used for the anatomies it "
+    "covers; where several cover one, their logits are averaged; --teachers covers the rest.",
 )
-layout = click.option("--layout", type=click.Choice(LAYOUTS), help="What the anatomies share.  [default: shared, the encoder]")
+layout = click.option(
+    "--layout", type=click.Choice(LAYOUTS), help="What the anatomies share.  [default: shared, the encoder; your own: joint]"
+)
 phase = click.option(
     "--phase", type=click.Choice(["choose", "test"]), default="choose", help="Compare on validation, confirm on test."
 )

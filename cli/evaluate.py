@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 def command(run: Path | None, teachers: Path | None, store: str, split: str, **options: Any) -> dict[str, Any]:
     """Compute Dice per anatomy, each on its own subset, and write it beside the weights.
 
-    The file is evaluation-SPLIT.json, with --multilabel multilabel-SPLIT.json, with --video video-CLIP.json.
+    The file is evaluation-SPLIT.json; with --multilabel multilabel-SPLIT.json, or multilabel-DATASET.json of other patients; with
+    --video video-CLIP.json.
     Beside evaluation-SPLIT.json stand the figures of each picture (evaluation-SPLIT.csv), their means by anatomy and patient
     with 95 % intervals (evaluation-SPLIT-summary.csv), and a page of the pictures with the lowest Dice (worst-SPLIT.html).
     """
@@ -70,7 +71,7 @@ def command(run: Path | None, teachers: Path | None, store: str, split: str, **o
     result = evaluation.to_json()
     common.say_overlap(result.get("overlap"))
     files = [type(evaluation).FILE] if multilabel else [type(evaluation).FILE, PICTURES, SUMMARY, FILE]
-    common.say(f"written to {folder}: {', '.join(name.format(split) for name in files)}")
+    common.say(f"written to {folder}: {', '.join(name.format(evaluation.split) for name in files)}")
     return result
 
 

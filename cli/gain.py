@@ -17,10 +17,16 @@ from . import common
 @click.option("--out", type=common.FOLDER, default="runs/gain", help="The study's folder.")
 @common.phase
 @common.arms
-@click.option("--arch", "archs", multiple=True, help="Student's architecture (repeatable).  [default: both]")
+@click.option(
+    "--arch", "archs", multiple=True, help="Student's architecture (repeatable).  [default: mininetv2, segformer-mit_b0]"
+)
 @common.layout
 @click.option(
-    "--length", "lengths", multiple=True, type=click.Choice(["short", "long"]), help="Epochs: the recipe's, or 4 times."
+    "--length",
+    "lengths",
+    multiple=True,
+    type=click.Choice(["short", "long"]),
+    help="Epochs: the recipe's, or 4 times (repeatable).  [default: both]",
 )
 @common.study_seeds
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of a short training.  [default: the recipe's]")

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -196,3 +197,11 @@ def test_a_file_that_is_not_toml(tmp_path, content):
 def test_a_recipe_file_that_is_absent(tmp_path):
     with pytest.raises(MtkdError, match=r"absent\.toml: there is no such file"):
         load_recipe(str(tmp_path / "absent.toml"))
+
+
+def test_the_docs_name_every_setting():
+    page = (Path(__file__).parents[1] / "docs/recipes.md").read_text().split("\n## ")
+    for section, settings in asdict(load_recipe("paper")).items():
+        [told] = [part for part in page if f"`{section}`" in part.splitlines()[0] or f"`[{section}]`" in part.splitlines()[0]]
+        assert all(f"`{key}`" in told for key in (settings if isinstance(settings, dict) else ())), section
+    assert all(f"`{name}`" in page[0] for name in shipped())

@@ -1,4 +1,4 @@
-"""A student of your own. From this folder: mtkd-cache train-student --arch own_student:small"""
+"""A student of your own: PYTHONPATH=docs/examples mtkd-cache train-student --arch own_student:small"""
 
 from torch import nn
 

@@ -1,4 +1,5 @@
-"""A teacher of your own, one network of two anatomies. From this folder: mtkd-cache build --teacher own_teacher:two_organs"""
+"""A teacher of your own, one network of two anatomies, whose weights are in two_organs.pt (torch.save of its state_dict):
+PYTHONPATH=docs/examples mtkd-cache build --teacher own_teacher:two_organs"""
 
 import hashlib
 from pathlib import Path

@@ -31,7 +31,7 @@ class Teacher(Protocol):
     Attributes:
         anatomies: of the channels of its logits, in order; each is one of the sample store's.
         stride: pixels of the image for each logit, along each axis.
-        fingerprint: a text that is another one whenever its logits may be others, such as the SHA-256 of its weights. A build
+        fingerprint: a text that changes whenever its logits may, such as the SHA-256 of its weights. A build
             then computes its maps again, and no others.
     """
 
