@@ -135,7 +135,8 @@ class LogitCache:
         """Quantized maps int16 (n, A, h, w) of samples named by content hash; times `step` they are the logits.
 
         Raises CorruptMapError, naming sample and anatomy, where a map is not the one that was written, and MtkdError where the
-        cache was written again, or deleted, since it was opened, or has maps of several strides (see `read_arrays`).
+        cache has no such sample or view, was written again, or deleted, since it was opened, or has maps of several strides (see
+        `read_arrays`).
         """
         if len(self.readers) > 1:
             names = ", ".join(array.name for array in self.spec.arrays)
@@ -166,6 +167,13 @@ class LogitCache:
 
         Raises what `read` raises.
         """
+        if not 0 <= view < self.views:
+            raise MtkdError(f"{self.url} has no view {view}: its {self.views} are counted from 0.")
+        if absent := [sha256 for sha256 in hashes if sha256 not in self.row_of]:
+            raise MtkdError(
+                f"{self.url} holds no sample {absent[0][:12]} ({len(absent)} of {len(hashes)}). "
+                "Name content hashes of samples of the splits it was built for."
+            )
         maps = tuple(np.empty((len(hashes), *reader.item[1:]), np.int16) for reader in self.readers)
         items = [
             (number, sha256, view, maps[number][index]) for number in range(len(maps)) for index, sha256 in enumerate(hashes)

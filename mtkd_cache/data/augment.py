@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtkd_cache.data.sobol import sobol_point
+from mtkd_cache.errors import MtkdError
 from mtkd_cache.recipe import Augmentation
 
 NUMBERS = 14  # that determine a view: whether each of three changes is made, nine values, two flips
@@ -112,7 +113,9 @@ def affine_row(shift: npt.ArrayLike, scale: float, degrees: float, size: tuple[i
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Images uint8 (B, H, W, 3) as a network's input, float32 (B, 3, H, W) in [0, 1]."""
+    """Images uint8 (B, H, W, 3) as a network's input, float32 (B, 3, H, W) in [0, 1]. Raises MtkdError for others."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise MtkdError(f"images are uint8 (B, H, W, 3), these are {images.dtype} {tuple(images.shape)}. Give them as stored.")
     return images.permute(0, 3, 1, 2).float() / 255
 
 
@@ -168,6 +171,9 @@ def apply_views(images: Tensor, masks: Tensor, views: Views) -> tuple[Tensor, Te
     Returns:
         images float (B, 3, H, W) in [0, 1]; masks bool (B, H, W); valid bool (B, H, W), the pixels that show the sample and not
         what lies beyond its edge.
+
+    Raises:
+        MtkdError: images of another type or shape.
     """
     _, height, width = masks.shape
     grid = _grid(views.affine, (height, width))

@@ -168,7 +168,7 @@ class SampleStore:
         Raises:
             MtkdError: there is no such split or anatomy.
         """
-        for value, known in ((split, SPLITS), (anatomy or self.anatomies[0], self.anatomies)):
+        for value, known in ((split, SPLITS), (self.anatomies[0] if anatomy is None else anatomy, self.anatomies)):
             if value not in known:
                 raise MtkdError(f"{self.url} has no {value!r}. Name one of {', '.join(known)}.")
         chosen = self.split == SPLITS.index(split)
@@ -191,8 +191,10 @@ class SampleStore:
             images uint8 (n, height, width, 3) and masks uint8 (n, height, width), 1 where the row's anatomy is.
 
         Raises:
-            MtkdError: a sample is damaged or missing.
+            MtkdError: a sample is damaged or missing, or there is no such row.
         """
+        if len(rows) and not 0 <= np.min(rows) <= np.max(rows) < len(self):
+            raise MtkdError(f"{self.url} has no row {np.min(rows)} to {np.max(rows)}: its {len(self)} are counted from 0.")
         width, height = self.size
         images = np.empty((len(rows), height, width, 3), np.uint8)
         masks = np.empty((len(rows), height, width), np.uint8)

@@ -124,7 +124,7 @@ def to_network(frame: np.ndarray, size: Size, device: torch.device) -> Tensor:
     """
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
         raise MtkdError(f"a frame is a uint8 RGB array (H, W, 3), this one is {frame.dtype} {frame.shape}. Convert it first.")
-    image = to_float(torch.tensor(frame, device=device)[None])
+    image = to_float(torch.tensor(np.ascontiguousarray(frame), device=device)[None])  # a flipped view has negative strides
     if frame.shape[1::-1] == tuple(size):
         return image
     return F.interpolate(image, size=size[::-1], mode="bilinear", antialias=True)

@@ -1,5 +1,6 @@
 """Trained networks as one function of images: a student's, or those of a folder of teachers."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,9 +121,18 @@ class Predictor:
     def limits(self, anatomies: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
         """Thresholds and presence thresholds of these heads in order, float (A, 1, 1) on the device; presence -inf for none."""
         thresholds, presence = self.thresholds, self.presence
-        pairs = [(thresholds[name], presence.get(name, -torch.inf)) for name in anatomies or self.heads]
+        pairs = [(thresholds[name], presence.get(name, -torch.inf)) for name in self._named(anatomies)]
         first, second = torch.tensor(pairs, device=self.device)[..., None, None].unbind(1)
         return first, second
+
+    def _named(self, anatomies: Sequence[str] | None) -> tuple[str, ...]:
+        """These anatomies, or all for None. Raises MtkdError where there is no head of one, or none is named."""
+        names = self.anatomies if anatomies is None else tuple(anatomies)
+        unknown = [name for name in names if name not in self.heads]
+        if unknown or not names:
+            what = f"{self.folder} has no head of {', '.join(unknown)}" if unknown else "no anatomy is named"
+            raise MtkdError(f"{what}. Name some of {', '.join(self.heads)}.")
+        return names
 
     def thresholds_on(self, store: SampleStore) -> dict[str, float]:
         """The thresholds that were chosen on the validation split of this store, for the heads that have one."""
@@ -172,7 +182,8 @@ class Predictor:
             of a tensor the logits float (B, A, H, W), on the device: positive where an anatomy is more likely than not.
 
         Raises:
-            MtkdError: another kind of array; for a frame also a folder that does not record the size of its training images.
+            MtkdError: another kind of array, an anatomy without a head; for a frame also a folder that does not record the size
+                of its training images.
         """
         if isinstance(images, np.ndarray):
             return next(self.sequence([images], anatomies=anatomies))
@@ -194,7 +205,7 @@ class Predictor:
             anatomies: run only these heads, in this order.
             frame: (height, width) of the frame that they were made of, by default their own.
         """
-        names = tuple(anatomies or self.heads)
+        names = self._named(anatomies)
         chosen = [self.heads[name] for name in names]
         size = (images.shape[2], images.shape[3])
         with torch.inference_mode():
@@ -222,7 +233,9 @@ class Predictor:
         Returns:
             an iterator over the frames' predictions.
         """
-        names = tuple(anatomies or self.heads)
+        if not 0 <= smooth < math.inf:
+            raise MtkdError(f"smooth = {smooth} is no number of frames to lag behind. Give 0 or more.")
+        names = self._named(anatomies)
         thresholds, presence = self.limits(names)
         mean: Tensor | None = None
         for frame in frames:

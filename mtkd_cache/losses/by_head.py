@@ -30,8 +30,13 @@ def sum_over_samples(student: Tensor, teacher: Tensor, valid: Tensor | None, ter
         kept: bool (B, A), the maps that are added up; None adds up all.
 
     Raises:
-        MtkdError: `valid` of another shape or with other values.
+        MtkdError: student and teacher of different shapes, `valid` of another shape or with other values.
     """
+    if student.ndim != 4 or student.shape != teacher.shape:
+        raise MtkdError(
+            f"the student's logits have shape {tuple(student.shape)}, the teachers' {tuple(teacher.shape)}. "
+            "Give both as (B, A, H, W); LogitCache.warp brings the teachers' to the images' size."
+        )
     valid = None if valid is None else as_bool("valid", valid, student)
     with torch.no_grad():
         gradient = empty_gradient(student)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtkd_cache.errors import MtkdError
 from mtkd_cache.losses.by_head import Average, as_bool, number_of_samples, precise, sum_over_samples
 
 OUTSIDE = -1e30  # replaces the scaled logit of a pixel that does not count
@@ -51,10 +52,12 @@ def channelwise_kl(
         A scalar in nats.
 
     Raises:
-        MtkdError: `valid` of another shape or with other values.
+        MtkdError: logits of different shapes, `valid` of another shape or with other values, a temperature that is not positive.
 
     Reference: Maack et al. 2024, equation (2); the scaling is that of Shu et al. 2021's public code, which the paper follows.
     """
+    if not temperature > 0:
+        raise MtkdError(f"the temperature is {temperature}. Give one above 0; the paper's is 4.")
     return kl_by_head(student, teacher, temperature, valid, average).mean()
 
 
