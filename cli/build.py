@@ -22,7 +22,7 @@ from .common import file_size, plural, reports, say
 @click.option("--step", type=float, help="Override the recipe's quantization step, in logits (a power of two).")
 @click.option(
     "--kl",
-    type=click.FloatRange(0, min_open=True),
+    type=common.FiniteRange(0, min_open=True),
     metavar="NATS",
     help="Choose the largest step whose mean KL to the exact logits is within NATS, e.g. 1e-3.",
 )

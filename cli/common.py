@@ -3,13 +3,14 @@
 import errno
 import functools
 import json
+import math
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from click.types import FuncParamType
@@ -43,8 +44,18 @@ def _device(text: str) -> str:
     return text
 
 
+class FiniteRange(click.FloatRange):
+    """A range of finite numbers: click takes NaN as lying in every range, and infinity in one without an end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 DEVICE = FuncParamType(_device)
-SIZE = FuncParamType(_integers("size", "[1-9][0-9]{0,8}[xX][1-9][0-9]{0,8}", "640x512"))
+SIZE = FuncParamType(_integers("size", "[1-9][0-9]{0,4}[xX][1-9][0-9]{0,4}", "640x512"))
 NUMBERS = FuncParamType(_integers("list", " *[0-9]{1,9} *(, *[0-9]{1,9} *)*", "3,21,26"))
 FOLDER = click.Path(path_type=Path)
 SPLIT = click.Choice(["train", "validation", "test"])
@@ -146,16 +157,31 @@ def reports(function: Callable[..., object]) -> Callable[..., None]:
         except (click.ClickException, click.exceptions.Exit):
             raise
         except (Exception, KeyboardInterrupt) as error:
-            if debug:
-                traceback.print_exc()
-            click.echo(f"mtkd-cache: {explain(error)}", err=True)
-            sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+            _fail(error, debug)
         if as_json and _is_first_process():
-            click.echo(json.dumps(result))
+            _print(json.dumps(result), debug)
         if isinstance(result, dict) and result.get("ok") is False:
             sys.exit(1)
 
     return run
+
+
+def _fail(error: BaseException, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exception(error)
+    click.echo(f"mtkd-cache: {explain(error)}", err=True)
+    sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def _print(line: str, debug: bool) -> None:
+    """Print a line on standard output; where its reader has gone, click ends the command."""
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        error.filename = "standard output"
+        _fail(error, debug)
 
 
 def explain(error: BaseException) -> str:

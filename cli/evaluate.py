@@ -1,6 +1,6 @@
 """mtkd-cache evaluate"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 @click.option("--split", type=common.SPLIT, default="test", help="Split to evaluate on.")
 @click.option("--multilabel", type=common.FOLDER, metavar="DATASET", help="Evaluate on this dataset's multilabel subset instead.")
 @click.option("--video", type=common.FOLDER, metavar="CLIP", help="Evaluate on the frames of this clip folder instead.")
-@click.option("--smooth", type=click.FloatRange(0), default=0, metavar="FRAMES", help="With --video: as mtkd-cache predict.")
+@click.option("--smooth", type=common.FiniteRange(0), default=0, metavar="FRAMES", help="With --video: as mtkd-cache predict.")
 @click.option(
     "--surface",
-    type=click.FloatRange(0),
+    type=common.FiniteRange(0),
     metavar="PIXELS",
     help="Add normalized surface Dice at this tolerance and the 95 % Hausdorff distance to the CSV files (extra 'surface').",
 )
@@ -48,6 +48,7 @@ def command(run: Path | None, teachers: Path | None, store: str, split: str, **o
     folder = run or teachers
     if folder is None or (run and teachers):
         raise click.UsageError("Name either --run or --teachers.")
+    _refuse_ignored(options)
     accelerator = common.accelerator_of(options)
     if (clip := options["video"]) is not None:
         return _on_video(mc.Predictor.load(folder, accelerator.device, arch=options["arch"]), clip, options["smooth"])
@@ -73,6 +74,17 @@ def command(run: Path | None, teachers: Path | None, store: str, split: str, **o
     files = [type(evaluation).FILE] if multilabel else [type(evaluation).FILE, PICTURES, SUMMARY, FILE]
     common.say(f"written to {folder}: {', '.join(name.format(evaluation.split) for name in files)}")
     return result
+
+
+def _refuse_ignored(options: Mapping[str, Any]) -> None:
+    """Refuse options that do not apply to the kind of evaluation."""
+    on_video, on_multilabel = options["video"] is not None, options["multilabel"] is not None
+    if on_video and on_multilabel:
+        raise click.UsageError("Give either --video or --multilabel.")
+    if options["smooth"] and not on_video:
+        raise click.UsageError("--smooth goes with --video.")
+    if options["surface"] is not None and (on_video or on_multilabel):
+        raise click.UsageError("--surface does not go with --video or --multilabel.")
 
 
 def _dice_table(evaluation: "Evaluation") -> str:

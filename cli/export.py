@@ -42,10 +42,12 @@ def command(
     """
     from mtkd_cache.deploy.export import export_onnx
     from mtkd_cache.deploy.onnx_file import check_packages
-    from mtkd_cache.deploy.parity import check
+    from mtkd_cache.deploy.parity import check, frames_of
 
     if sources:
         check_packages(*options["runtimes"])
+    for source in sources:
+        next(frames_of(source, frame[::-1], 1), None)  # raises where it holds no picture
     predictor = mc.Predictor.load(run, arch=options["arch"])
     record = export_onnx(predictor, out, frame[::-1])
     common.say(f"{out}, {common.file_size(record.bytes)}, opset {record.opset}: frames of {frame[0]}x{frame[1]}")

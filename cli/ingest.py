@@ -48,6 +48,8 @@ def say(result: dict[str, Any]) -> None:
     common.say(f"{result['samples']} samples in {result['store']}: {parts}")
     if result["assigned"]:
         common.say("no splits are given: each patient was assigned to one, see data/README.md")
+    if result["removed"]:
+        common.say(f"removed: {common.plural(result['removed'], 'sample')} that the dataset no longer has")
     if result["skipped"]:
         common.say("skipped: " + ", ".join(f"{count} {what}" for what, count in result["skipped"].items()))
     if result["labels"]:

@@ -24,6 +24,8 @@ def command(cache: str, sheet: Path | None, store: str, teachers: Path | None, s
     from mtkd_cache.cache.inspect import inspect_cache
     from mtkd_cache.evaluation.contact_sheet import contact_sheet
 
+    if sheet and sheet.suffix.lower() != ".png":
+        raise click.UsageError(f"--sheet writes a PNG; give {sheet} a name that ends in .png.")
     result = inspect_cache(cache)
     common.say(describe(result))
     if sheet:

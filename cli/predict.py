@@ -22,7 +22,9 @@ from . import common
 )
 @click.option("--probabilities", is_flag=True, help="Write the probabilities too, as float16 in an .npz file per frame.")
 @click.option("--overlays/--no-overlays", default=True, help="Draw outlines, names and a legend; of a video as H.264.")
-@click.option("--smooth", type=click.FloatRange(0), default=0, metavar="FRAMES", help="Average logits over time, lagging FRAMES.")
+@click.option(
+    "--smooth", type=common.FiniteRange(0), default=0, metavar="FRAMES", help="Average logits over time, lagging FRAMES."
+)
 @common.own_arch
 @common.device
 @common.reports

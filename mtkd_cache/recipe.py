@@ -192,12 +192,15 @@ def load_recipe(name: str, overrides: Sequence[str] = (), values: Mapping[str, A
         MtkdError: an unknown recipe or key, a missing key, a value of another type, one out of range, a recipe that extends
             itself.
     """
-    table = _load_table(name, Path())
-    for key, value in [*map(_parse, overrides), *(values or {}).items()]:
-        if value is not None:
-            *sections, last = key.split(".")
-            table = _merged(table, reduce(lambda inner, section: {section: inner}, reversed(sections), {last: value}))
-    return recipe_from(table, name)
+    try:
+        table = _load_table(name, Path())
+        for key, value in [*map(_parse, overrides), *(values or {}).items()]:
+            if value is not None:
+                *sections, last = key.split(".")
+                table = _merged(table, reduce(lambda inner, section: {section: inner}, reversed(sections), {last: value}))
+        return recipe_from(table, name)
+    except RecursionError as error:
+        raise MtkdError(f"recipe {name}: it, or an override, is nested too deeply. Write one value for a key.") from error
 
 
 def _load_table(name: str, folder: Path, extending: Sequence[Path] = ()) -> dict[str, Any]:

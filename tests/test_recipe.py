@@ -194,6 +194,14 @@ def test_a_file_that_is_not_toml(tmp_path, content):
         load_recipe(str(path))
 
 
+@pytest.mark.parametrize("nested", ["a = " + "[" * 3000, ".".join("a" * 3000) + " = 1", "seed" + ".a" * 3000 + " = 1"])
+def test_what_is_nested_too_deeply_is_refused(tmp_path, nested):
+    (tmp_path / "deep.toml").write_text(nested)
+    for name, overrides in ((str(tmp_path / "deep.toml"), []), ("paper", [nested.replace(" ", "")])):
+        with pytest.raises(MtkdError, match=f"recipe {name}: it, or an override, is nested too deeply"):
+            load_recipe(name, overrides)
+
+
 def test_a_recipe_file_that_is_absent(tmp_path):
     with pytest.raises(MtkdError, match=r"absent\.toml: there is no such file"):
         load_recipe(str(tmp_path / "absent.toml"))

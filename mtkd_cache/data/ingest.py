@@ -74,17 +74,18 @@ def ingest_samples(
     Returns:
         What `mtkd-cache ingest --json` prints: samples, by_split, by_anatomy, patients {split: [patient]}, assigned (whether the
         patients' splits were not given), uneven_sizes {"WxH" of image files: their samples, the first one's name and how much
-        more they are stretched in one direction than the commonest size, where that is more than 2 %}, skipped, labels,
-        bytes, fingerprint, store.
+        more they are stretched in one direction than the commonest size, where that is more than 2 %}, removed (samples that
+        the store had, and that are no longer given), skipped, labels, bytes, fingerprint, store.
 
     Raises:
         MtkdError: a sample breaks a rule of `Sample`, is unreadable or has a mask of another size than its image; a split lacks
-            an anatomy; another process writes the store, it was started with other settings, or has samples in another split.
+            an anatomy; another process writes the store, it was started with other settings, holds other samples, or has
+            samples in another split.
     """
     given = list(samples)
     listed = complete(given)
     settings = StoreSettings(size=size, threshold=threshold, preprocessing=PREPROCESSING)
-    manifest, rows = write_store(Folder(store), name, listed, settings, workers, resplit)
+    manifest, rows, removed = write_store(Folder(store), name, listed, settings, workers, resplit)
     samples_of = Counter(sample.split for sample in listed)
     return {
         "samples": len(listed),
@@ -95,6 +96,7 @@ def ingest_samples(
         },
         "assigned": given[0].split is None,
         "uneven_sizes": _uneven_sizes(rows),
+        "removed": removed,
         "skipped": {},
         "labels": {},
         "bytes": sum(entry["bytes"] for entry in manifest.files.values()),

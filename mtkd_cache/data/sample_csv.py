@@ -9,6 +9,7 @@ semicolons or tabs. Other columns are not read.
 
 import csv
 import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mtkd_cache.data.samples import Sample
@@ -21,8 +22,8 @@ OPTIONAL = ("split", "frame")
 def read_csv(path: Path) -> tuple[list[Sample], dict[str, int]]:
     """The samples that a CSV lists, in its order, and the number of columns that are not read.
 
-    Raises MtkdError, with the line, for a column that is absent or named twice, a row with more or fewer cells, an empty cell and
-    a frame that is no number; `complete` in `mtkd_cache.data.samples` checks the rest.
+    Raises MtkdError, with the line, for a column that is absent or named twice, a row with more or fewer cells, an empty cell, a
+    frame that is no number, and as `read_rows`; `complete` in `mtkd_cache.data.samples` checks the rest.
     """
     if not path.is_file():
         raise MtkdError(f"{path}: there is no such file. Name the CSV that lists the samples.")
@@ -30,9 +31,8 @@ def read_csv(path: Path) -> tuple[list[Sample], dict[str, int]]:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise MtkdError(f"{path} cannot be read as a CSV ({error}). Save it as text in UTF-8.") from error
-    first_line = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first_line.count))
-    header = [name.strip().lower() for name in next(reader, [])]
+    rows = read_rows(path, io.StringIO(text, newline=""), text.partition("\n")[0])
+    header = [name.strip().lower() for name in next(rows, (1, []))[1]]
     if absent := [name for name in REQUIRED if name not in header]:
         raise MtkdError(
             f"{path} has no column {', '.join(absent)}; its first line names {', '.join(header) or 'nothing'}. "
@@ -40,11 +40,21 @@ def read_csv(path: Path) -> tuple[list[Sample], dict[str, int]]:
         )
     if twice := [name for name in (*REQUIRED, *OPTIONAL) if header.count(name) > 1]:
         raise MtkdError(f"{path}, line 1: there are two columns named {twice[0]}. Rename one.")
-    samples = [_sample(path, reader.line_num, header, row) for row in reader if row]
+    samples = [_sample(path, line, header, row) for line, row in rows if row]
     if not samples:
         raise MtkdError(f"{path} lists no samples. Add a row for each image and mask.")
     others = [name for name in header if name not in (*REQUIRED, *OPTIONAL)]
     return samples, {f"columns ({', '.join(others)})": len(others)} if others else {}
+
+
+def read_rows(path: Path, lines: Iterable[str], first_line: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV, each with the number of its last line. Raises MtkdError for a cell that does not end."""
+    reader = csv.reader(lines, delimiter=max(",;\t", key=first_line.count))
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise MtkdError(f"{path}, line {reader.line_num}: {error}. Is a quote left open?") from error
 
 
 def _sample(path: Path, line: int, header: list[str], row: list[str]) -> Sample:

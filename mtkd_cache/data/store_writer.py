@@ -1,7 +1,7 @@
 """Writes a sample store shard by shard, so that an interrupted ingest resumes and a changed file is read again."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -45,6 +45,7 @@ from mtkd_cache.storage.record import JsonRecord, differences
 from mtkd_cache.storage.shard_writer import row_checksum
 
 IDENTITY = ("anatomy", "surgery", "frame", "split", "sha256")  # what the fingerprint takes of each sample
+Name = tuple[str, str, int | None]  # anatomy, patient, frame
 IDENTITY_SETTINGS = ("kind", "format", "anatomies", "size", "threshold", "preprocessing")  # and of the manifest
 
 
@@ -64,23 +65,22 @@ class IngestedShard(JsonRecord):
 
 def write_store(
     folder: Folder, name: str, samples: Sequence[Sample], settings: StoreSettings, workers: int, resplit: bool = False
-) -> tuple[StoreManifest, list[dict[str, Any]]]:
+) -> tuple[StoreManifest, list[dict[str, Any]], int]:
     """Write a sample store, except for the shards that are there already.
 
-    samples: complete and in the order of the store. resplit: samples may change their split. Returns the manifest and what
-    `IngestedShard` holds of each sample.
+    samples: complete and in the order of the store. resplit: samples may change their split. Returns the manifest, what
+    `IngestedShard` holds of each sample, and how many samples of a finished store were removed.
     Raises MtkdError: see `mtkd_cache.data.ingest.ingest_samples`.
     """
     with locked(folder):
         _check_settings(folder, settings)
-        if not resplit:
-            _check_splits(folder, samples)
+        removed = _check_samples(folder, samples, settings, resplit)
         folder.delete_temporaries()
         shards = [samples[start : start + SHARD] for start in range(0, len(samples), SHARD)]
         records = _write_shards(folder, shards, settings, workers)
         rows = [row for record in records for row in record.samples]
         check_labels(samples, [row["foreground"] for row in rows])
-        return _finalize(folder, name, records, samples, settings), rows
+        return _finalize(folder, name, records, samples, settings), rows, removed
 
 
 def _check_settings(folder: Folder, settings: StoreSettings) -> None:
@@ -95,17 +95,33 @@ def _check_settings(folder: Folder, settings: StoreSettings) -> None:
         folder.write(SETTINGS, dump_checked_json(settings.to_json()))
 
 
-def _check_splits(folder: Folder, samples: Sequence[Sample]) -> None:
-    """Raises MtkdError where a finished store has some of these samples in another split."""
+def _check_samples(folder: Folder, samples: Sequence[Sample], settings: StoreSettings, resplit: bool) -> int:
+    """How many samples of a finished store are not among these, by name. Raises MtkdError where it has none of these.
+
+    Unless resplit, also where it has some of these in another split.
+    """
     store = if_intact(SampleStore.open, folder.url)
     if store is None:
-        return
+        return 0
     names = zip((store.anatomies[index] for index in store.anatomy), store.patients, store.frame, strict=True)
     splits = dict(zip(names, (SPLITS[index] for index in store.split), strict=True))
+    known = {name: sample for sample in samples if (name := _opened_name(sample)) in splits}
+    hashes, pictures = set(store.hashes), _read(list(known.values()), settings)  # read until one is the same
+    named = (_stored_name(sample).values() for sample in known.values())
+    if not any(content_hash(image, mask, *name) in hashes for name, (image, mask, _) in zip(named, pictures, strict=True)):
+        raise MtkdError(
+            f"{folder} holds other samples ({len(store)} of the dataset {store.name}, first {store.describe(0)}). "
+            "Name another --store, or delete that one."
+        )
+    if not resplit:
+        _check_splits(folder, {name: (splits[name], str(sample.split)) for name, sample in known.items()})
+    return len(splits.keys() - known.keys())
+
+
+def _check_splits(folder: Folder, splits: Mapping[Name, tuple[str, str]]) -> None:
+    """Raises MtkdError where samples would move. splits: of each sample that a store has, that which it had and the new one."""
     moved: dict[tuple[str, str], list[str]] = {}
-    for sample in samples:
-        patient, split = str(stored_patient(sample.patient)), str(sample.split)
-        before = splits.get((sample.anatomy, patient, sample.frame), split)
+    for (_, patient, _), (before, split) in splits.items():
         if before != split:
             moved.setdefault((before, split), []).append(patient)
     if moved:
@@ -160,6 +176,11 @@ def _stamp(samples: Sequence[Sample]) -> str:
 def _stored_name(sample: Sample) -> dict[str, Any]:
     """What a sample is called in records and hashes."""
     return {"anatomy": sample.anatomy, "surgery": stored_patient(sample.patient), "frame": sample.frame}
+
+
+def _opened_name(sample: Sample) -> Name:
+    """What it is called in a `SampleStore`."""
+    return sample.anatomy, str(stored_patient(sample.patient)), sample.frame
 
 
 def _write_shard(url: str, settings: StoreSettings, shard: tuple[int, Sequence[Sample]]) -> tuple[int, IngestedShard]:

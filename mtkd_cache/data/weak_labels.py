@@ -5,7 +5,6 @@ letters and digits, whatever their case and what lies between; the first other c
 or file name. Other columns (the uterus, say) and rows are counted, not read.
 """
 
-import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mtkd_cache.data.sample_csv import read_rows
 from mtkd_cache.data.samples import Sample
 from mtkd_cache.errors import MtkdError
 
@@ -24,7 +24,7 @@ VALUES = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no"
 def with_labels(samples: Sequence[Sample]) -> tuple[list[Sample], Counter[str]]:
     """Samples with the labels in the files beside their images, and counts of what was matched and of what was not.
 
-    Raises MtkdError for a file with two columns of an anatomy, or two rows of an image.
+    Raises MtkdError for a file with two columns of an anatomy, two rows of an image, or a cell that does not end.
     """
     folders: defaultdict[Path, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -60,7 +60,7 @@ def present(samples: Sequence[Sample], anatomies: Sequence[str]) -> np.ndarray:
 def _read(file: Path, anatomies: dict[str, str], counts: Counter[str]) -> dict[int | None, dict[str, bool]]:
     """The labels in a file by the number of the image; counts what is not understood."""
     lines = file.read_text("utf-8-sig", errors="replace").splitlines()
-    rows = list(csv.reader(lines, delimiter=max(",;\t", key=(lines or [""])[0].count)))
+    rows = [row for _, row in read_rows(file, lines, (lines or [""])[0])]
     header = [anatomies.get(_letters(name)) for name in (rows or [[]])[0]]
     known = [name for name in header if name]
     if twice := [name for name, count in Counter(known).items() if count > 1]:

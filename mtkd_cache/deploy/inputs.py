@@ -48,8 +48,13 @@ def _clips(path: Path, out: Path) -> Iterator[Clip]:
     if path.is_file():
         yield Clip((path,), out, path.suffix.lower() not in IMAGES)
         return
-    chosen = [file for file in path.rglob("*") if file.suffix.lower() in (*IMAGES, *VIDEOS) and not MASK.fullmatch(file.name)]
-    chosen = [file for file in chosen if file.is_file() and out.resolve() not in file.resolve().parents]
+    named = [file for file in path.rglob("*") if file.suffix.lower() in (*IMAGES, *VIDEOS) and not MASK.fullmatch(file.name)]
+    found = [file for file in named if file.is_file()]
+    chosen = [file for file in found if out.resolve() not in file.resolve().parents]
+    if found and not chosen:
+        raise MtkdError(
+            f"{path} holds images or videos only in {out}, the folder of the outputs, which is passed over. Name another."
+        )
     if not chosen:
         raise MtkdError(f"{path} holds no image and no video ({' '.join((*IMAGES, *VIDEOS))}). Name another folder.")
     for folder, files in groupby(sorted(chosen, key=lambda file: (file.parent, file.name)), lambda file: file.parent):

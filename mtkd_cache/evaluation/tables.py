@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import MtkdError, said
 from mtkd_cache.evaluation.pictures import Picture
 from mtkd_cache.evaluation.statistics import PatientTotals, intervals
+from mtkd_cache.models.records import Evaluation, read_as
 from mtkd_cache.storage.folder import write_durably
 
 PICTURES, SUMMARY = "evaluation-{}.csv", "evaluation-{}-summary.csv"  # of a split
@@ -60,14 +61,21 @@ def write_pictures(path: Path, pictures: Sequence[Picture]) -> None:
 
 
 def read_pictures(path: Path) -> list[Picture] | None:
-    """The pictures in an evaluation-SPLIT.csv, or None where it is absent. Raises MtkdError where it is damaged."""
+    """The pictures in an evaluation-SPLIT.csv, or None where it is absent.
+
+    Raises MtkdError where it is damaged, or holds another number of pictures than the evaluation-SPLIT.json beside it names.
+    """
+    evaluation = read_as(Evaluation, path.with_suffix(".json"))
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [_picture(line) for line in csv.DictReader(file)]
+            pictures = [_picture(line) for line in csv.DictReader(file)]
+        if evaluation and len(pictures) != evaluation.images:
+            raise ValueError(f"{len(pictures)} of {evaluation.images} pictures")
+        return pictures
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, ValueError) as error:
-        raise MtkdError(f"{path} is damaged ({error!r}). Run mtkd-cache evaluate again.") from error
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise MtkdError(f"{path} is damaged ({said(error)}). Run mtkd-cache evaluate again.") from error
 
 
 def write_summary(path: Path, pictures: Sequence[Picture], bounds: Intervals) -> None:
@@ -91,6 +99,8 @@ def _summary(figure: str, totals: PatientTotals, own: dict[str, Any]) -> Iterato
 
 
 def _picture(line: dict[str, str]) -> Picture:
+    if len(line["sha256"] or "") != 64:
+        raise ValueError("a row is cut off")
     values = {name: float(line.get(name) or math.nan) for name in FIGURES}
     return Picture(patient=line["patient"], frame=int(line["frame"]), anatomy=line["anatomy"], sha256=line["sha256"], **values)
 

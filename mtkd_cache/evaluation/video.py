@@ -64,7 +64,7 @@ def evaluate_video(predictor: Predictor, clip: Path, smooth: float = 0) -> Video
     figures = {
         **predictor.description(),
         **at_half,
-        "split": clip.name,
+        "split": (split := clip.resolve().name),
         "images": len(scenes),
         "thresholds": {anatomy: predictor.thresholds[anatomy] for anatomy in anatomies},
         "dice_at_operating_point": at_point["dice"],
@@ -72,7 +72,7 @@ def evaluate_video(predictor: Predictor, clip: Path, smooth: float = 0) -> Video
         "mvc": {str(window): value for window, value in consistency.means().items()},
         "smooth": smooth,
     }
-    path = predictor.folder / VideoEvaluation.FILE.format(clip.name + (f"-smooth-{smooth:g}" if smooth else ""))
+    path = predictor.folder / VideoEvaluation.FILE.format(split + (f"-smooth-{smooth:g}" if smooth else ""))
     evaluation = VideoEvaluation.from_json(figures, path)
     write_json(path, evaluation.to_json())
     return evaluation

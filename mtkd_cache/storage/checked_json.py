@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypedDict, TypeVar, TypeVarTuple
 
@@ -46,7 +47,7 @@ class Manifest(JsonRecord):
     def from_json(cls, content: Mapping[str, Any], where: object) -> Self:
         """See `JsonRecord`. Raises MtkdError also for a manifest of another kind or a newer format."""
         kind, version = content.get("kind", cls.kind), content.get("format", cls.format)
-        if kind != cls.kind or version > cls.format:
+        if kind != cls.kind or not isinstance(version, int) or version > cls.format:
             raise MtkdError(f"{where} is of a {kind} of format {version}; a {cls.kind} of format {cls.format} is needed.")
         return super().from_json(content, where)
 
@@ -84,7 +85,7 @@ def load_checked_json(data: bytes) -> dict[str, Any]:
 def read_checked_json(folder: Folder, key: str, *members: str) -> dict[str, Any] | None:
     """The content of a checked file, or None where it is absent.
 
-    Raises MtkdError where it is damaged, or another checked file that lacks one of the members.
+    Raises MtkdError where it is damaged, or another checked file that lacks one of the members, or the folder is a file.
     """
     try:
         content = load_checked_json(folder.read(key))
@@ -94,6 +95,10 @@ def read_checked_json(folder: Folder, key: str, *members: str) -> dict[str, Any]
     except FileNotFoundError:
         return None
     except (IsADirectoryError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+        root = Path(folder.path)
+        if isinstance(error, NotADirectoryError) and not root.is_dir():
+            file = next(path for path in (root, *root.parents) if path.exists())
+            raise MtkdError(f"{file} is a file. Name a folder.") from error
         raise MtkdError(
             f"{folder}/{key} is damaged ({error}). Run the command that wrote {folder} again, or verify --repair."
         ) from error

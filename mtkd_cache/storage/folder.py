@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import MtkdError, first_line
 
 LOCK = ".lock"
 FRESH = {"use_listings_cache": False}  # other processes write to the same folder
@@ -32,6 +32,8 @@ class Folder:
     def __init__(self, url: str | Path):
         self.url = str(url).rstrip("/")
         self.lost = False  # whether another writer took over the lock behind a URL: every write is then refused
+        if not self.url:
+            raise MtkdError(f"{str(url)!r} names no folder. Name one, or a URL; a variable of the shell may not be set.")
         if self.url.startswith(("http://", "https://")):
             raise MtkdError(f"{self.url}: a web server's files cannot be written. Name a local folder, s3:// or gs://.")
         try:
@@ -50,11 +52,28 @@ class Folder:
         return self.url
 
     def exists(self, key: str = "") -> bool:
-        return Path(self.path, key).exists() if self.local else bool(self.fs.exists(f"{self.path}/{key}".rstrip("/")))
+        if self.local:
+            return Path(self.path, key).exists()
+        with self._in_words(key):
+            return bool(self.fs.exists(f"{self.path}/{key}".rstrip("/")))
 
     def read(self, key: str) -> bytes:
-        """The bytes of one file. Raises FileNotFoundError."""
-        return bytes(self.fs.cat_file(f"{self.path}/{key}"))
+        """The bytes of one file. Raises FileNotFoundError, and MtkdError where a URL cannot be read."""
+        with self._in_words(key):
+            return bytes(self.fs.cat_file(f"{self.path}/{key}"))
+
+    @contextmanager
+    def _in_words(self, key: str, done: str = "read") -> Iterator[None]:
+        """Tell why a URL cannot be used. A file that is absent, or a folder, and the errors of a local one stay as they are."""
+        try:
+            yield
+        except Exception as error:
+            if self.local or isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+                raise
+            where = f"{self.url}/{key}".rstrip("/")
+            raise MtkdError(
+                f"{where} cannot be {done} ({first_line(error)}). Check the address, the credentials and the network."
+            ) from error
 
     def write(self, key: str, data: bytes) -> None:
         """Write one file completely or not at all. Raises MtkdError for a full disk, a path or permission that does not allow it,
@@ -97,7 +116,7 @@ class Folder:
         path = f"{self.path}/{key}"
         if self.local and Path(path).is_dir():
             raise MtkdError(f"{path} is a folder, where a file belongs. Move it elsewhere.")
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._in_words(key, "deleted"):
             self.fs.rm_file(path)
 
     def keys(self, below: str = "") -> Iterator[str]:
@@ -107,7 +126,8 @@ class Folder:
         if self.local:
             names = [f"{folder}/{name}" for folder, _, files in os.walk(root, followlinks=True) for name in files]
         else:
-            names = self.fs.find(root)
+            with self._in_words(below):
+                names = self.fs.find(root)
         for name in sorted(names):
             key = name[start:]
             if key != LOCK and not TEMPORARY.fullmatch(key):

@@ -8,6 +8,8 @@ from typing import Any, Self, get_args, get_origin
 
 from mtkd_cache.errors import MtkdError
 
+WIDER = {tuple: (list, tuple), float: (int, float)}  # what JSON has for a type
+
 
 @dataclass(frozen=True, kw_only=True)
 class JsonRecord:
@@ -20,13 +22,17 @@ class JsonRecord:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: object) -> Self:
-        """The record in a JSON object. where: its file, for messages. Raises MtkdError where a key is missing."""
+        """The record in a JSON object. where: its file, for messages. Raises MtkdError for a missing key or a wrong type."""
         if not isinstance(content, Mapping):
             raise MtkdError(f"{where} is damaged (no JSON object). Run the command that wrote it again.")
         known = {item.name: item for item in fields(cls) if item.name != "extra"}
         required = {name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING}
         if missing := sorted(required - content.keys()):
             raise MtkdError(f"{where} has no {', '.join(missing)}. Run the command that wrote it again.")
+        for name, item in known.items():
+            if name in content and not _fits(content[name], item.type):
+                told = f"{name} = {content[name]!r:.40} is of the wrong type"
+                raise MtkdError(f"{where} is damaged ({told}). Run the command that wrote it again.")
         values = {name: _read(content[name], item.type, where) for name, item in known.items() if name in content}
         return cls(**values, extra={key: value for key, value in content.items() if key not in known})
 
@@ -35,6 +41,14 @@ class JsonRecord:
         values = {item.name: _write(getattr(self, item.name)) for item in fields(self) if item.name != "extra"}
         absent = {item.name for item in fields(self) if item.default is None and values.get(item.name) is None}
         return {**{name: value for name, value in values.items() if name not in absent}, **self.extra}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a field's type, whatever is in it; records check themselves."""
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, each) for each in get_args(kind))
+    plain = get_origin(kind) or kind
+    return plain is Any or _is_record(plain) or isinstance(value, WIDER.get(plain, plain))
 
 
 def _read(value: Any, kind: Any, where: object) -> Any:

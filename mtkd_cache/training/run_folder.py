@@ -11,17 +11,28 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from mtkd_cache.cache.layout import PLAN
 from mtkd_cache.cache.overlap import check_overlap, seen_by
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import STATE, WEIGHTS, check_present, file_sha256, load_heads, load_trained, read_weights
 from mtkd_cache.models.network import Network, create_network
 from mtkd_cache.models.pretrained import load_pretrained, paper_source
-from mtkd_cache.models.records import Training, differing_settings, read_as, read_run, read_teacher, with_epochs, write_json
+from mtkd_cache.models.records import (
+    TEACHER,
+    Training,
+    differing_settings,
+    read_as,
+    read_run,
+    read_teacher,
+    with_epochs,
+    write_json,
+)
 from mtkd_cache.models.seen import DIGITS, NOTHING, UNKNOWN, Seen
 from mtkd_cache.models.weight_files import read_origin
 from mtkd_cache.recipe import Stage
 from mtkd_cache.runtime.accelerator import environment, precision_name
+from mtkd_cache.storage.checked_json import GROUP, MANIFEST
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
 from mtkd_cache.training.history import draw_curves
@@ -48,7 +59,7 @@ def train_or_resume(
     run_config: what the record must agree with. store: the samples. details: what the record tells besides. allow_overlap: train
     also where the teachers or the initial weights have seen samples that the store holds out. The folder is locked meanwhile.
     Raises MtkdError, naming what differs from `run_config` or the precision, for weights that are damaged or not those recorded,
-    for such an overlap, and LockedError where another process trains there.
+    for such an overlap, for a sample store's or a cache's folder, and LockedError where another process trains there.
     """
     finished = partial(_finished, kind, path, run_config, accelerator.mixed_precision, store)
     if record := finished():
@@ -78,6 +89,7 @@ def _finished(kind: type[Record], path: Path, run_config: dict[str, Any], precis
     """The record of a finished training, None where it is to be trained or continued. Raises as `train_or_resume` does."""
     record = read_as(kind, path)
     if record is None:
+        _check_place(path)
         return None
     recorded, expected = record.to_json(), {**run_config, "precision": precision_name(precision)}
     recorded["precision"] = precision_name(record.precision or precision)  # earlier versions recorded none
@@ -95,6 +107,13 @@ def _finished(kind: type[Record], path: Path, run_config: dict[str, Any], precis
             f"Name another folder, and start there from these weights with --init-from {path.parent}."
         )
     return None if more else record
+
+
+def _check_place(path: Path) -> None:
+    """Raises MtkdError where a training would be written into a sample store or a cache."""
+    folder = path.parent.parent if path.name == TEACHER else path.parent
+    if any((folder / name).exists() for name in (GROUP, MANIFEST, PLAN)):
+        raise MtkdError(f"{folder} is a sample store or a cache. Name another folder.")
 
 
 def _more_epochs(record: Training, run_config: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
@@ -265,12 +266,58 @@ def test_a_disk_that_fills_names_the_file(tmp_path, monkeypatch):
 
 def test_wrong_usage_is_status_2():
     assert "not a size" in call("ingest", "x", "--size", "large", status=2).stderr
-    for wrong in ("\u00b2x\u00b2", "64x", "0x64", "\u0663x64", "9" * 5000 + "x64"):
+    for wrong in ("\u00b2x\u00b2", "64x", "0x64", "100000x64", "64x100000", "\u0663x64", "9" * 5000 + "x64"):
         assert "is not a size" in call("phantom", "x", "--size", wrong, status=2).stderr
     for wrong in ("\u00b2", "1,,2", "\u0663", "9" * 5000):
         assert "is not a list" in call("phantom", "x", "--surgeries", wrong, status=2).stderr
     assert "go together" in call("ingest", "x", "--test", "3", status=2).stderr
     assert "either --run or --teachers" in call("evaluate", status=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--video", "clip", "--multilabel", "dataset"), "Give either --video or --multilabel"),
+        (("--smooth", "2"), "--smooth goes with --video"),
+        (("--smooth", "2", "--multilabel", "dataset"), "--smooth goes with --video"),
+        (("--surface", "0", "--video", "clip"), "--surface does not go with"),
+        (("--surface", "2", "--multilabel", "dataset"), "--surface does not go with"),
+    ],
+)
+def test_evaluate_refuses_options_that_would_be_ignored(arguments, says):
+    assert says in call("evaluate", "--run", "run", *arguments, status=2).stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "run", "images", "--out", "out", "--smooth"),
+        ("evaluate", "--run", "run", "--video", "clip", "--smooth"),
+        ("evaluate", "--run", "run", "--surface"),
+        ("build", "--kl"),
+    ],
+)
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_options_take_finite_numbers(arguments, number):
+    assert f"{number} is not a finite number" in call(*arguments, number, status=2).stderr
+    assert "-1.0 is not in the range" in call(*arguments, "-1", status=2).stderr
+
+
+def test_a_sheet_of_another_format_is_refused_before_the_cache_is_read():
+    assert "ends in .png" in call("inspect", "--cache", "nowhere", "--sheet", "sheet.xyz", status=2).stderr
+
+
+def test_a_result_that_cannot_be_printed_is_explained_and_a_reader_that_has_gone_is_not():
+    script = "import click; from mtkd_cache.cli.common import reports; click.command()(reports(lambda: {'one': 1}))(['--json'])"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("mtkd-cache: standard output: the disk is full.")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_every_command_has_help():

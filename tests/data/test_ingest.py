@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from mtkd_cache.cache.reader import LogitCache
+from mtkd_cache.cli.main import main
 from mtkd_cache.data import store_writer as module
 from mtkd_cache.data.dresden import Split
 from mtkd_cache.data.ingest import ingest
@@ -218,6 +220,34 @@ def test_shards_of_a_larger_dataset_go_and_files_of_others_stay(organ_folder, or
     listed = read_checked_json(Folder(store), MANIFEST)["files"]
     assert set(Folder(store).keys()) == own | foreign | set(listed)
     assert len(SampleStore.open(str(store))) == 16
+
+
+@pytest.mark.parametrize("differs", ["names", "pictures"])
+@pytest.mark.parametrize("resplit", [False, True])
+def test_the_samples_of_another_dataset_are_refused(differs, resplit, write_organs, organ_store, organ_split, copy_of, tmp_path):
+    store = copy_of(organ_store.url)
+    kept = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file() and path.name != ".lock"}
+    other = write_organs(tmp_path / "other", surgeries=(50, 40, 31, 30))  # other pictures under the same names
+    if differs == "names":
+        for organ in ("kidney", "tongue"):
+            (other / organ).rename(other / f"{organ}s")
+    told = rf"{store} holds other samples \(24 of the dataset organs, first kidney/30/image00\)\. Name another --store, or delete"
+    with pytest.raises(MtkdError, match=told):
+        ingest(other, str(store), size=(64, 64), split=organ_split, resplit=resplit)
+    assert kept == {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_samples_that_the_dataset_lost_are_counted(organ_folder, organ_store, copy_of):
+    root, store = copy_of(organ_folder), copy_of(organ_store.url)
+    for path in root.glob("tongue/3?/*02.png"):
+        path.unlink()
+    image = root / "kidney/30/image00.png"
+    image.write_bytes((root / "kidney/30/image01.png").read_bytes())  # a changed one stays, and is not what tells other samples
+    command = ["ingest", str(root), "--store", str(store), "--size", "64x64", "--validation", "40", "--test", "50"]
+    done = CliRunner().invoke(main, command)
+    assert (done.exit_code, "removed: 2 samples that the dataset no longer has" in done.stderr) == (0, True)
+    assert len(SampleStore.open(str(store))) == 22
+    assert "removed" not in CliRunner().invoke(main, command).stderr
 
 
 @pytest.mark.parametrize("name", ["../../x", "/abs/x", "..", "", "a\\b", "liver\0", "liver\n", " liver"])

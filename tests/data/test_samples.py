@@ -260,6 +260,8 @@ def test_a_csv_that_is_not_there(tmp_path):
         ("image,mask,anatomy,patient\n\n", "lists no samples"),
         ("image,mask,anatomy,patient\na,b,liver\n", "line 2 has 3 cells, the first line 4"),
         ("image,mask,anatomy,patient\na,b,liv\xe9r,p\n", "cannot be read as a CSV"),
+        (f'image,mask,anatomy,patient\na,b,liver,p\n"a,b{"x" * 2**17}', r"line 3: field larger .*\. Is a quote left open\?"),
+        (f'"image,{"x" * 2**17}', r"line 1: field larger .*\. Is a quote left open\?"),
     ],
 )
 def test_a_file_that_is_no_list_of_samples(tmp_path, text, message):

@@ -67,9 +67,13 @@ def test_a_file_that_is_not_understood_gives_no_labels(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("image,liver,Liver\n0,1,1\n", "two columns of liver"), ("image,liver\n0,1\nimage00.png,0\n", "two rows of image 00")],
+    [
+        ("image,liver,Liver\n0,1,1\n", "two columns of liver"),
+        ("image,liver\n0,1\nimage00.png,0\n", "two rows of image 00"),
+        (f'image,liver\n0,"1\n{"x" * 2**17}', r"weak_labels\.csv, line 3: field larger .*\. Is a quote left open\?"),
+    ],
 )
-def test_two_answers_are_refused(tmp_path, text, message):
+def test_two_answers_and_an_open_quote_are_refused(tmp_path, text, message):
     with pytest.raises(MtkdError, match=message):
         labels_of(tmp_path, text)
 

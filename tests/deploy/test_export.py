@@ -176,6 +176,8 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_left(run, tmp_path, monk
     assert str(tmp_path / "file") in call(run, *options[:2], "--out", tmp_path / "file" / "x.onnx", "--arch", ARCH, status=1)
     assert "exists already" in call(run, *options[:2], "--out", tmp_path / "file", "--arch", ARCH, status=1)
     assert (tmp_path / "file").read_text() == "mine"
+    assert "there is no such file" in call(run, *options, "--check", tmp_path / "missing", status=1)
+    assert "holds no image" in call(run, *options, "--check", tmp_path / "empty", status=1)
     with monkeypatch.context() as patch:
         patch.setattr(onnx_file, "find_spec", lambda name: None)
         assert "package onnx. Install it with: pip install 'mtkd-cache[onnx]'" in call(run, *options, status=1)

@@ -99,6 +99,14 @@ def test_outputs_within_the_folder_are_no_inputs(run, inputs, tmp_path):
         assert call(run, tmp_path, "--out", tmp_path / "out")["inputs"] == 1
 
 
+def test_a_folder_that_is_its_own_output_is_not_called_empty(run, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.fromarray(moving(1)[0]).save(tmp_path / "images" / "a.png")
+    for out in (tmp_path / "images", tmp_path):
+        said = call(run, tmp_path / "images", "--out", out, status=1)
+        assert f"images holds images or videos only in {out}, the folder of the outputs, which is passed over" in said
+
+
 def test_bad_input_is_told_before_anything_is_written(run, inputs, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.mp4").write_text("no video")

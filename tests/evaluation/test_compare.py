@@ -75,10 +75,38 @@ def test_a_figure_that_counts_for_no_picture_has_no_column(tmp_path):
     assert read_pictures(tmp_path / "absent.csv") is None
 
 
-def test_a_damaged_file_is_explained(tmp_path):
-    (tmp_path / "pictures.csv").write_text("patient,frame,anatomy\nAnna,one,liver\n")
-    with pytest.raises(MtkdError, match=r"pictures\.csv is damaged .* evaluate again"):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"patient,frame,anatomy\nAnna,one,liver\n", "KeyError: 'sha256'"),
+        (b"patient,frame,anatomy,sha256\nAnna,one,liver," + b"0" * 64, "ValueError: invalid literal"),
+        (b"PK\x03\x04\xd0\xff\n" * 9, "UnicodeDecodeError: 'utf-8' codec can't decode"),
+        (b"patient,frame\n" + b"x" * 200_000, "Error: field larger than field limit"),
+    ],
+)
+def test_a_damaged_file_is_explained(content, says, tmp_path):
+    (tmp_path / "pictures.csv").write_bytes(content)
+    with pytest.raises(MtkdError, match=rf"pictures\.csv is damaged \({says}.* evaluate again") as caught:
         read_pictures(tmp_path / "pictures.csv")
+    assert len(str(caught.value)) < 300 and "PK" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kept", "says"),
+    [
+        (lambda text: "", "0 of 5 pictures"),
+        (lambda text: text.splitlines()[0], "0 of 5 pictures"),
+        (lambda text: "".join(text.splitlines(True)[:4]), "3 of 5 pictures"),
+        (lambda text: text[:-9], "a row is cut off"),
+        (lambda text: text[:-99], "a row is cut off"),
+    ],
+)
+def test_a_file_that_is_cut_off_is_no_evaluation_on_other_pictures(kept, says, tmp_path):
+    first, second = evaluated(tmp_path / "a", PICTURES_A), evaluated(tmp_path / "b", PICTURES_B)
+    path = second / PICTURES.format("test")
+    path.write_text(kept(path.read_text()))
+    with pytest.raises(MtkdError, match=rf"b/evaluation-test\.csv is damaged \(ValueError: {says}\)\. .* evaluate again"):
+        compare(first, second)
 
 
 def test_the_summary_is_by_anatomy_and_by_patient(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +63,12 @@ def test_a_clip_is_evaluated_at_the_operating_points_and_smoothed(predictor, cli
     assert 0 < plain.mvc["8"] < smoothed.mvc["8"] <= 1
     for evaluation, name in ((plain, "video-scene.json"), (smoothed, "video-scene-smooth-4.json")):
         assert json.loads((predictor.folder / name).read_text()) == evaluation.to_json()
+
+
+def test_the_current_folder_is_called_by_its_name(predictor, clip, monkeypatch):
+    monkeypatch.chdir(clip)
+    assert evaluate_video(predictor, Path(), smooth=8).split == "scene"
+    assert (predictor.folder / "video-scene-smooth-8.json").exists()
 
 
 def test_dice_is_of_the_masks_above_the_thresholds(predictor, clip, monkeypatch):

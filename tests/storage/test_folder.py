@@ -13,6 +13,7 @@ import zarr
 
 from mtkd_cache.errors import LockedError, MtkdError
 from mtkd_cache.storage import lock
+from mtkd_cache.storage.checked_json import MANIFEST, read_checked_json
 from mtkd_cache.storage.folder import LOCK, Folder
 from mtkd_cache.storage.lock import locked
 from mtkd_cache.storage.shard_writer import ArraySpec
@@ -81,6 +82,46 @@ def test_a_system_without_fcntl_is_reported(monkeypatch):
 def test_a_web_server_is_refused_in_words(scheme):
     with pytest.raises(MtkdError, match=f"{scheme}://.* cannot be written. Name a local folder"):
         Folder(f"{scheme}://127.0.0.1:9/samples.zarr")
+
+
+@pytest.mark.parametrize("name", ["", "/"])
+def test_an_empty_name_is_refused(name):
+    with pytest.raises(MtkdError, match=f"'{name}' names no folder"):
+        Folder(name)
+
+
+@pytest.mark.parametrize(
+    ("method", "use"),
+    [
+        ("exists", Folder.exists),
+        ("cat_file", lambda folder: folder.read("key")),
+        ("find", lambda folder: list(folder.keys())),
+        ("rm_file", lambda folder: folder.delete("key")),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_reported_in_words(method, use, monkeypatch):
+    def refuse(*arguments) -> None:
+        raise RuntimeError("Unable to locate credentials.\nmore")
+
+    folder = Folder("memory://refused")
+    monkeypatch.setattr(folder.fs, method, refuse)
+    with pytest.raises(
+        MtkdError, match=r"memory://refused.* \(Unable to locate credentials\)\. Check the address, the credentials"
+    ):
+        use(folder)
+
+
+def test_a_file_that_is_absent_behind_a_url_is_no_error_of_the_network():
+    with pytest.raises(FileNotFoundError):
+        Folder("memory://absent").read("key")
+    Folder("memory://absent").delete("key")
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_file_in_the_place_of_a_folder_is_named(below, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MtkdError, match=r"/file is a file\. Name a folder"):
+        read_checked_json(Folder(f"{tmp_path}/file{below}"), MANIFEST)
 
 
 def test_a_locked_folder_is_distinguished_from_one_that_cannot_be_locked(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from mtkd_cache.models.records import OperatingPoint
 from mtkd_cache.recipe import load_recipe
 from mtkd_cache.study.gain.arms import ARMS, OBJECTIVE, plan
 from mtkd_cache.study.gain.results import Result, best_arm, gain, mean_thresholds, t_975, t_interval
-from mtkd_cache.study.gain.run import arms_to_test
+from mtkd_cache.study.gain.run import GainStudy, arms_to_test, write_gain
 from mtkd_cache.study.gain.table import markdown
 from mtkd_cache.training.balance import exclusion_shift
 
@@ -145,5 +145,20 @@ def test_a_tiny_study_of_a_network_of_your_own(organ_store, organ_teachers, orga
     shutil.copytree(out, tmp_path / "other")
     joined = run("--join", str(out), "--join", str(tmp_path / "other"))
     assert {found["study"] for found in joined["results"]} == {"gain", "other"}
+    written = (out / "gain.json").read_bytes()
+    with pytest.raises(MtkdError, match=r"/empty holds no results of a gain study\. Name its folder"):
+        write_gain([tmp_path / "other", tmp_path / "empty"], out)
+    assert (out / "gain.json").read_bytes() == written
     with pytest.raises(MtkdError, match="choose first"):
         arms_to_test(tmp_path)
+
+
+def test_folders_without_results_are_refused_before_anything_is_written(tmp_path):
+    done = CliRunner().invoke(main, ["gain", "--join", str(tmp_path / "gone"), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1 and "gone holds no results of a gain study. Name its folder." in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_of_which_nothing_is_evaluated_has_no_report(organ_store, recipe, tmp_path):
+    study = GainStudy(tmp_path, organ_store, recipe(), recipe_of=lambda _: recipe(), teachers=tmp_path, cache="")
+    assert study.report(lambda: None) is None and not (tmp_path / "gain.json").exists()

@@ -261,12 +261,14 @@ def test_a_tiny_study_from_the_command_line(run, tmp_path):
     assert len(joined["results"]) == 8 and (out / "labels.md").read_text() == joined["markdown"]
 
 
-def test_teachers_of_other_settings_a_store_without_labels_and_a_missing_folder_are_refused(organ_store, labelled, tmp_path):
+def test_what_is_no_study_a_store_without_labels_and_a_missing_folder_are_refused(organ_store, labelled, tmp_path):
     def refused(*words: str) -> str:
         done = CliRunner().invoke(main, ["labels", "--out", str(tmp_path / "o"), "--device", "cpu", *words])
         assert done.exit_code == 1
         return done.stderr
 
+    assert "gone holds no results of a labels study. Name its folder." in refused("--join", str(tmp_path / "gone"))
+    assert not (tmp_path / "o").exists()
     assert "has no labels of what its pictures show" in refused("--store", organ_store.url)
     assert "has no folder multilabel" in refused("--store", str(labelled / "s.zarr"), "--multilabel", str(tmp_path))
     with pytest.raises(MtkdError, match="choose first"):

@@ -104,11 +104,13 @@ def cells(text: str) -> list[dict]:
 def with_pictures(run: Path, dice: dict[str, dict[str, float]]) -> Path:
     """A run with an evaluation-test.csv of one picture for each of {anatomy: {patient: Dice}}."""
     rows = [
-        Picture(patient=patient, frame=0, anatomy=anatomy, sha256=patient + anatomy, dice=value)
+        Picture(patient=patient, frame=0, anatomy=anatomy, sha256=f"{(patient + anatomy).encode().hex():0>64}", dice=value)
         for anatomy, by_patient in dice.items()
         for patient, value in by_patient.items()
     ]
     write_pictures(run / "evaluation-test.csv", rows)
+    evaluation = json.loads((run / "evaluation-test.json").read_text())
+    write(run / "evaluation-test.json", {**evaluation, "images": len(rows)})
     return run
 
 
@@ -138,6 +140,13 @@ def test_one_patient_gives_no_interval_and_no_note_of_one(tmp_path):
     assert rows[0].pictures
     for table in (table1(rows, {}, {}), table2(rows, SHAPES, {})):
         assert "95 %" not in markdown(table)
+
+
+def test_figures_by_picture_that_are_lost_are_not_passed_over(tmp_path):
+    run = with_pictures(student(tmp_path / "a", {"disc": 0.4}), {"disc": {"A": 0.3, "B": 0.5}})
+    (run / "evaluation-test.csv").write_text("")
+    with pytest.raises(MtkdError, match=r"evaluation-test\.csv is damaged \(ValueError: 0 of 2 pictures\)"):
+        write_report([run], tmp_path / "out")
 
 
 def test_seeds_of_one_arm_become_one_row_with_mean_and_sample_deviation(tmp_path):
@@ -330,8 +339,12 @@ def test_timings_beside_the_runs_are_found(tmp_path):
     write(tmp_path / "runs" / "bench-inference.json", bench([640, 512], 9.0, device="cpu: x86", threads=2))
     timings = find_timings([run])["mininetv2", "shared"]
     assert {where: time.ms for where, time in timings.items()} == {"x86, 2 threads, 640\u00d7512": 9.0}
-    for other in ([], {"rows": []}, {"rows": [{"arch": "mininetv2"}], "machine": {"device": "cuda: GPU"}}):
-        with pytest.raises(MtkdError, match="not the output of mtkd-cache bench inference --json"):
+    for other, what in (
+        ([], "TypeError: list indices"),
+        ({"rows": []}, r"KeyError: 'machine'\)"),
+        ({"rows": [{"arch": "mininetv2"}], "machine": {"device": "cuda: GPU"}}, r"KeyError: 'size'\)"),
+    ):
+        with pytest.raises(MtkdError, match=rf"not the output of mtkd-cache bench inference --json \({what}"):
             read_timings(other)
 
 

@@ -5,9 +5,12 @@ import pytest
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.checkpoints import STATE, WEIGHTS
 from mtkd_cache.models.records import read_run
+from mtkd_cache.storage.checked_json import mark_incomplete
+from mtkd_cache.storage.folder import Folder
 from mtkd_cache.training import loop, run_folder
 from mtkd_cache.training.optimizer import learning_rates
 from mtkd_cache.training.student import train_student
+from mtkd_cache.training.teachers import train_teachers
 
 
 @pytest.fixture
@@ -48,6 +51,19 @@ def test_a_finished_training_is_continued_to_the_weights_of_an_uninterrupted_one
     monkeypatch.setattr(loop, "learning_rates", lambda stage, _: learning_rates(stage, 1))
     train(tmp_path / "at once", "student.epochs=3")
     assert (tmp_path / "at once" / WEIGHTS).read_bytes() == (run / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("of", ["store", "cache", "unfinished cache"])
+def test_no_training_is_written_into_a_store_or_a_cache(of, train, store, organ_cache, copy_of, recipe, accelerator):
+    folder = copy_of(store.url if of == "store" else organ_cache.url)
+    if of == "unfinished cache":
+        mark_incomplete(Folder(folder))
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(MtkdError, match=f"{folder} is a sample store or a cache. Name another folder"):
+        train(folder)
+    with pytest.raises(MtkdError, match=f"{folder} is a sample store or a cache"):
+        train_teachers(store, folder, recipe(), accelerator, ["kidney"])
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_what_cannot_be_continued_is_refused_and_keeps_its_record(train, tmp_path):

@@ -2,10 +2,10 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mtkd_cache.errors import MtkdError
 from mtkd_cache.models.records import (
@@ -24,6 +24,7 @@ TEACHERS = "teachers-{}.json"  # their evaluation on a split, in the study's fol
 SHIFTS = "exclusion-shift.json"  # by anatomy, see `mtkd_cache.training.balance.exclusion_shift`; in the study's folder
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 Group = tuple[str, str, str, str]
+One = TypeVar("One")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,15 @@ def read_results(study: Path) -> list[Result]:
                 )
             )
     return found
+
+
+def read_all(studies: Iterable[Path], read: Callable[[Path], list[One]], kind: str) -> list[One]:
+    """The results of several studies of a kind. Raises MtkdError for a folder without any."""
+    found = {study: read(study) for study in studies}
+    for study, results in found.items():
+        if not results:
+            raise MtkdError(f"{study} holds no results of a {kind} study. Name its folder.")
+    return [result for results in found.values() for result in results]
 
 
 def read_teachers(study: Path) -> dict[str, tuple[float, float | None]]:

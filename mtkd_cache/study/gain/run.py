@@ -18,7 +18,7 @@ from mtkd_cache.models.records import read_evaluation, write_json
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.storage.folder import write_durably
 from mtkd_cache.study.gain.arms import ARMS, BASELINE, LENGTHS, OBJECTIVE, PAPER, SPLITS, StudentJob
-from mtkd_cache.study.gain.results import SHIFTS, TEACHERS, best_arm, gains, read_results, read_teachers
+from mtkd_cache.study.gain.results import SHIFTS, TEACHERS, best_arm, gains, read_all, read_results, read_teachers
 from mtkd_cache.study.gain.table import groups, markdown, threshold_figure
 from mtkd_cache.study.jobs import Job
 from mtkd_cache.study.run import Study
@@ -46,13 +46,13 @@ class GainStudy(Study):
         values = {"seed": job.seed, "student.arch": job.arch, "student.epochs": epochs, **OBJECTIVE, **ARMS[job.arm]}
         return self.recipe_of(values), LogitCache.open(self.cache) if job.distilled else None
 
-    def report(self, pause: Callable[[], None]) -> dict[str, Any]:
+    def report(self, pause: Callable[[], None]) -> dict[str, Any] | None:
         for split in SPLITS.values():
             if evaluation := read_evaluation(self.teachers, split):
                 write_json(self.out / TEACHERS.format(split), evaluation.to_json())
         shifts = exclusion_shift(self.store, self.store.rows("train"))
         write_json(self.out / SHIFTS, dict(zip(self.store.anatomies, shifts, strict=True)))
-        return write_gain([self.out], self.out)
+        return write_gain([self.out], self.out) if read_results(self.out) else None
 
 
 def arms_to_test(study: Path) -> list[str]:
@@ -67,13 +67,14 @@ def write_gain(studies: Sequence[Path], out: Path) -> dict[str, Any]:
     """Write the tables and figures of one study, or of several together, into `out`.
 
     Returns results (a dict for each student and split), gains (over masks and over the KL, for each arm, by group), teachers,
-    best_arm (on validation, over all the studies), markdown, and files, the paths written.
+    best_arm (on validation, over all the studies), markdown, and files, the paths written. Raises MtkdError for a folder that
+    holds no results.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    results = [result for study in studies for result in read_results(study)]
+    results = read_all(studies, read_results, "gain")
     teachers = {study.name: read_teachers(study) for study in studies}
     text = markdown(results, teachers)
-    figures = threshold_figure(results, out / "thresholds") if results else []
+    out.mkdir(parents=True, exist_ok=True)
+    figures = threshold_figure(results, out / "thresholds")
     content = {
         "results": [asdict(result) for result in results],
         "gains": [

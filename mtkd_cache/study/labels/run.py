@@ -10,7 +10,7 @@ runs/NAME/
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mtkd_cache.evaluation.multilabel import evaluate_multilabel
 from mtkd_cache.models.records import MultilabelEvaluation, RunRecord, read_as, read_training_records, write_json
 from mtkd_cache.recipe import Recipe, recipe_from
 from mtkd_cache.storage.folder import write_durably
+from mtkd_cache.study.gain.results import read_all
 from mtkd_cache.study.jobs import Job
 from mtkd_cache.study.labels.arms import ARMS, BASELINE, OFF, Place, kind_of, places
 from mtkd_cache.study.labels.false_alarms import read_false_alarms, write_false_alarms
@@ -105,8 +106,9 @@ class LabelsStudy(Study):
         recipe = recipe_from({**base.as_dict(), **run.recipe, "seed": run.seed}, self.own.teachers)
         return replace(recipe, student=replace(recipe.student, negatives="absent", negative_share=base.student.negative_share))
 
-    def report(self, pause: Callable[[], None]) -> dict[str, Any]:
-        return write_labels([self.out], self.out, self.out / self.own.teachers)
+    def report(self, pause: Callable[[], None]) -> dict[str, Any] | None:
+        teachers = self.out / self.own.teachers
+        return write_labels([self.out], self.out, teachers) if read_results(self.out, teachers) else None
 
 
 def arms_to_test(study: Path) -> list[str]:
@@ -121,12 +123,13 @@ def write_labels(studies: Sequence[Path], out: Path, own_teachers: Path | None =
     """Write the tables of one study, or of several together, into `out`. own_teachers: see `read_results`.
 
     Returns results (a dict for each network and split), gains (over the recipe without labels, of each arm by group and figure),
-    best_arm (on validation, over all the studies), markdown, and files, the paths written.
+    best_arm (on validation, over all the studies), markdown, and files, the paths written. Raises MtkdError for a folder that
+    holds no results.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    results = [result for study in studies for result in read_results(study, own_teachers)]
+    results = read_all(studies, partial(read_results, own_teachers=own_teachers), "labels")
     content = {"results": [asdict(result) for result in results], "gains": _gains(results), "best_arm": best_arm(results)}
     text = markdown(results)
+    out.mkdir(parents=True, exist_ok=True)
     write_json(out / LABELS, content)
     write_durably(out / "labels.md", text.encode())
     return {**content, "markdown": text, "files": [str(out / LABELS), str(out / "labels.md")]}

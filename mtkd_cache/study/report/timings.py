@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mtkd_cache.errors import MtkdError
+from mtkd_cache.errors import MtkdError, said
 from mtkd_cache.models.records import read_json
 from mtkd_cache.study.report.formats import TIMES
 
@@ -44,6 +44,6 @@ def read_timings(bench: dict[str, Any], where: Path | str = "timings") -> Timing
             timings.setdefault((row["arch"], row["layout"]), {})[column] = Timing(float(row["ms"]), float(row["fps"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MtkdError(
-            f"{where} is not the output of {BENCH} ({error!r}). Delete it, or make it with {BENCH} > {TIMINGS}."
+            f"{where} is not the output of {BENCH} ({said(error)}). Delete it, or make it with {BENCH} > {TIMINGS}."
         ) from error
     return timings
