@@ -265,8 +265,9 @@ def test_a_disk_that_fills_names_the_file(tmp_path, monkeypatch):
 
 
 def test_wrong_usage_is_status_2():
-    assert "not a size" in call("ingest", "x", "--size", "large", status=2).stderr
-    for wrong in ("\u00b2x\u00b2", "64x", "0x64", "100000x64", "64x100000", "\u0663x64", "9" * 5000 + "x64"):
+    for wrong in ("large", "100000x64", "64x100000"):
+        assert "is not a size" in call("ingest", "x", "--size", wrong, status=2).stderr
+    for wrong in ("\u00b2x\u00b2", "64x", "0x64", "\u0663x64", "9" * 5000 + "x64"):
         assert "is not a size" in call("phantom", "x", "--size", wrong, status=2).stderr
     for wrong in ("\u00b2", "1,,2", "\u0663", "9" * 5000):
         assert "is not a list" in call("phantom", "x", "--surgeries", wrong, status=2).stderr
@@ -307,7 +308,7 @@ def test_a_sheet_of_another_format_is_refused_before_the_cache_is_read():
     assert "ends in .png" in call("inspect", "--cache", "nowhere", "--sheet", "sheet.xyz", status=2).stderr
 
 
-def test_a_result_that_cannot_be_printed_is_explained_and_a_reader_that_has_gone_is_not():
+def test_a_result_that_does_not_fit_is_explained_and_a_closed_pipe_is_silent():
     script = "import click; from mtkd_cache.cli.common import reports; click.command()(reports(lambda: {'one': 1}))(['--json'])"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, check=False)

@@ -83,6 +83,7 @@ def test_a_figure_that_counts_for_no_picture_has_no_column(tmp_path):
         (b"PK\x03\x04\xd0\xff\n" * 9, "UnicodeDecodeError: 'utf-8' codec can't decode"),
         (b"patient,frame\n" + b"x" * 200_000, "Error: field larger than field limit"),
     ],
+    ids=["column", "number", "bytes", "field"],
 )
 def test_a_damaged_file_is_explained(content, says, tmp_path):
     (tmp_path / "pictures.csv").write_bytes(content)
@@ -100,6 +101,7 @@ def test_a_damaged_file_is_explained(content, says, tmp_path):
         (lambda text: text[:-9], "a row is cut off"),
         (lambda text: text[:-99], "a row is cut off"),
     ],
+    ids=["empty", "head", "rows", "hash", "cells"],
 )
 def test_a_file_that_is_cut_off_is_no_evaluation_on_other_pictures(kept, says, tmp_path):
     first, second = evaluated(tmp_path / "a", PICTURES_A), evaluated(tmp_path / "b", PICTURES_B)
