@@ -205,7 +205,7 @@ def test_verify_prints_its_verdict_first(organ_cache, organ_store, organ_teacher
         (("evaluate", "--store", "{root}/s.zarr", "--run", "{root}/teachers/kidney"), "knows the anatomies kidney"),
         (("train-student", "--store", "{root}/c.zarr", "--no-kd"), "a logit cache of format 1"),
         (("train-student", "--store", "{root}/s.zarr", "--no-kd", "--run", "{root}/distilled/run.json"), "Not a directory"),
-        (("train-student", "--cache", "{root}/distilled/run.json"), "Not a directory"),
+        (("train-student", "--cache", "{root}/distilled/run.json"), "is a file"),
     ],
 )
 def test_a_failure_is_one_or_two_lines_and_status_1(way, tmp_path, monkeypatch, arguments, says):
