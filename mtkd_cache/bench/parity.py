@@ -34,6 +34,7 @@ from mtkd_cache.models.records import EVALUATION, RUN, RunRecord, write_json
 from mtkd_cache.recipe import Recipe
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.study.gain.arms import LENGTHS, StudentJob
+from mtkd_cache.study.gain.results import read_results
 from mtkd_cache.study.jobs import Job, check_arms, network_name
 from mtkd_cache.study.run import Study
 from mtkd_cache.training.loop import Task
@@ -208,5 +209,5 @@ class ParityStudy(Study):
             return RecordedTeachers(first_views(cache, RECORDED[arm] or recipe.student.epochs), recipe, size)
         return PairedTeachers(self._live(cache, accelerator), recipe, size, colors=arm == ONLINE)
 
-    def report(self, pause: Callable[[], None]) -> dict[str, Any]:
-        return write_parity([self.out], self.out)
+    def report(self, pause: Callable[[], None]) -> dict[str, Any] | None:
+        return write_parity([self.out], self.out) if read_results(self.out) else None

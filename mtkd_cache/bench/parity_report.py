@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from mtkd_cache.cache.view_gap import means
 from mtkd_cache.models.records import read_json, write_json
 from mtkd_cache.storage.folder import write_durably
-from mtkd_cache.study.gain.results import Gain, Group, Result, gain, read_results, t_975
+from mtkd_cache.study.gain.results import Gain, Group, Result, gain, read_all, read_results, t_975
 from mtkd_cache.study.gain.table import gain_text, groups, spread
 from mtkd_cache.study.report.formats import full_name
 from mtkd_cache.study.report.style import FAMILIES, OTHERS, RED, save, styled
@@ -36,10 +36,10 @@ def write_parity(studies: Sequence[Path], out: Path) -> dict[str, Any]:
 
     Returns what parity.json holds: arms {arm: {group: {figure: {seed: Dice in [0, 1]}}}}, differences (a list of
     {group, arm, over, figure, seeds, mean, interval} in points), view_gap_kl_nats {study: {anatomy: {part: nats}}}; and
-    markdown, and files, the paths written.
+    markdown, and files, the paths written. Raises MtkdError for a folder that holds no results.
     """
+    groups = grouped(read_all(studies, read_results, "parity"))
     out.mkdir(parents=True, exist_ok=True)
-    groups = grouped([result for study in studies for result in read_results(study)])
     gaps = {study.name: gap for study in studies if (gap := read_json(study / VIEW_GAP))}
     content: dict[str, Any] = {"arms": {}, "differences": [], "view_gap_kl_nats": gaps}
     for group, arms in groups.items():

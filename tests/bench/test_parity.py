@@ -13,7 +13,7 @@ from scipy import stats
 from support import build
 
 from mtkd_cache.bench.parity import ARMS, ParityStudy, first_views, paired_views, plan
-from mtkd_cache.bench.parity_report import differences, draw_differences, figure_of, grouped, markdown, seeds_needed
+from mtkd_cache.bench.parity_report import differences, draw_differences, figure_of, grouped, markdown, seeds_needed, write_parity
 from mtkd_cache.cache.loader import BatchReader
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
@@ -174,6 +174,12 @@ def test_a_tiny_study_from_the_command_line_is_resumed(organ_store, organ_teache
     (out / "mininetv2-joint" / "short" / "online" / "seed1" / "evaluation-test.json").unlink()
     again = CliRunner().invoke(main, ["bench", "parity", *options])
     assert json.loads(again.stdout.splitlines()[-1])["made"] == ["evaluation mininetv2-joint/short/online/seed1"]
+
+
+def test_a_folder_without_results_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(MtkdError, match=r"gone holds no results of a parity study\. Name its folder"):
+        write_parity([tmp_path / "gone"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_training_a_student_imports_no_live_teachers():
