@@ -180,6 +180,7 @@ def _print(line: str, debug: bool) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush it once more at its end
         error.filename = "standard output"
         _fail(error, debug)
 

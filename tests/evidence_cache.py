@@ -308,7 +308,7 @@ class Evidence:
         """A build by several processes, as torchrun starts them."""
         target = f"{base or self.root}/by-{count}.zarr"
         test_processes.BLOCK = layout.BLOCK
-        printed = test_processes.launch(count, self.store, self.teachers, self.root, target)
+        printed = test_processes.builds(count, self.store, self.teachers, self.root, target)
         maps = [int(line.split()[-1]) for line in printed]
         equal = self.equal(target)
         return {"maps_by_process": maps, "equal": equal, "ok": equal and len(maps) == count and min(maps) > 0}
