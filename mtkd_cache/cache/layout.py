@@ -16,7 +16,8 @@ from zarr.codecs import BloscCodec
 from mtkd_cache.cache.quantize import FILL
 from mtkd_cache.cache.spec import LOGITS, CacheSpec, MapArray
 from mtkd_cache.models.seen import Overlap, Seen
-from mtkd_cache.storage.checked_json import FileEntry, Manifest, digest
+from mtkd_cache.storage.checked_json import GROUP, MANIFEST, FileEntry, Manifest, digest
+from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.record import JsonRecord
 from mtkd_cache.storage.shard_writer import ArraySpec, shard_key
 
@@ -180,6 +181,11 @@ class CacheManifest(Manifest):
     spread: dict[str, float] | None = None
     seen: Seen | None = None
     overlap: Overlap | None = None
+
+
+def holds_cache(folder: Folder) -> bool:
+    """Whether a folder is that of a cache, unfinished and damaged ones too, or of a sample store, which has the same names."""
+    return any(folder.exists(key) for key in (MANIFEST, PLAN, GROUP))
 
 
 def fingerprint(spec: CacheSpec, teachers: dict[str, TeacherInfo], hashes: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ import torch
 from mtkd_cache.cache.build import check_teachers, hashes_of, update
 from mtkd_cache.cache.builder import Builder, changed_source
 from mtkd_cache.cache.integrity import IntegrityReport, check_integrity, metadata_keys
-from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, fingerprint, record_key
+from mtkd_cache.cache.layout import PLAN, CacheManifest, CachePlan, fingerprint, holds_cache, record_key
 from mtkd_cache.cache.overlap import find_overlap, seen_by
 from mtkd_cache.cache.quantize import dequantize
 from mtkd_cache.cache.reader import LogitCache
@@ -110,7 +110,7 @@ def _cache_folder(url: str, rerun: bool) -> Folder:
     ask.
     """
     folder = Folder(url)
-    if not any(folder.exists(key) for key in (MANIFEST, PLAN, GROUP)):
+    if not holds_cache(folder):
         raise MtkdError(f"{folder} is not a logit cache. Run mtkd-cache build --cache {folder}.")
     if not rerun:
         return folder

@@ -68,7 +68,8 @@ def _place(picture: Picture) -> tuple[str, str]:
 
 def _read(folder: Path, split: str) -> tuple[Evaluation, list[Picture]]:
     """A folder's evaluation on a split, of its present weights, and the pictures."""
-    evaluation, pictures = read_evaluation(folder, split), read_pictures(folder / PICTURES.format(split))
+    evaluation = read_evaluation(folder, split)
+    pictures = read_pictures(folder / PICTURES.format(split), evaluation.images if evaluation else None)
     trainings = read_training_records(folder)
     if evaluation is None or pictures is None or not evaluation.is_of(trainings):
         missing = "has no evaluation" if evaluation is None else "has no figures by picture of its present weights"

@@ -20,7 +20,6 @@ import numpy as np
 from mtkd_cache.errors import MtkdError, said
 from mtkd_cache.evaluation.pictures import Picture
 from mtkd_cache.evaluation.statistics import PatientTotals, intervals
-from mtkd_cache.models.records import Evaluation, read_as
 from mtkd_cache.storage.folder import write_durably
 
 PICTURES, SUMMARY = "evaluation-{}.csv", "evaluation-{}-summary.csv"  # of a split
@@ -60,17 +59,16 @@ def write_pictures(path: Path, pictures: Sequence[Picture]) -> None:
     _write(path, columns, ([getattr(picture, column) for column in columns] for picture in pictures))
 
 
-def read_pictures(path: Path) -> list[Picture] | None:
+def read_pictures(path: Path, count: int | None = None) -> list[Picture] | None:
     """The pictures in an evaluation-SPLIT.csv, or None where it is absent.
 
-    Raises MtkdError where it is damaged, or holds another number of pictures than the evaluation-SPLIT.json beside it names.
+    count: of the pictures, as the evaluation names it. Raises MtkdError for a file that is damaged or holds another number.
     """
-    evaluation = read_as(Evaluation, path.with_suffix(".json"))
     try:
         with path.open(newline="", encoding="utf-8") as file:
             pictures = [_picture(line) for line in csv.DictReader(file)]
-        if evaluation and len(pictures) != evaluation.images:
-            raise ValueError(f"{len(pictures)} of {evaluation.images} pictures")
+        if count is not None and len(pictures) != count:
+            raise ValueError(f"{len(pictures)} of {count} pictures")
         return pictures
     except FileNotFoundError:
         return None

@@ -61,10 +61,11 @@ def evaluate_video(predictor: Predictor, clip: Path, smooth: float = 0) -> Video
         for name, predicted in (("at_half", prediction.probabilities > 0.5), ("at_point", prediction.masks)):
             dice[name].append(image_dice(torch.from_numpy(predicted), torch.from_numpy(truth)))
     at_half, at_point = (summarize(zip(anatomies, torch.stack(values, 1).tolist(), strict=True)) for values in dice.values())
+    split = clip.resolve().name
     figures = {
         **predictor.description(),
         **at_half,
-        "split": (split := clip.resolve().name),
+        "split": split,
         "images": len(scenes),
         "thresholds": {anatomy: predictor.thresholds[anatomy] for anatomy in anatomies},
         "dice_at_operating_point": at_point["dice"],

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypedDict, TypeVar, TypeVarTuple
 
 from mtkd_cache.errors import MtkdError
-from mtkd_cache.storage.folder import Folder
+from mtkd_cache.storage.folder import ABSENT, Folder
 from mtkd_cache.storage.record import JsonRecord
 from mtkd_cache.storage.shard_writer import group_metadata
 
@@ -126,7 +126,7 @@ def is_whole(folder: Folder, key: str, entry: FileEntry) -> bool:
     """Whether every byte of a file is as its entry in a manifest or a record says."""
     try:
         return file_entry(folder.read(key)) == entry
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except ABSENT:
         return False
 
 

@@ -23,6 +23,7 @@ LOCK = ".lock"
 FRESH = {"use_listings_cache": False}  # other processes write to the same folder
 TEMPORARY = re.compile(r".+\.\d+\.tmp")  # NAME.PID.tmp, see `write_durably`
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # what reading a file that is not there raises
 NOT_WRITABLE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EROFS)
 
 
@@ -63,12 +64,12 @@ class Folder:
             return bytes(self.fs.cat_file(f"{self.path}/{key}"))
 
     @contextmanager
-    def _in_words(self, key: str, done: str = "read") -> Iterator[None]:
-        """Tell why a URL cannot be used. A file that is absent, or a folder, and the errors of a local one stay as they are."""
+    def _in_words(self, key: str, done: str = "read", passed: tuple[type[OSError], ...] = ABSENT) -> Iterator[None]:
+        """Tell why a URL cannot be used. The errors in `passed`, and all of a local folder, stay as they are."""
         try:
             yield
         except Exception as error:
-            if self.local or isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+            if self.local or isinstance(error, passed):
                 raise
             where = f"{self.url}/{key}".rstrip("/")
             raise MtkdError(
@@ -106,10 +107,8 @@ class Folder:
     def _put(self, key: str, data: bytes, mode: str) -> None:
         if self.lost:
             raise MtkdError(f"{self.url} is being written by another process, which took the lock over. Run this again later.")
-        try:
+        with self._in_words(key, "written", passed=()):
             self.fs.pipe_file(f"{self.path}/{key}", data, mode=mode)
-        except Exception as error:
-            raise MtkdError(f"{self.url}/{key} cannot be written ({error}). Check address, credentials and network.") from error
 
     def delete(self, key: str) -> None:
         """Delete one file, if it exists. Raises MtkdError where a folder is at its place."""

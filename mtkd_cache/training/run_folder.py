@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from mtkd_cache.cache.layout import PLAN
+from mtkd_cache.cache.layout import holds_cache
 from mtkd_cache.cache.overlap import check_overlap, seen_by
 from mtkd_cache.data.sample_store import SampleStore
 from mtkd_cache.errors import MtkdError
@@ -32,7 +32,6 @@ from mtkd_cache.models.seen import DIGITS, NOTHING, UNKNOWN, Seen
 from mtkd_cache.models.weight_files import read_origin
 from mtkd_cache.recipe import Stage
 from mtkd_cache.runtime.accelerator import environment, precision_name
-from mtkd_cache.storage.checked_json import GROUP, MANIFEST
 from mtkd_cache.storage.folder import Folder
 from mtkd_cache.storage.lock import locked
 from mtkd_cache.training.history import draw_curves
@@ -64,6 +63,7 @@ def train_or_resume(
     finished = partial(_finished, kind, path, run_config, accelerator.mixed_precision, store)
     if record := finished():
         return record
+    _check_place(path)
     outcome: Record | MtkdError | None = None  # of the main process; its error is raised in all, so that none waits
     with ExitStack() as lock:
         if accelerator.is_main_process:
@@ -89,7 +89,6 @@ def _finished(kind: type[Record], path: Path, run_config: dict[str, Any], precis
     """The record of a finished training, None where it is to be trained or continued. Raises as `train_or_resume` does."""
     record = read_as(kind, path)
     if record is None:
-        _check_place(path)
         return None
     recorded, expected = record.to_json(), {**run_config, "precision": precision_name(precision)}
     recorded["precision"] = precision_name(record.precision or precision)  # earlier versions recorded none
@@ -112,7 +111,7 @@ def _finished(kind: type[Record], path: Path, run_config: dict[str, Any], precis
 def _check_place(path: Path) -> None:
     """Raises MtkdError where a training would be written into a sample store or a cache."""
     folder = path.parent.parent if path.name == TEACHER else path.parent
-    if any((folder / name).exists() for name in (GROUP, MANIFEST, PLAN)):
+    if holds_cache(Folder(folder)):
         raise MtkdError(f"{folder} is a sample store or a cache. Name another folder.")
 
 

@@ -138,7 +138,7 @@ class Row:
 
 def pictures_of(results: Sequence[Result]) -> list[Picture]:
     """The figures by picture of all results; empty where one has none."""
-    read = [read_pictures(result.path / PICTURES.format("test")) for result in results]
+    read = [read_pictures(result.path / PICTURES.format("test"), result.evaluation.images) for result in results]
     return [picture for pictures in read for picture in pictures or ()] if all(read) else []
 
 
